@@ -1,0 +1,51 @@
+"""Small numerical pieces that scipy does not have under one name: weights, entropy, KL, ESS.
+
+All logarithms are natural; all results are in nats unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+__all__ = ["Floats", "effective_sample_size", "entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def logsumexp(values: npt.ArrayLike, axis: int = -1) -> Floats:
+    """log Σ exp(v) along `axis`; −inf for an empty or all −inf slice."""
+    return np.asarray(special.logsumexp(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
+
+
+def log_softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
+    """v − log Σ exp(v) along `axis`."""
+    return np.asarray(special.log_softmax(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
+
+
+def softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
+    """exp(v) / Σ exp(v) along `axis`."""
+    return np.asarray(special.softmax(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
+
+
+def entropy(weights: npt.ArrayLike) -> float:
+    """H[w] = −Σ w log w, in nats, for weights that sum to one; 0 log 0 = 0."""
+    return float(cast(Floats, special.entr(np.asarray(weights, dtype=np.float64))).sum())
+
+
+def effective_sample_size(weights: npt.ArrayLike) -> float:
+    """ESS = 1 / Σ w², between 1 (one particle has all the weight) and K (all equal)."""
+    w = np.asarray(weights, dtype=np.float64)
+    return float(1.0 / np.square(w).sum())
+
+
+def kl_divergence(log_p: npt.ArrayLike, log_q: npt.ArrayLike, axis: int = -1) -> Floats:
+    """KL(p ‖ q) = Σ p (log p − log q) along `axis`, in nats; terms with p = 0 count zero."""
+    lp = np.asarray(log_p, dtype=np.float64)
+    lq = np.asarray(log_q, dtype=np.float64)
+    p = np.exp(lp)
+    difference = np.subtract(lp, lq, out=np.zeros(np.broadcast_shapes(lp.shape, lq.shape)), where=p > 0)
+    return np.asarray((p * difference).sum(axis=axis), dtype=np.float64)
