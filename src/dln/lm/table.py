@@ -1,0 +1,244 @@
+"""TableLM: a finite language model whose every probability is known, for laws, tests and teaching.
+
+A context has a distribution over complete texts. The texts are cut into words (each with the white
+space before it) and laid out as a tree of prefixes; a node's mass is the probability of all texts
+below it, and p(token | prefix) is a ratio of two masses. So token scores, label masses and draws are
+exact, and whatever inference claims can be checked against enumeration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.lm.nucleus import drawing_probabilities
+from dln.lm.prefix_tree import END, TERMINATOR_ID, PrefixTree, id_of, split_tokens
+from dln.numerics import Floats
+
+__all__ = ["TableLM"]
+
+
+class TableLM:
+    """A language model given by its conditional distributions over complete texts.
+
+    Args:
+        conditional: maps a context to {text: probability}; non-negative, summing to 1 ± 1e-9.
+        name: what stands for `conditional` in the fingerprint. Without a name the fingerprint is
+            unique to this object, so that two unnamed models never share cached values.
+        max_contexts: how many contexts' trees are kept in memory.
+
+    Example:
+        >>> lm = TableLM.from_table({"Q:": {"yes": 0.75, "yes sir": 0.25}})
+        >>> round(math.exp(lm.log_prob(["Q:"], ["yes sir"])[0].log_prob), 12)
+        0.25
+    """
+
+    def __init__(
+        self,
+        conditional: Callable[[str], Mapping[str, float]],
+        *,
+        name: str | None = None,
+        max_contexts: int = 4096,
+    ) -> None:
+        self._conditional = conditional
+        self._name = "table" if name is None else name
+        self._fingerprint = f"table-1:{name if name is not None else 'unnamed-' + uuid.uuid4().hex}"
+        self._tree = lru_cache(maxsize=max_contexts)(self._grow)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Mapping[str, Mapping[str, float]],
+        default: Mapping[str, float] | None = None,
+        *,
+        name: str = "table",
+    ) -> TableLM:
+        """A model from {context: {text: p}}; other contexts get `default`, or an InputError without one."""
+        frozen = {context: dict(row) for context, row in table.items()}
+        fallback = None if default is None else dict(default)
+
+        def conditional(context: str) -> Mapping[str, float]:
+            row = frozen.get(context, fallback)
+            if row is None:
+                raise InputError(
+                    "the table has no row for this context, and no default", where="TableLM", got=repr(context)
+                )
+            return row
+
+        return cls(conditional, name=f"{name}-{_digest(['from_table', frozen, fallback])}")
+
+    @classmethod
+    def random(cls, texts: Sequence[str], seed: int, concentration: float = 1.0, *, name: str = "random") -> TableLM:
+        """A model that gives every context its own Dirichlet(concentration) draw over `texts`.
+
+        The draw is a function of (seed, context): any rendered prompt has one fixed distribution.
+        """
+        words = tuple(texts)
+        if not words or len(set(words)) != len(words):
+            raise InputError("texts must be distinct, and at least one", where="TableLM.random", got=words)
+        if not 0 < concentration < math.inf:
+            raise InputError("concentration must be positive", where="TableLM.random", got=concentration)
+
+        def conditional(context: str) -> Mapping[str, float]:
+            row = Key(seed).child("context", context).generator().dirichlet([concentration] * len(words))
+            return dict(zip(words, row.tolist(), strict=True))
+
+        return cls(conditional, name=f"{name}-{_digest(['random', words, seed, concentration])}")
+
+    @property
+    def name(self) -> str:
+        """The given name."""
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Scores everything, has token ids, is no chat model and has no length limit."""
+        return Capabilities(scores_targets=True, scores_labels=True, token_ids=True, chat=False, context_length=None)
+
+    def fingerprint(self) -> str:
+        """Covers the table, or the seed and texts; for a bare callable, its name."""
+        return self._fingerprint
+
+    def count_tokens(self, text: str) -> int:
+        """Words in `text`."""
+        return len(split_tokens(text))
+
+    def probability(self, context: str, text: str) -> float:
+        """p(text, then the end | context), exactly."""
+        end = self._tree(context).follow((*split_tokens(text), END))
+        return end.mass if end else 0.0
+
+    def support(self, context: str) -> list[Completion]:
+        """All complete texts of positive probability, as if each had been drawn at temperature 1."""
+        leaves = self._tree(context).leaves()
+        return [self._completion("".join(tokens), tokens, scores, scores, "stop") for tokens, scores in leaves]
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One draw per context, token by token; each has a generator of its own, keyed by its seed."""
+        _check_lengths(contexts, seeds, "seeds")
+        return [self._draw(context, sampling, seed) for context, seed in zip(contexts, seeds, strict=True)]
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p of the words of a plain text (no terminator), or of the ids of a draw of this model.
+
+        From the first word that cannot follow, the entries are −inf.
+        """
+        _check_lengths(contexts, targets, "targets")
+        return [self._score(self._tree(context), target) for context, target in zip(contexts, targets, strict=True)]
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """[N, C] log p(label's words, then no word that would make it another label).
+
+        Summed over the ways to go on that belong to no longer label; nothing is subtracted, so a
+        mass of zero is exactly −inf.
+        """
+        if not labels or "" in labels or len(set(labels)) != len(labels):
+            raise InputError("labels must be distinct and not empty", where="labels", got=list(labels))
+        paths = [split_tokens(label) for label in labels]
+        longer = [{p[len(path)] for p in paths if len(p) > len(path) and p[: len(path)] == path} for path in paths]
+        masses = np.zeros((len(contexts), len(labels)))
+        for i, context in enumerate(contexts):
+            for j, path in enumerate(paths):
+                node = self._tree(context).follow(path)
+                if node:
+                    masses[i, j] = math.fsum(
+                        child.mass for token, child in node.children.items() if token not in longer[j]
+                    )
+        with np.errstate(divide="ignore"):
+            return np.log(np.minimum(masses, 1.0))
+
+    def _grow(self, context: str) -> PrefixTree:
+        row = self._conditional(context)
+        total = math.fsum(row.values()) if all(0 <= p < math.inf for p in row.values()) else math.nan
+        if not abs(total - 1.0) <= 1e-9:
+            raise InputError(
+                "a row of the table is no distribution",
+                where=f"TableLM, context {context!r}",
+                got=f"{dict(row)!r}, total {total}",
+                expected="probabilities ≥ 0 that sum to 1",
+            )
+        root = PrefixTree()
+        for text, p in sorted(row.items()):  # the order of the mapping must not matter: not for ties, not for draws
+            if p > 0:
+                root.add((*split_tokens(text), END), p / total)
+        root.close()
+        return root
+
+    def _score(self, root: PrefixTree, target: Target) -> TokenLogProbs:
+        if isinstance(target, Completion) and target.token_ids is not None and target.model == self._fingerprint:
+            ids = target.token_ids
+            text_tokens = target.text_tokens
+            if text_tokens is None:
+                text_tokens = len(ids) - (ids[-1:] == (TERMINATOR_ID,))
+        else:
+            ids = tuple(map(id_of, split_tokens(str(target))))
+            text_tokens = len(ids)
+        values = np.full(len(ids), -math.inf)
+        node = root
+        for t, wanted in enumerate(ids):
+            child = node.by_id.get(wanted)
+            if child is None:
+                break
+            values[t] = child.log_prob_after(node)
+            node = child
+        return TokenLogProbs(values, text_tokens)
+
+    def _draw(self, context: str, sampling: Sampling, seed: int) -> Completion:
+        generator = np.random.Generator(np.random.Philox(key=seed % 2**64))
+        node, drawn, log_probs, log_q, text = self._tree(context), list[str](), list[float](), list[float](), ""
+        reason: Literal["stop", "length"] = "length"
+        while reason == "length" and len(drawn) < sampling.max_tokens:
+            tokens, children = list(node.children), list(node.children.values())
+            q = drawing_probabilities(np.array([child.mass for child in children]) / node.mass, sampling)
+            # the last possible token catches a uniform number above a sum that was rounded down
+            chosen = min(
+                int(np.searchsorted(np.cumsum(q), generator.random(), side="right")), int(np.flatnonzero(q)[-1])
+            )
+            drawn.append(tokens[chosen])
+            log_probs.append(children[chosen].log_prob_after(node))
+            log_q.append(min(0.0, math.log(q[chosen])))
+            node, text = children[chosen], text + tokens[chosen]
+            cuts = [at for at in map(text.find, sampling.stop) if at >= 0]
+            if cuts:
+                text = text[: min(cuts)]
+            if cuts or tokens[chosen] == END:
+                reason = "stop"
+        return self._completion(text, drawn, log_probs, log_q, reason)
+
+    def _completion(
+        self,
+        text: str,
+        drawn: Sequence[str],
+        log_probs: Sequence[float],
+        log_q: Sequence[float],
+        reason: Literal["stop", "length"],
+    ) -> Completion:
+        starts = np.cumsum([0, *map(len, drawn)])[:-1]
+        return Completion(
+            text=text,
+            token_ids=tuple(map(id_of, drawn)),
+            log_probs=tuple(log_probs),
+            sampling_log_probs=tuple(log_q),
+            text_tokens=int((starts < len(text)).sum()),
+            finish_reason=reason,
+            model=self._fingerprint,
+        )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_lengths(contexts: Sequence[str], others: Sequence[object], what: str) -> None:
+    if len(contexts) != len(others):
+        raise InputError(f"one of {what} per context is needed", got=f"{len(contexts)} contexts, {len(others)} {what}")
