@@ -22,8 +22,11 @@ def logsumexp(values: npt.ArrayLike, axis: int = -1) -> Floats:
 
 
 def log_softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
-    """v − log Σ exp(v) along `axis`."""
-    return np.asarray(special.log_softmax(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
+    """v − log Σ exp(v) along `axis`; a slice without any finite mass, or with a NaN, is all NaN."""
+    v = np.asarray(values, dtype=np.float64)
+    total = np.expand_dims(logsumexp(v, axis=axis), axis)
+    known = np.broadcast_to(np.isfinite(total), v.shape)
+    return np.subtract(v, total, out=np.full(v.shape, np.nan), where=known)
 
 
 def softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:

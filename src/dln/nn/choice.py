@@ -1,0 +1,176 @@
+"""The output layer over a closed label set: p(y|x,π) ∝ exp(log p_LM(y|x,π) / T + b_y).
+
+Small models prefer a label whatever the input. The bias b removes that preference and the
+temperature T sets how sure the layer is; both are fitted together with the prompt
+(`dln.infer.calibrate`), so that a prompt is ranked by what it knows. With b = 0 and T = 1 this is
+the model's own distribution, renormalised over the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.lm.base import Completion, LanguageModel, Target, TokenLogProbs, text_of
+from dln.nn.layer import LayerInput, render
+from dln.nn.prompt import Prompt, as_prompt
+from dln.nn.template import Template, load_template
+from dln.numerics import Floats, log_softmax, logsumexp
+
+__all__ = ["ChoiceLayer"]
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class ChoiceLayer:
+    """A layer whose output is one of C labels.
+
+    Args:
+        lm: the language model; it must be able to score labels.
+        template: name, path or `Template` of kind `forward`.
+        prompt: the initial π.
+        labels: each a name, or verbalizers `name|other wording|…` whose masses are added; the name
+            is what `predict` returns and what targets are compared with.
+        bias: b, one per label, in nats; default zeros.
+        temperature: T > 0; the slope of the layer is a = 1 / T.
+    """
+
+    lm: LanguageModel
+    template: Template
+    prompt: Prompt
+    labels: tuple[str, ...]
+    bias: Floats
+    temperature: float
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        template: Template | str | Path = "classify",
+        prompt: Prompt | str = "",
+        labels: Sequence[str] = (),
+        *,
+        bias: Sequence[float] | Floats | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if not lm.capabilities.scores_labels:
+            raise InputError(
+                "this model cannot score labels, which a ChoiceLayer needs",
+                where=f"model {lm.name}",
+                fix="a model that returns log-probabilities, or a LanguageLayer with an accuracy objective",
+            )
+        values = np.zeros(len(labels)) if bias is None else np.array(bias, dtype=np.float64)
+        values.setflags(write=False)
+        for name, value in (
+            ("lm", lm),
+            ("template", load_template(template, "forward")),
+            ("prompt", as_prompt(prompt)),
+            ("labels", tuple(labels)),
+            ("bias", values),
+            ("temperature", float(temperature)),
+        ):
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.labels) < 2:
+            raise InputError("a ChoiceLayer needs two labels or more", where="labels", got=list(self.labels))
+        words = [word for label in self.labels for word in label.split("|")]
+        if any(not word.strip() for word in words) or len(set(words)) != len(words):
+            raise InputError("labels and verbalizers must be distinct and not empty", where="labels", got=words)
+        if self.bias.shape != (len(self.labels),) or not np.isfinite(self.bias).all():
+            raise InputError("bias needs one finite number per label", where="bias", got=self.bias.tolist())
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError("temperature must be finite and > 0", where="temperature", got=self.temperature)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The canonical label names, without their other wordings."""
+        return tuple(label.split("|")[0] for label in self.labels)
+
+    @property
+    def target_prefix(self) -> str:
+        """What stands between context and label: nothing for a chat model, which has its own turn."""
+        return "" if self.lm.capabilities.chat else self.template.target_prefix
+
+    def with_prompt(self, prompt: Prompt | str) -> ChoiceLayer:
+        """The same layer under another prompt (bias and temperature are kept)."""
+        return replace(self, prompt=as_prompt(prompt))
+
+    def with_calibration(self, bias: Sequence[float] | Floats, temperature: float) -> ChoiceLayer:
+        """The same layer with another bias b and temperature T."""
+        return replace(self, bias=np.asarray(bias, dtype=np.float64), temperature=temperature)
+
+    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
+        """F(h, x, π) for each input."""
+        return [render(self.template, self.prompt, item, self.target_prefix) for item in inputs]
+
+    def index(self, target: Target) -> int:
+        """Position of a label given by its name or by one of its wordings.
+
+        Raises:
+            InputError: it is none of the layer's labels.
+        """
+        wanted = text_of(target).strip()
+        for i, label in enumerate(self.labels):
+            if wanted == label or wanted in label.split("|"):
+                return i
+        raise InputError("not a label of this layer", got=wanted, expected=list(self.names))
+
+    def label_log_masses(self, contexts: Sequence[str]) -> Floats:
+        """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats."""
+        words = [[self.target_prefix + word for word in label.split("|")] for label in self.labels]
+        masses = self.lm.choice_log_probs(contexts, [word for group in words for word in group])
+        ends = np.cumsum([len(group) for group in words])
+        return np.stack(
+            [logsumexp(masses[:, end - len(g) : end], axis=1) for g, end in zip(words, ends, strict=True)], 1
+        )
+
+    def normalise(self, log_masses: Floats) -> Floats:
+        """Log p(y|x) = log softmax_y(log mass / T + b), over the last axis."""
+        return log_softmax(log_masses / self.temperature + self.bias)
+
+    def label_log_probs(self, inputs: Sequence[LayerInput]) -> Floats:
+        """[N, C] log p(y | input, π), normalised over labels, in nats."""
+        return self.normalise(self.label_log_masses(self.contexts(inputs)))
+
+    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+        """One label per input; `temperature` None or 0 takes the most probable one, else it divides log p."""
+        return self.draw(key, self.label_log_probs(inputs), temperature or 0.0)
+
+    def draw(self, key: Key, log_probs: Floats, temperature: float) -> list[Completion]:
+        """Labels drawn from [N, C] normalised log-probabilities.
+
+        A row that is not finite gives an empty completion, which equals no label: it is counted as
+        wrong and as unscored, never as a label.
+        """
+        draws: list[Completion] = []
+        for row, seed in zip(log_probs, key.seeds(len(log_probs)), strict=True):
+            if np.isnan(row).any():
+                draws.append(Completion("", model=self.lm.fingerprint()))
+                continue
+            if temperature > 0:
+                proposal = log_softmax(row / temperature)
+                choice = int(np.random.default_rng(seed).choice(len(row), p=np.exp(proposal)))
+                log_q = float(proposal[choice])
+            else:
+                choice, log_q = int(np.argmax(row)), 0.0
+            draws.append(
+                Completion(
+                    self.names[choice],
+                    log_probs=(float(row[choice]),),
+                    sampling_log_probs=(log_q,),
+                    model=self.lm.fingerprint(),
+                )
+            )
+        return draws
+
+    def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p(label | input, π) as one "token": both scoring conventions agree on it."""
+        if len(inputs) != len(outputs):
+            raise InputError("inputs and outputs differ in number", got=(len(inputs), len(outputs)))
+        rows = self.label_log_probs(inputs)
+        return [TokenLogProbs(row[self.index(o)][None], 1) for row, o in zip(rows, outputs, strict=True)]

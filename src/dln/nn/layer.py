@@ -1,0 +1,144 @@
+"""A language layer is a conditional distribution over texts: p(h_l | F(h_{l-1}, x, π_l)).
+
+The model is fixed, the prompt π is the parameter. Layers are frozen values: `with_prompt` returns
+another layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.nn.prompt import Prompt, as_prompt
+from dln.nn.template import Template, load_template
+
+__all__ = ["LanguageLayer", "Layer", "LayerInput", "render"]
+
+LayerT = TypeVar("LayerT", bound="Layer")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInput:
+    """What a layer sees: the network's input x and the previous layer's output h (h_0 = x)."""
+
+    x: str
+    h: str
+
+
+class Layer(Protocol):
+    """What inference needs of a layer, whatever its output space."""
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model that draws and scores."""
+        ...
+
+    @property
+    def template(self) -> Template:
+        """F: how input and prompt become a context."""
+        ...
+
+    @property
+    def prompt(self) -> Prompt:
+        """π, the learnable parameter."""
+        ...
+
+    def with_prompt(self: LayerT, prompt: Prompt | str) -> LayerT:
+        """The same layer under another prompt."""
+        ...
+
+    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
+        """F(h, x, π) for each input."""
+        ...
+
+    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+        """One draw h ~ p(·|input, π) per input; `temperature` overrides the layer's own."""
+        ...
+
+    def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p(output | input, π), pair by pair, in nats."""
+        ...
+
+
+def render(template: Template, prompt: Prompt, item: LayerInput, target_prefix: str) -> str:
+    """One context: the instruction, the demonstrations in the template's own form, then the input.
+
+    A demonstration is the same template without prompt, followed by its output: what the model reads
+    before the question has the very form that the question has.
+    """
+    shown = [template.render(prompt="", x=d.x, h=d.h).lstrip("\n") + target_prefix + d.y for d in prompt.demonstrations]
+    text = "\n\n".join(part for part in (prompt.instruction, *shown) if part)
+    return template.render(prompt=text, x=item.x, h=item.h)
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class LanguageLayer:
+    """A layer whose outputs are free texts.
+
+    Args:
+        lm: the language model.
+        template: name, path or `Template` of kind `forward`.
+        prompt: the initial π.
+        sampling: how outputs are drawn; without stop strings of its own, the template's are used.
+    """
+
+    lm: LanguageModel
+    template: Template
+    prompt: Prompt
+    sampling: Sampling
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        template: Template | str | Path = "think",
+        prompt: Prompt | str = "",
+        sampling: Sampling | None = None,
+    ) -> None:
+        loaded = load_template(template, "forward")
+        chosen = Sampling() if sampling is None else sampling
+        for name, value in (
+            ("lm", lm),
+            ("template", loaded),
+            ("prompt", as_prompt(prompt)),
+            ("sampling", chosen if chosen.stop else replace(chosen, stop=loaded.stop)),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def target_prefix(self) -> str:
+        """What stands between context and output: nothing for a chat model, which has its own turn."""
+        return "" if self.lm.capabilities.chat else self.template.target_prefix
+
+    def with_prompt(self, prompt: Prompt | str) -> LanguageLayer:
+        """The same layer under another prompt."""
+        return replace(self, prompt=as_prompt(prompt))
+
+    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
+        """F(h, x, π) for each input."""
+        return [render(self.template, self.prompt, item, self.target_prefix) for item in inputs]
+
+    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+        """One draw per input. The shown text is stripped; the ids stay as drawn."""
+        return self.sample_contexts(key, self.contexts(inputs), temperature)
+
+    def sample_contexts(self, key: Key, contexts: Sequence[str], temperature: float | None = None) -> list[Completion]:
+        """The same for contexts that are rendered already (a proposal's, for example)."""
+        sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
+        draws = self.lm.sample(contexts, sampling, key.seeds(len(contexts)))
+        return [draw.with_text(draw.text.strip()) for draw in draws]
+
+    def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p(output | input, π): sampled outputs on their ids, plain texts tokenised alone."""
+        if len(inputs) != len(outputs):
+            raise InputError("inputs and outputs differ in number", got=(len(inputs), len(outputs)))
+        return self.log_prob_contexts(self.contexts(inputs), outputs)
+
+    def log_prob_contexts(self, contexts: Sequence[str], outputs: Sequence[Target]) -> list[TokenLogProbs]:
+        """The same for contexts that are rendered already."""
+        targets = [self.target_prefix + o if isinstance(o, str) else o for o in outputs]
+        return self.lm.log_prob(contexts, targets)

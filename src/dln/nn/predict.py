@@ -1,0 +1,94 @@
+"""Prediction: greedy through the hidden layers, or averaged over draws of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.nn.choice import ChoiceLayer
+from dln.nn.layer import LanguageLayer, LayerInput
+from dln.numerics import Floats, log_softmax, logsumexp
+
+__all__ = ["Prediction", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one input.
+
+    Attributes:
+        label: the most probable label, or the text of a free-text output layer; empty if unscored.
+        probabilities: per label; for free text the frequency of each sampled answer.
+        hidden: the hidden texts, one tuple (h_1 … h_{L-1}) per draw.
+        label_mass: mean mass the model put on all labels together, before normalising (a diagnostic:
+            near zero means that the model does not see the question as one about these labels).
+        draws: how many hidden draws were averaged.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    hidden: tuple[tuple[str, ...], ...] = ()
+    label_mass: float | None = None
+    draws: int = 1
+
+    @property
+    def scored(self) -> bool:
+        """False if the model returned no finite score for this input."""
+        return bool(self.label)
+
+    def __str__(self) -> str:
+        probability = self.probabilities.get(self.label)
+        return self.label if probability is None else f"{self.label} ({probability:.2f})"
+
+
+def predict(
+    layers: Sequence[LanguageLayer | ChoiceLayer], x: Sequence[str], samples: int | None, key: Key
+) -> list[Prediction]:
+    """p(y|x) ≈ (1/S) Σ_s p(y | h^s), h^s ~ p(h|x) at temperature 1; one greedy chain if `samples` is None.
+
+    Raises:
+        InputError: `samples` is below 1.
+    """
+    if samples is not None and samples < 1:
+        raise InputError("samples must be 1 or more", where="samples", got=samples)
+    draws, temperature = (1, 0.0) if samples is None else (samples, 1.0)
+    rows = [LayerInput(text, text) for text in x for _ in range(draws)]
+    chains: list[tuple[str, ...]] = [()] * len(rows)
+    for position, layer in enumerate(layers[:-1]):
+        hidden = layer.sample(key.child("layer", position), rows, temperature)
+        rows = [LayerInput(row.x, h.text) for row, h in zip(rows, hidden, strict=True)]
+        chains = [(*chain, h.text) for chain, h in zip(chains, hidden, strict=True)]
+    groups = [tuple(chains[i * draws : (i + 1) * draws]) for i in range(len(x))]
+    last = layers[-1]
+    if isinstance(last, ChoiceLayer):
+        masses = last.label_log_masses(last.contexts(rows)).reshape(len(x), draws, len(last.labels))
+        return [_from_labels(last, m, g) for m, g in zip(masses, groups, strict=True)]
+    answers = last.sample(key.child("layer", len(layers) - 1), rows, temperature)
+    return [_from_texts([a.text for a in answers[i * draws : (i + 1) * draws]], groups[i]) for i in range(len(x))]
+
+
+def _from_labels(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...]) -> Prediction:
+    # a draw without a finite score says nothing about the label: it is left out of the mean
+    usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
+    if not usable.any():
+        return Prediction("", {}, hidden, None, 0)
+    log_probs = logsumexp(layer.normalise(masses[usable]), axis=0) - np.log(usable.sum())
+    probabilities = np.exp(log_softmax(log_probs))
+    return Prediction(
+        label=layer.names[int(np.argmax(log_probs))],
+        probabilities={name: float(p) for name, p in zip(layer.names, probabilities, strict=True)},
+        hidden=hidden,
+        label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
+        draws=int(usable.sum()),
+    )
+
+
+def _from_texts(texts: Sequence[str], hidden: tuple[tuple[str, ...], ...]) -> Prediction:
+    counts = Counter(texts)
+    best = counts.most_common(1)[0][0]
+    return Prediction(best, {text: n / len(texts) for text, n in counts.items()}, hidden, None, len(texts))

@@ -1,0 +1,190 @@
+"""A network as a file: prompts, layout and provenance, pure data with a schema version and a hash.
+
+The file names its model but holds no endpoint, no key and no code; templates travel inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import Field
+
+from dln.errors import CorruptDataError, InputError
+from dln.lm.base import LanguageModel, Sampling
+from dln.nn.choice import ChoiceLayer
+from dln.nn.layer import LanguageLayer
+from dln.nn.prompt import Prompt
+from dln.nn.sequential import AnyLayer, Sequential
+from dln.nn.template import Template
+from dln.schema import dump, parse
+
+__all__ = ["SCHEMA", "load_network", "load_state_dict", "network_from_json", "network_to_json", "save_network"]
+
+SCHEMA = 1
+
+
+def save_network(network: Sequential, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
+    """Write `network` to `path` (JSON), atomically.
+
+    Args:
+        network: what to save.
+        path: the file; it is replaced as a whole or not at all.
+        provenance: where the prompts come from (task, run, metrics), kept beside them.
+    """
+    body = network_to_json(network) | {"provenance": dict(provenance or {})}
+    document = {"schema": SCHEMA, "sha256": _digest(body), **body}
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    draft.replace(target)
+
+
+def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> Sequential:
+    """Read a network file.
+
+    Args:
+        path: a file that `save_network` wrote.
+        lm: the model for all layers, or a function from the model's name in the file to a model
+            (`dln.load_lm`).
+
+    Raises:
+        InputError: the file is missing, or not a network file.
+        CorruptDataError: its content does not match its hash.
+    """
+    source = Path(path)
+    try:
+        document: object = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("the network file cannot be read", where=source, got=error.strerror) from error
+    except ValueError as error:
+        raise CorruptDataError("the network file is not JSON", where=source, got=str(error)) from error
+    if not isinstance(document, dict) or "layers" not in document:
+        raise InputError("this is not a network file", where=source, expected="a file that `dln train` wrote")
+    body = cast(dict[str, object], document)
+    schema, digest = body.pop("schema", None), body.pop("sha256", None)
+    if schema != SCHEMA:
+        raise InputError("this network file has another schema", where=source, got=schema, expected=SCHEMA)
+    if digest != _digest(body):
+        raise CorruptDataError(
+            "the network file does not match its hash: it was changed by hand or damaged",
+            where=source,
+            fix="restore it from its run, or delete the field `sha256` and set it with save_network",
+        )
+    return network_from_json(body, lm, str(source))
+
+
+def network_to_json(network: Sequential) -> dict[str, object]:
+    """The layout and parameters of a network as plain data."""
+    return {"layers": [dump(_record(layer)) for layer in network.layers]}
+
+
+def network_from_json(
+    data: Mapping[str, object], lm: LanguageModel | Callable[[str], LanguageModel], where: str = "network"
+) -> Sequential:
+    """The inverse of `network_to_json`.
+
+    Raises:
+        InputError: naming `where` and the field that is wrong.
+    """
+    file = parse(NetworkRecord, {"layers": data.get("layers")}, where)
+    layers: list[AnyLayer] = []
+    for record in file.layers:
+        model = lm if isinstance(lm, LanguageModel) else lm(record.model)
+        if isinstance(record, ChoiceRecord):
+            layer: AnyLayer = ChoiceLayer(model, record.template, record.prompt, record.labels)
+            layers.append(layer.with_calibration(record.bias, record.temperature))
+        else:
+            layers.append(LanguageLayer(model, record.template, record.prompt, record.sampling))
+    return Sequential(layers)
+
+
+def load_state_dict(network: Sequential, state: Mapping[str, object]) -> Sequential:
+    """A network of the same layout with the parameters of `state` (see `Sequential.state_dict`).
+
+    Raises:
+        InputError: another number of layers, or a parameter that does not fit.
+    """
+    parameters = parse(StateRecord, dict(state), "state_dict").layers
+    if len(parameters) != len(network):
+        raise InputError("the state has another number of layers", got=len(parameters), expected=len(network))
+    layers: list[AnyLayer] = []
+    for layer, values in zip(network.layers, parameters, strict=True):
+        changed = layer.with_prompt(values.prompt)
+        if isinstance(changed, ChoiceLayer) and values.bias is not None:
+            changed = changed.with_calibration(values.bias, values.temperature)
+        layers.append(changed)
+    return Sequential(layers)
+
+
+@dataclass(frozen=True)
+class LanguageRecord:
+    """A `LanguageLayer` in a file."""
+
+    model: str
+    fingerprint: str
+    template: Template
+    prompt: Prompt
+    sampling: Sampling
+    kind: Literal["language"] = "language"
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """A `ChoiceLayer` in a file."""
+
+    model: str
+    fingerprint: str
+    template: Template
+    prompt: Prompt
+    labels: list[str]
+    bias: list[float]
+    temperature: float
+    kind: Literal["choice"] = "choice"
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """The layers of a network in a file."""
+
+    layers: list[Annotated[LanguageRecord | ChoiceRecord, Field(discriminator="kind")]]
+
+
+@dataclass(frozen=True)
+class ParameterRecord:
+    """One layer's parameters in a state."""
+
+    prompt: Prompt
+    bias: list[float] | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """The parameters of a network in a state."""
+
+    layers: list[ParameterRecord]
+
+
+def _record(layer: AnyLayer) -> LanguageRecord | ChoiceRecord:
+    model, fingerprint = layer.lm.name, layer.lm.fingerprint()
+    if isinstance(layer, ChoiceLayer):
+        return ChoiceRecord(
+            model,
+            fingerprint,
+            layer.template,
+            layer.prompt,
+            list(layer.labels),
+            [float(b) for b in layer.bias],
+            layer.temperature,
+        )
+    return LanguageRecord(model, fingerprint, layer.template, layer.prompt, layer.sampling)
+
+
+def _digest(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

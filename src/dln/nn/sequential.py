@@ -1,0 +1,136 @@
+"""A network is a sequence of layers: p(y|x) = Σ_h Π_l p(h_l | F_l(h_{l-1}, x, π_l))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.lm.base import Completion
+from dln.nn.choice import ChoiceLayer
+from dln.nn.layer import LanguageLayer, LayerInput
+from dln.nn.predict import Prediction, predict
+from dln.nn.prompt import Prompt
+from dln.numerics import Floats
+
+__all__ = ["AnyLayer", "Sequential", "Trace"]
+
+AnyLayer = LanguageLayer | ChoiceLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One forward pass: the inputs x and every layer's outputs ĥ_1 … ĥ_L = ŷ, per example."""
+
+    x: tuple[str, ...]
+    hidden: tuple[tuple[Completion, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def inputs(self, layer: int) -> list[LayerInput]:
+        """What layer `layer` (0-based) saw: (x, ĥ of the layer below)."""
+        if layer == 0:
+            return [LayerInput(x, x) for x in self.x]
+        return [LayerInput(x, h.text) for x, h in zip(self.x, self.hidden[layer - 1], strict=True)]
+
+    def outputs(self, layer: int) -> tuple[Completion, ...]:
+        """What layer `layer` (0-based) put out."""
+        return self.hidden[layer]
+
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """ŷ: the last layer's texts."""
+        return tuple(completion.text for completion in self.hidden[-1])
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Sequential:
+    """Stacked language layers.
+
+    Args:
+        layers: first to last, as one iterable or as separate arguments.
+
+    Raises:
+        InputError: no layer, or a `ChoiceLayer` below the top.
+    """
+
+    layers: tuple[AnyLayer, ...]
+
+    def __init__(self, *layers: AnyLayer | Iterable[AnyLayer]) -> None:
+        flat: list[AnyLayer] = []
+        for item in layers:
+            flat.extend([item] if isinstance(item, LanguageLayer | ChoiceLayer) else item)
+        if not flat:
+            raise InputError("a network needs at least one layer")
+        for position, layer in enumerate(flat[:-1]):
+            if isinstance(layer, ChoiceLayer):
+                raise InputError("a ChoiceLayer can only be the last layer", where=f"layer {position}")
+        object.__setattr__(self, "layers", tuple(flat))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Label names of the output layer; None where it writes free text."""
+        last = self.layers[-1]
+        return last.names if isinstance(last, ChoiceLayer) else None
+
+    def parameters(self) -> tuple[Prompt, ...]:
+        """π_1 … π_L."""
+        return tuple(layer.prompt for layer in self.layers)
+
+    def with_prompts(self, prompts: Sequence[Prompt | str]) -> Sequential:
+        """The same network under other prompts."""
+        if len(prompts) != len(self.layers):
+            raise InputError("one prompt per layer is needed", got=len(prompts), expected=len(self.layers))
+        return Sequential(layer.with_prompt(p) for layer, p in zip(self.layers, prompts, strict=True))
+
+    def with_layer(self, position: int, layer: AnyLayer) -> Sequential:
+        """The same network with one layer exchanged."""
+        return Sequential((*self.layers[:position], layer, *self.layers[position + 1 :]))
+
+    def sample(self, key: Key, x: Sequence[str], temperature: float | None = None) -> Trace:
+        """A forward pass: ĥ_l ~ p(· | ĥ_{l-1}, π_l), layer after layer.
+
+        `temperature` overrides every layer's own; layers are greedy by default.
+        """
+        trace = Trace(tuple(x), ())
+        for position, layer in enumerate(self.layers):
+            drawn = layer.sample(key.child("layer", position), trace.inputs(position), temperature)
+            trace = Trace(trace.x, (*trace.hidden, tuple(drawn)))
+        return trace
+
+    def log_prob(self, trace: Trace) -> Floats:
+        """[B] Σ_l log p(h_l | h_{l-1}, π_l): the joint log-probability of complete traces, in nats."""
+        total = np.zeros(len(trace))
+        for position, layer in enumerate(self.layers):
+            scores = layer.log_prob(trace.inputs(position), trace.outputs(position))
+            total += np.array([score.log_prob for score in scores])
+        return total
+
+    def predict(self, x: str, *, samples: int | None = None, seed: int = 0) -> Prediction:
+        """Label (or text), probabilities and hidden texts for one input; see `predict_many`."""
+        return self.predict_many([x], samples=samples, seed=seed)[0]
+
+    def predict_many(self, x: Sequence[str], *, samples: int | None = None, seed: int = 0) -> list[Prediction]:
+        """Predictions for many inputs.
+
+        Without `samples` the hidden texts are the greedy ones. With `samples=S`, S chains of hidden
+        texts are drawn at temperature 1 and p(y|x) = (1/S) Σ_s p(y | h^s) is averaged over them.
+        """
+        return predict(self.layers, x, samples, Key(seed).child("predict"))
+
+    def state_dict(self) -> dict[str, object]:
+        """The parameters as plain data: prompts, and the output layer's bias and temperature."""
+        rows: list[dict[str, object]] = []
+        for layer in self.layers:
+            row: dict[str, object] = {"prompt": layer.prompt.to_json()}
+            if isinstance(layer, ChoiceLayer):
+                row |= {"bias": layer.bias.tolist(), "temperature": layer.temperature}
+            rows.append(row)
+        return {"layers": rows}

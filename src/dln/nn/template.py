@@ -1,0 +1,180 @@
+"""Templates: pure-data Jinja texts that turn inputs and a prompt into a context for the model.
+
+A template is code that its author wrote; what a model or a data set wrote is only ever a *value* in
+it. Rendering happens in an immutable sandbox with strict undefined variables. Package templates are
+versioned files `templates/<name>.yaml`; a path to such a file works wherever a name does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import Template as CompiledTemplate
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import ConfigDict
+
+from dln.errors import InputError
+from dln.schema import dump, parse
+
+__all__ = ["Kind", "Template", "load_template", "template_names"]
+
+Kind = Literal["forward", "hidden", "backward"]
+
+VARIABLES: dict[Kind, frozenset[str]] = {
+    "forward": frozenset({"x", "h", "prompt"}),
+    "hidden": frozenset({"x", "h", "prompt", "output", "target", "y", "next_prompt", "message"}),
+    "backward": frozenset({"prompt", "examples", "successes", "failures", "message", "count"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One versioned template.
+
+    Attributes:
+        name: how it is called; `name@version` picks a version.
+        version: counts up whenever the text changes.
+        kind: `forward` (a layer), `hidden` (a proposal for hidden texts), `backward` (for prompts).
+        text: the Jinja source.
+        target_prefix: what separates context and target on the same line (a space), for models in
+            completion mode; a chat model starts its turn without it.
+        stop: strings that end a sampled text.
+        messages: alternative values of `message` (the meta-instructions of the backward pass).
+        about: one line for people.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str
+    version: int
+    kind: Kind
+    text: str
+    target_prefix: str = ""
+    stop: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            used = meta.find_undeclared_variables(_environment().parse(self.text))
+        except TemplateError as error:
+            raise InputError("the template does not parse", where=f"template {self.name}", got=str(error)) from error
+        unknown = sorted(used - VARIABLES[self.kind])
+        if unknown:
+            raise InputError(
+                f"a {self.kind} template does not know these variables",
+                where=f"template {self.name}",
+                got=unknown,
+                expected=sorted(VARIABLES[self.kind]),
+            )
+
+    @property
+    def residual(self) -> bool:
+        """Whether the layer sees the network's input beside its own (names both `x` and `h`)."""
+        return {"x", "h"} <= meta.find_undeclared_variables(_environment().parse(self.text))
+
+    def render(self, **values: object) -> str:
+        """The text with `values` filled in; values are data and are never rendered themselves.
+
+        Raises:
+            InputError: a variable is missing or the template fails on these values.
+        """
+        try:
+            return _compiled(self.text).render(**values)
+        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                "the template cannot be rendered", where=f"template {self.name}", got=str(error)
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, so that a saved network carries its own templates."""
+        return dump(self)
+
+    @classmethod
+    def from_json(cls, data: object, where: str) -> Template:
+        """A template from plain data, every field checked.
+
+        Raises:
+            InputError: naming `where` and the field.
+        """
+        return parse(cls, data, where)
+
+
+def load_template(name: str | Path | Template, kind: Kind | None = None) -> Template:
+    """A template by name (`think`), by name and version (`think@1`), or by path to a YAML file.
+
+    Raises:
+        InputError: no such template or file, a version that is not there, or another kind than asked.
+    """
+    if isinstance(name, Template):
+        template = name
+    elif isinstance(name, Path) or name.endswith((".yaml", ".yml")):
+        template = _from_file(Path(name))
+    else:
+        template = _packaged(name)
+    if kind is not None and template.kind != kind:
+        raise InputError(
+            "this template is of another kind",
+            where=f"template {template.name}",
+            got=template.kind,
+            expected=kind,
+            fix=f"one of: {', '.join(template_names(kind))}",
+        )
+    return template
+
+
+def template_names(kind: Kind | None = None) -> list[str]:
+    """Names of the templates that come with the package."""
+    return sorted(t.name for t in _all_packaged().values() if kind is None or t.kind == kind)
+
+
+@cache
+def _all_packaged() -> dict[str, Template]:
+    templates: dict[str, Template] = {}
+    for entry in resources.files("dln.nn").joinpath("templates").iterdir():
+        if entry.name.endswith(".yaml"):
+            template = Template.from_json(yaml.safe_load(entry.read_text(encoding="utf-8")), entry.name)
+            templates[template.name] = template
+    return templates
+
+
+def _packaged(name: str) -> Template:
+    base, _, version = name.partition("@")
+    template = _all_packaged().get(base)
+    if template is None:
+        close = difflib.get_close_matches(base, template_names(), n=1)
+        raise InputError(
+            "there is no such template",
+            got=base,
+            expected=f"a path to a .yaml file or one of: {', '.join(template_names())}",
+            fix=f"template={close[0]}" if close else None,
+        )
+    if version and version != str(template.version):
+        raise InputError("this version of the template is not here", got=name, expected=f"{base}@{template.version}")
+    return template
+
+
+def _from_file(path: Path) -> Template:
+    try:
+        data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError("the template file cannot be read", where=path, got=str(error)) from error
+    return Template.from_json(data, str(path))
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    # autoescape is for HTML; contexts are plain text for a model
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+@cache
+def _compiled(text: str) -> CompiledTemplate:
+    return _environment().from_string(text)
