@@ -27,6 +27,8 @@ __all__ = [
 
 Verdict = Literal["holds", "skipped"]
 
+_SHORT_DRAWS = Sampling(temperature=1.0, max_tokens=8)
+
 
 class LawBroken(ProviderError, AssertionError):
     """An engine's answers contradict each other; its numbers must not be used."""
@@ -49,7 +51,7 @@ class LawCase:
     targets: Sequence[str]
     labels: Sequence[str]
     tolerance: float = 1e-4
-    sampling: Sampling = Sampling(temperature=1.0, max_tokens=8)
+    sampling: Sampling = _SHORT_DRAWS
     seeds: Sequence[int] = (1, 2**40 + 3)
 
     @property

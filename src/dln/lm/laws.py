@@ -55,24 +55,21 @@ def check_laws(
 
 def check_wrapper(wrapper: LanguageModel, inner: LanguageModel, case: LawCase) -> None:
     """A wrapper gives its model's own answers, bit by bit, at the first and at the second call."""
+    law = "a wrapper changes nothing"
     for attribute in ("name", "capabilities"):
-        check_equal("wrapper changes nothing", getattr(wrapper, attribute), getattr(inner, attribute), attribute)
-    check_equal("wrapper changes nothing", wrapper.fingerprint(), inner.fingerprint(), "fingerprint")
+        check_equal(law, getattr(wrapper, attribute), getattr(inner, attribute), attribute)
+    check_equal(law, wrapper.fingerprint(), inner.fingerprint(), "fingerprint")
     for text in (*case.contexts, *case.targets):
-        check_equal("wrapper changes nothing", wrapper.count_tokens(text), inner.count_tokens(text), "count_tokens")
+        check_equal(law, wrapper.count_tokens(text), inner.count_tokens(text), "count_tokens")
     for sampling in (case.sampling, replace(case.sampling, temperature=0.0)):
         drawn = inner.sample(case.draws[0], sampling, case.draws[1])
         for _ in range(2):
-            check_equal(
-                "wrapper changes nothing", wrapper.sample(case.draws[0], sampling, case.draws[1]), drawn, "draws"
-            )
+            check_equal(law, wrapper.sample(case.draws[0], sampling, case.draws[1]), drawn, "draws")
     for _ in range(2):
         if inner.capabilities.scores_targets:
             scores = zip(scores_of(wrapper, *case.pairs), scores_of(inner, *case.pairs), strict=True)
             for (got, expected), pair in zip(scores, zip(*case.pairs, strict=True), strict=True):
-                check_close("wrapper changes nothing", got, expected, 0.0, pair)
+                check_close(law, got, expected, 0.0, pair)
         if inner.capabilities.scores_labels:
             got = wrapper.choice_log_probs(case.contexts, case.labels)
-            check_close(
-                "wrapper changes nothing", got, inner.choice_log_probs(case.contexts, case.labels), 0.0, "labels"
-            )
+            check_close(law, got, inner.choice_log_probs(case.contexts, case.labels), 0.0, "labels")

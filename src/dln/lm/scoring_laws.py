@@ -42,7 +42,9 @@ def batch_order_does_not_matter(lm: LanguageModel, case: LawCase) -> Verdict:
     if lm.capabilities.scores_targets:
         contexts, targets = case.pairs
         backwards = scores_of(lm, contexts[::-1], targets[::-1])[::-1]
-        for got, expected, pair in zip(backwards, scores_of(lm, contexts, targets), zip(*case.pairs), strict=True):
+        for got, expected, pair in zip(
+            backwards, scores_of(lm, contexts, targets), zip(*case.pairs, strict=True), strict=True
+        ):
             check_close("batch order", got, expected, case.tolerance, pair)
     if lm.capabilities.scores_labels:
         backwards = lm.choice_log_probs(case.contexts[::-1], case.labels[::-1])[::-1, ::-1]
@@ -71,7 +73,9 @@ def chain_rule(lm: LanguageModel, case: LawCase) -> Verdict:
             cut = replace(draw, token_ids=ids[:k], text_tokens=min(k, draw.text_tokens or k))
             contexts, longer, shorter = [*contexts, context], [*longer, draw], [*shorter, cut]
     whole = scores_of(lm, contexts, longer)
-    for got, full, pair in zip(scores_of(lm, contexts, shorter), whole, zip(contexts, shorter), strict=True):
+    for got, full, pair in zip(
+        scores_of(lm, contexts, shorter), whole, zip(contexts, shorter, strict=True), strict=True
+    ):
         check_close("chain rule", got, full[: len(got)], case.tolerance, pair)
     return "holds"
 
