@@ -1,1 +1,36 @@
-"""TODO."""
+"""Data: examples, datasets, splits, batches, tasks and metrics. A leaf of the house: no model here."""
+
+from __future__ import annotations
+
+from dln.data.batches import batch_indices
+from dln.data.dataset import Dataset, Example
+from dln.data.metrics import (
+    ExactMatch,
+    Metric,
+    NumberPresence,
+    accuracy,
+    balanced_accuracy,
+    confusion_matrix,
+    exact_match,
+    number_presence,
+    scores,
+)
+from dln.data.split import split
+from dln.data.task import Task
+
+__all__ = [
+    "Dataset",
+    "ExactMatch",
+    "Example",
+    "Metric",
+    "NumberPresence",
+    "Task",
+    "accuracy",
+    "balanced_accuracy",
+    "batch_indices",
+    "confusion_matrix",
+    "exact_match",
+    "number_presence",
+    "scores",
+    "split",
+]

@@ -1,0 +1,186 @@
+"""From rows of cells to a dataset: choose columns, clean, decide between labels and free texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dln.data.columns import choose_columns
+from dln.data.dataset import Dataset, Example, text_key
+from dln.data.labels import label_names, label_order, label_specs
+from dln.errors import InputError
+
+__all__ = ["MAX_LABELS", "Row", "Table", "dataset_of_table"]
+
+MAX_LABELS = 100
+"""More distinct targets than this are free-form texts, unless labels are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record: where it stands (a line or row number, from 1) and its cells by column."""
+
+    line: int
+    cells: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of one source.
+
+    Attributes:
+        source: file name or description, for messages.
+        columns: column names in order.
+        rows: the records.
+        notes: what the reader noticed.
+        unit: what `Row.line` counts: "line" or "row".
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    unit: str = "line"
+
+    def where(self, row: Row) -> str:
+        """The place of a row, for messages."""
+        return f"{self.source}, {self.unit} {row.line}"
+
+
+def dataset_of_table(
+    table: Table,
+    input_column: str | None,
+    target_column: str | None,
+    *,
+    labels: Sequence[str] | Mapping[str, str] | None = None,
+    free_form: bool | None = None,
+) -> Dataset:
+    """The dataset in two columns of a table.
+
+    Cells are stripped; numbers and truth values become texts. Repeats of the same input with the same
+    target are dropped but for the first. In classification, inputs that occur with different targets
+    are dropped altogether: nobody can say which label is right. Both are said in the notes.
+
+    Args:
+        table: the rows.
+        input_column: name of the input column; None guesses.
+        target_column: name of the target column; None guesses.
+        labels: label specifications, or a mapping of the data's values to them; None takes the
+            distinct targets.
+        free_form: True keeps targets as free texts, False insists on labels, None decides: free-form
+            if there are more than 100 distinct targets, or if most of them occur once.
+
+    Raises:
+        InputError: no rows, no such column, an empty or missing cell, a target that is not a label.
+    """
+    if not table.rows:
+        raise InputError("there are no rows", where=table.source, expected="at least one example")
+    choice = choose_columns(table.columns, [row.cells for row in table.rows], table.source, input_column, target_column)
+    examples = [
+        Example(
+            input=_text(table, row, choice.input),
+            target=_text(table, row, choice.target),
+            id=f"{table.source}:{row.line}",
+        )
+        for row in table.rows
+    ]
+    notes = [*table.notes, *choice.notes]
+    specs: tuple[str, ...] | None = None
+    if labels is not None and not free_form:
+        specs, names = label_specs(labels)
+        examples = [_renamed(table, row, e, names) for row, e in zip(table.rows, examples, strict=True)]
+    elif free_form is not True:
+        specs = _distinct_labels(table, examples, notes, insist=free_form is False)
+    examples = _without_repeats(examples, notes)
+    if specs is not None:
+        examples = _without_conflicts(table.source, examples, notes)
+    names_of = None if specs is None else label_names(specs)
+    return Dataset(tuple(examples), names_of, tuple(notes), table.source)
+
+
+def _text(table: Table, row: Row, column: str) -> str:
+    value = row.cells.get(column)
+    if isinstance(value, str):
+        text = value.strip()
+    elif isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, int):
+        text = str(value)
+    elif isinstance(value, float) and math.isfinite(value):
+        text = str(int(value)) if value.is_integer() else repr(value)
+    elif value is None or isinstance(value, float):
+        text = ""
+    else:
+        raise InputError(
+            f"column {column!r} holds something that is not a text",
+            where=table.where(row),
+            got=f"{type(value).__name__} {str(value)[:60]}",
+            expected="a text or a number",
+        )
+    if not text:
+        raise InputError(
+            f"column {column!r} is empty",
+            where=table.where(row),
+            got=repr(value),
+            expected="a text",
+            fix="fill the cell or remove the row",
+        )
+    return text
+
+
+def _renamed(table: Table, row: Row, example: Example, names: Mapping[str, str]) -> Example:
+    if example.target not in names:
+        raise InputError(
+            "a target is not one of the labels",
+            where=table.where(row),
+            got=repr(example.target),
+            expected=", ".join(names),
+            fix='add it to the labels, or as a spelling: "label|value"',
+        )
+    return Example(example.input, names[example.target], example.id)
+
+
+def _distinct_labels(
+    table: Table, examples: Sequence[Example], notes: list[str], *, insist: bool
+) -> tuple[str, ...] | None:
+    distinct = label_order([example.target for example in examples])
+    mostly_unique = len(distinct) > max(3, len({(e.input, e.target) for e in examples}) / 2)
+    if not insist and (len(distinct) > MAX_LABELS or mostly_unique):
+        notes.append(
+            f"{len(distinct)} distinct targets in {len(examples)} rows: taken as free-form texts, not as labels"
+        )
+        return None
+    for row, example in zip(table.rows, examples, strict=True):
+        if "|" in example.target:
+            raise InputError(
+                "a label must not contain '|', which separates spellings",
+                where=table.where(row),
+                got=repr(example.target),
+                fix=f'rename it: labels={{"{example.target}": "another name", …}}',
+            )
+    return distinct
+
+
+def _without_repeats(examples: Sequence[Example], notes: list[str]) -> list[Example]:
+    kept: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        kept.setdefault((text_key(example.input), example.target), example)
+    if len(kept) < len(examples):
+        notes.append(f"{len(examples) - len(kept)} repeated rows (same input, same target) dropped")
+    return list(kept.values())
+
+
+def _without_conflicts(source: str, examples: Sequence[Example], notes: list[str]) -> list[Example]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(text_key(example.input), []).append(example)
+    conflicts = [group for group in groups.values() if len(group) > 1]
+    if conflicts:
+        places = ["/".join((e.id or "?").rpartition(":")[2] for e in group) for group in conflicts[:5]]
+        more = f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""
+        notes.append(f"{len(conflicts)} inputs with contradicting labels dropped (lines {', '.join(places)}{more})")
+    kept = [group[0] for group in groups.values() if len(group) == 1]
+    if not kept:
+        raise InputError("every input occurs with contradicting labels", where=source, got=notes[-1])
+    return kept
