@@ -1,0 +1,234 @@
+"""A key-value file for model answers: SQLite, safe for several processes, threads and sudden death.
+
+Every value carries a checksum over its key and its bytes, verified at each reading: a value that
+does not match is treated as missing. A file that SQLite cannot read is moved aside and a new one is
+started; a cache is never worth stopping a run for, and never trusted further than its checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self, TypeVar, cast
+
+from dln.errors import DlnError, InputError, RunFailed
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+_SCHEMA = 1
+_APPLICATION_ID = 0x646C6E63  # "dlnc": tells our files from other people's databases
+_KEYS_PER_QUERY = 500  # below every SQLite's limit of variables in one statement
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_NO_ACCESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+
+
+class Store:
+    """Bytes by key, in one SQLite file (or in memory for `Store(":memory:")`).
+
+    Args:
+        path: the file; it and its directory are made if they do not exist.
+        timeout: seconds to wait for another process that is writing.
+
+    Attributes:
+        notes: what happened to the file that a user should know of, in sentences.
+        damaged: values whose checksum did not match when they were read; none of them was returned.
+
+    Raises:
+        InputError: the place is not writable, the file is another program's database, or it was
+            written by a newer version of this program.
+        RunFailed: SQLite failed otherwise (disk full, another process holds the file for too long).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
+        self.path = os.fspath(path)
+        self.notes: list[str] = []
+        self.damaged = 0
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._connection: sqlite3.Connection | None = None
+        self._inherited: list[sqlite3.Connection | None] = []
+        self._run(lambda _: None)  # what is wrong with the path is said now, not at the first request
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The intact values among those of `keys`; missing and damaged ones are left out."""
+        return self._run(lambda connection: self._read(connection, keys))
+
+    def put_many(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Store all values in one transaction (all of them or none) and return what is now stored.
+
+        Where another process has stored an intact value for a key first, that one stays and is
+        returned: whoever asks again, at any later time, gets what was answered here.
+        """
+
+        def write(connection: sqlite3.Connection) -> dict[bytes, bytes]:
+            with connection:  # commits, or rolls back on any exception
+                connection.execute("BEGIN IMMEDIATE")
+                before = self._read(connection, list(values), count=False)
+                connection.executemany(
+                    "INSERT OR REPLACE INTO answers (key, value, checksum) VALUES (?, ?, ?)",
+                    [(key, value, _checksum(key, value)) for key, value in values.items() if key not in before],
+                )
+            return {**values, **before}
+
+        return self._run(write)
+
+    def __len__(self) -> int:
+        return self._run(lambda connection: int(connection.execute("SELECT COUNT(*) FROM answers").fetchone()[0]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the next request opens it again. An in-memory store is emptied."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes], count: bool = True) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for part in _parts(list(dict.fromkeys(keys)), _KEYS_PER_QUERY):
+            query = f"SELECT key, value, checksum FROM answers WHERE key IN ({','.join('?' * len(part))})"  # noqa: S608 - question marks only
+            for key, value, checksum in cast(Iterator[tuple[bytes, object, object]], connection.execute(query, part)):
+                if isinstance(value, bytes) and checksum == _checksum(key, value):
+                    found[key] = value
+                elif count:
+                    self.damaged += 1
+        return found
+
+    def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        if os.getpid() != self._process:
+            # A connection must not be used, nor closed, in a forked child: keep it unused and open another.
+            self._inherited.append(self._connection)
+            self._connection, self._process, self._lock = None, os.getpid(), threading.RLock()
+        with self._lock:
+            try:
+                return operation(self._open())
+            except sqlite3.Error as error:
+                if _code(error) not in _CORRUPT or self.path == ":memory:":
+                    raise self._translated(error) from error
+                self._move_aside(error)
+            try:
+                return operation(self._open())
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                if self.path != ":memory:":
+                    Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._no_access(error) from error
+            connection = sqlite3.connect(self.path, self._timeout, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(connection)
+            except (sqlite3.Error, DlnError):
+                connection.close()
+                raise
+            self._connection = connection
+            weakref.finalize(self, connection.close)
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                # Changing the journal does not wait for other processes by itself, so wait here. NORMAL
+                # syncs at checkpoints: a killed process loses nothing, a power cut at most the last values.
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    self._check_schema(connection)
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) not in _BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        application, version, tables = (
+            int(connection.execute(query).fetchone()[0])
+            for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT COUNT(*) FROM sqlite_master")
+        )
+        if application == 0 and tables == 0:
+            connection.execute(
+                "CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID"
+            )
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+        elif application != _APPLICATION_ID:
+            raise InputError(
+                "the file is a database of another program; it was left as it is",
+                where=self.path,
+                got=f"application id {application}",
+                expected=f"application id {_APPLICATION_ID}, or no file",
+                fix="choose another path for the cache",
+            )
+        elif version > _SCHEMA:
+            raise InputError(
+                "the cache was written by a newer version of dln",
+                where=self.path,
+                got=f"schema {version}",
+                expected=f"schema {_SCHEMA}",
+                fix="upgrade dln, or choose another path for the cache",
+            )
+
+    def _move_aside(self, error: sqlite3.Error) -> None:
+        self.close()
+        n = 1
+        while Path(f"{self.path}.corrupt-{n}").exists():
+            n += 1
+        for suffix in ("", "-wal", "-shm"):  # together: a stray journal must not meet the new file
+            with suppress(FileNotFoundError):  # another process may have moved it first
+                Path(self.path + suffix).rename(f"{self.path}.corrupt-{n}{suffix}")
+        self.notes.append(
+            f"{self.path} was damaged ({error}); it is now {self.path}.corrupt-{n}, and a new cache began."
+        )
+
+    def _translated(self, error: sqlite3.Error) -> DlnError:
+        if _code(error) in _NO_ACCESS:
+            return self._no_access(error)
+        if _code(error) in _BUSY:
+            return RunFailed(
+                f"another process has held the cache for more than {self._timeout:g} s",
+                where=self.path,
+                fix="wait for it to end, or choose another path for the cache",
+            )
+        return RunFailed("the cache cannot be used", where=self.path, got=str(error), fix="look for a full disk")
+
+    def _no_access(self, error: Exception) -> InputError:
+        return InputError(
+            "the cache cannot be opened for writing",
+            where=self.path,
+            got=str(error),
+            expected="a file in a writable directory",
+            fix="choose another path for the cache, or mend the directory's permissions",
+        )
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=16, key=key[:64]).digest()
+
+
+def _parts(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", -1) & 0xFF  # the low byte; the rest tells variants apart

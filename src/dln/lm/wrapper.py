@@ -1,0 +1,46 @@
+"""What every wrapper of a language model passes on unchanged."""
+
+from __future__ import annotations
+
+from dln.lm.base import Capabilities, LanguageModel
+
+__all__ = ["Wrapper"]
+
+
+class Wrapper:
+    """A language model around another one; the three verbs are the subclass's own.
+
+    Only what the `LanguageModel` protocol names is passed on, each by a line of its own: an engine's
+    other attributes are reached through `inner`, so that no call slips past the wrapper unseen.
+    """
+
+    def __init__(self, inner: LanguageModel) -> None:
+        self._inner = inner
+
+    @property
+    def inner(self) -> LanguageModel:
+        """The model that is wrapped, one layer down."""
+        return self._inner
+
+    @property
+    def unwrapped(self) -> LanguageModel:
+        """The engine under all wrappers."""
+        return self._inner.unwrapped if isinstance(self._inner, Wrapper) else self._inner
+
+    @property
+    def name(self) -> str:
+        """The wrapped model's name."""
+        return self._inner.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The wrapped model's capabilities."""
+        return self._inner.capabilities
+
+    def fingerprint(self) -> str:
+        """The wrapped model's fingerprint: a wrapper changes no number."""
+        return self._inner.fingerprint()
+
+    def count_tokens(self, text: str) -> int:
+        """As the wrapped model counts."""
+        return self._inner.count_tokens(text)
