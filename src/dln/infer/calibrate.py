@@ -1,0 +1,119 @@
+"""The trainable output layer: bias b and temperature T, fitted together with each candidate prompt.
+
+    p(y|x) ∝ exp(a · log p_LM(y|x,π) + b_y),   a = 1/T
+
+    (a, b) = argmin  −Σ_p w_p log p(y_p|x_p) + |b|² / 2σ_b² + (a − 1)² / 2σ_a²
+
+It is convex (multinomial logistic regression with one shared slope) and takes milliseconds for C
+labels. A candidate is ranked by its cross-fitted likelihood: the (a, b) that judge an example were
+fitted without it, so that C + 1 free numbers cannot flatter a prompt on a small batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from dln.nn.choice import ChoiceLayer
+from dln.numerics import Floats, log_softmax
+
+__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A fitted output layer and what it says of the pairs it was fitted on.
+
+    Attributes:
+        layer: with the new bias and temperature.
+        log_prob: [P] log p(y_p | x_p), each by numbers fitted without that example, in nats.
+    """
+
+    layer: ChoiceLayer
+    log_prob: Floats
+
+
+class Calibrator(Protocol):
+    """How the output layer's bias and temperature follow a prompt."""
+
+    def __call__(
+        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+    ) -> Calibration:
+        """Fit on P pairs: [P, C] label masses, [P] label indices, [P] weights, [P] example numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedOutput:
+    """Bias and temperature stay as they are (the paper's choice)."""
+
+    def __call__(
+        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+    ) -> Calibration:
+        """The layer unchanged."""
+        rows = layer.normalise(log_masses)
+        return Calibration(layer, np.take_along_axis(rows, targets[:, None], axis=1)[:, 0])
+
+
+@dataclass(frozen=True)
+class PenalisedLikelihood:
+    """Penalised maximum likelihood with cross-fitted judgement.
+
+    Args:
+        bias_scale: σ_b, in nats: how large a bias is expected.
+        slope_scale: σ_a: how far the slope a = 1/T is expected from 1.
+        folds: the number of folds of the cross-fit.
+    """
+
+    bias_scale: float = 3.0
+    slope_scale: float = 1.0
+    folds: int = 5
+
+    def __call__(
+        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+    ) -> Calibration:
+        """Fit on all pairs; judge every example by a fit that left its fold out."""
+        bias, slope = self.fit(log_masses, targets, weights)
+        examples = np.unique(groups)
+        folds = min(self.folds, len(examples))
+        judged = np.full(len(targets), np.nan)
+        for fold in range(folds):
+            inside = np.isin(groups, examples[fold::folds])
+            b, a = self.fit(log_masses[~inside], targets[~inside], weights[~inside])
+            rows = log_softmax(a * log_masses[inside] + b)
+            judged[inside] = np.take_along_axis(rows, targets[inside, None], axis=1)[:, 0]
+        return Calibration(layer.with_calibration(bias, 1.0 / slope), judged)
+
+    def fit(self, log_masses: Floats, targets: Integers, weights: Floats) -> tuple[Floats, float]:
+        """(b [C], a): the penalised maximum-likelihood estimate; (0, 1) where there is no pair."""
+        classes = log_masses.shape[1]
+        onehot = np.eye(classes)[targets]
+        # −∞ masses (a label the model excludes) would make the slope undefined: they are floored
+        masses = np.maximum(log_masses, -1e3)
+        if not len(targets):
+            return np.zeros(classes), 1.0
+
+        def objective(theta: Floats) -> tuple[float, Floats]:
+            b, a = theta[:-1], theta[-1]
+            rows = log_softmax(a * masses + b)
+            excess = weights[:, None] * (np.exp(rows) - onehot)
+            loss = -(weights[:, None] * onehot * rows).sum()
+            loss += np.square(b).sum() / (2 * self.bias_scale**2) + (a - 1) ** 2 / (2 * self.slope_scale**2)
+            gradient = np.append(
+                excess.sum(axis=0) + b / self.bias_scale**2,
+                (excess * masses).sum() + (a - 1) / self.slope_scale**2,
+            )
+            return float(loss), gradient
+
+        bounds = [(None, None)] * classes + [(0.05, 20.0)]
+        start = np.append(np.zeros(classes), 1.0)
+        result = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+        solution = cast(Floats, result.x)
+        # a constant added to b changes nothing: the penalty already centres it up to rounding
+        return solution[:-1] - solution[:-1].mean(), float(solution[-1])

@@ -1,0 +1,195 @@
+"""Proposals for hidden texts: q(h | what the layer saw, what it wrote, what is wanted above).
+
+A new idea is one new class with `__call__(key, request, num) -> [B][num] draws`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.keys import Key
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, text_of
+from dln.nn.layer import LanguageLayer, LayerInput
+from dln.nn.prompt import Prompt
+from dln.nn.sequential import AnyLayer
+from dln.nn.template import Template, load_template
+
+__all__ = [
+    "EditProposal",
+    "HiddenDraw",
+    "HiddenProposal",
+    "HiddenRequest",
+    "LabelledPriorProposal",
+    "MixtureProposal",
+    "PriorProposal",
+]
+
+
+@dataclass(frozen=True)
+class HiddenRequest:
+    """One hidden level of one batch (all sequences have length B).
+
+    Attributes:
+        layer: the layer whose outputs are sought.
+        above: the layer that reads them.
+        inputs: what `layer` saw.
+        outputs: ĥ, what it wrote in the forward pass.
+        wanted: h* of the level above (y under the output layer).
+        y: the network's wanted output.
+    """
+
+    layer: AnyLayer
+    above: AnyLayer
+    inputs: tuple[LayerInput, ...]
+    outputs: tuple[Completion, ...]
+    wanted: tuple[Target, ...]
+    y: tuple[str, ...]
+
+    @property
+    def language_layer(self) -> LanguageLayer:
+        """The layer as one that writes text (hidden layers always do)."""
+        if not isinstance(self.layer, LanguageLayer):
+            raise InputError("hidden texts come from a LanguageLayer", got=type(self.layer).__name__)
+        return self.layer
+
+
+@dataclass(frozen=True)
+class HiddenDraw:
+    """A proposed text, where it comes from, and log q of it, in nats (0 where it is not known)."""
+
+    completion: Completion
+    source: str
+    log_q: float
+
+
+class HiddenProposal(Protocol):
+    """q(h | …)."""
+
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+        """`num` draws for each of the B examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorProposal:
+    """h ~ p(h | input, π), at a temperature above the forward pass's."""
+
+    temperature: float = 0.7
+
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+        """Draws from the layer itself."""
+        layer = request.language_layer
+        return _draw(key, layer, layer.contexts(request.inputs), num, self.temperature, "prior")
+
+
+@dataclass(frozen=True)
+class LabelledPriorProposal:
+    """h ~ p(h | input, π with the answer in front): the layer is told what must come out."""
+
+    temperature: float = 0.7
+    template: Template | str = "hidden_given_answer"
+
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+        """Draws from the layer under a prompt that names the label."""
+        layer = request.language_layer
+        template = load_template(self.template, "hidden")
+        contexts: list[str] = []
+        for item, y in zip(request.inputs, request.y, strict=True):
+            told = template.render(y=y, prompt=layer.prompt.instruction)
+            # worked examples would be shown without their answers: only the instruction is told
+            contexts.extend(layer.with_prompt(Prompt(told)).contexts([item]))
+        return _draw(key, layer, contexts, num, self.temperature, "labelled prior")
+
+
+@dataclass(frozen=True)
+class EditProposal:
+    """B_h: a model reads the draft, the next step's instruction and the wanted result, and rewrites the draft.
+
+    Args:
+        lm: the model that edits; default the layer's own.
+        sampling: how it writes; the template's stop strings are used.
+        template: of kind `hidden`.
+    """
+
+    lm: LanguageModel | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=128))
+    template: Template | str = "hidden_edit"
+
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+        """Draws of edited texts; the model is asked with another hint for each."""
+        template = load_template(self.template, "hidden")
+        messages = template.messages or ("",)
+        lm = self.lm or request.layer.lm
+        contexts = [
+            template.render(
+                x=item.x,
+                h=item.h,
+                prompt=request.layer.prompt.instruction,
+                output=output.text,
+                target=text_of(wanted),
+                y=y,
+                next_prompt=request.above.prompt.instruction,
+                message=messages[k % len(messages)],
+            )
+            for item, output, wanted, y in zip(request.inputs, request.outputs, request.wanted, request.y, strict=True)
+            for k in range(num)
+        ]
+        editor = LanguageLayer(lm, sampling=replace(self.sampling, stop=self.sampling.stop or template.stop))
+        return _group(editor.sample_contexts(key, contexts), num, "edit")
+
+
+@dataclass(frozen=True)
+class MixtureProposal:
+    """Each draw comes from one of several proposals, picked at random with the given weights.
+
+    A mixture of the prior and the prior that sees the label worked best in the paper.
+    """
+
+    proposals: tuple[HiddenProposal, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.proposals or (self.weights is not None and len(self.weights) != len(self.proposals)):
+            raise InputError("a mixture needs proposals, and one weight for each", got=self.weights)
+
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+        """Draws in random proportion, example by example."""
+        size = len(request.inputs)
+        weights = np.ones(len(self.proposals)) if self.weights is None else np.array(self.weights)
+        picks = key.child("pick").generator().choice(len(self.proposals), size=(size, num), p=weights / weights.sum())
+        rows: list[list[HiddenDraw]] = [[] for _ in range(size)]
+        for index, proposal in enumerate(self.proposals):
+            for count in sorted({int((row == index).sum()) for row in picks} - {0}):
+                # examples that want equally many draws from this component are asked together
+                members = [i for i in range(size) if int((picks[i] == index).sum()) == count]
+                drawn = proposal(key.child("component", index, count), _subset(request, members), count)
+                for i, draws in zip(members, drawn, strict=True):
+                    rows[i].extend(draws)
+        return rows
+
+
+def _subset(request: HiddenRequest, members: Sequence[int]) -> HiddenRequest:
+    return replace(
+        request,
+        inputs=tuple(request.inputs[i] for i in members),
+        outputs=tuple(request.outputs[i] for i in members),
+        wanted=tuple(request.wanted[i] for i in members),
+        y=tuple(request.y[i] for i in members),
+    )
+
+
+def _draw(
+    key: Key, layer: LanguageLayer, contexts: Sequence[str], num: int, temperature: float, source: str
+) -> list[list[HiddenDraw]]:
+    repeated = [context for context in contexts for _ in range(num)]
+    return _group(layer.sample_contexts(key, repeated, temperature), num, source)
+
+
+def _group(completions: Sequence[Completion], num: int, source: str) -> list[list[HiddenDraw]]:
+    draws = [HiddenDraw(c, source, float(sum(c.sampling_log_probs or ()))) for c in completions]
+    return [draws[i : i + num] for i in range(0, len(draws), num)]

@@ -1,0 +1,156 @@
+"""The paper's backward pass: a language model reads successes and errors and writes a better instruction."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from dln.errors import ContextLengthError
+from dln.infer.prompts import Feedback, Proposal, fixed_lines
+from dln.keys import Key
+from dln.lm.base import LanguageModel, Sampling
+from dln.nn.layer import LanguageLayer
+from dln.nn.sequential import AnyLayer
+from dln.nn.template import Template, load_template
+
+__all__ = ["RewriteProposal", "SequenceProposal"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One example as a backward template shows it."""
+
+    input: str
+    output: str
+    target: str
+
+
+@dataclass(frozen=True)
+class RewriteProposal:
+    """π ~ p(π | B_π({input, own output, wanted output}, present π)), one answer per candidate.
+
+    Each candidate sees another random subset and another meta-instruction. The layer's demonstrations
+    are kept; the instruction is rewritten.
+
+    Args:
+        lm: the model that writes; default the layer's own.
+        sampling: how it writes (paper: temperature 0.7); the template's stop strings are used.
+        template: of kind `backward`.
+        subset: part of the batch that each candidate sees; 0.5 is the paper's held-out ranking.
+        max_examples: at most this many examples are shown.
+    """
+
+    lm: LanguageModel | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=96))
+    template: Template | str = "backward"
+    subset: float = 1.0
+    max_examples: int = 20
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` rewritten instructions."""
+        template = load_template(self.template, "backward")
+        return [
+            Proposal(layer.prompt.with_instruction(_clean(text)), "rewrite", message, fixed_lines(template))
+            for text, message in _ask(self, template, key, layer, feedback, num, count=1)
+        ]
+
+
+@dataclass(frozen=True)
+class SequenceProposal(RewriteProposal):
+    """Several candidates from one answer: a numbered list (the released code's "seq" variant).
+
+    Args:
+        count: how many instructions each answer is asked for.
+    """
+
+    template: Template | str = "backward_sequence"
+    count: int = 3
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` rewritten instructions from about num / count answers."""
+        template = load_template(self.template, "backward")
+        answers = _ask(self, template, key, layer, feedback, -(-num // self.count), count=self.count)
+        lines = [
+            (re.sub(r"^\s*(\d+[.)]|[-*])\s*", "", line), message)
+            for text, message in answers
+            for line in text.splitlines()
+            if line.strip()
+        ]
+        return [
+            Proposal(layer.prompt.with_instruction(_clean(line)), "sequence", message, fixed_lines(template))
+            for line, message in lines[:num]
+        ]
+
+
+def _ask(
+    proposal: RewriteProposal,
+    template: Template,
+    key: Key,
+    layer: AnyLayer,
+    feedback: Feedback,
+    num: int,
+    count: int,
+) -> list[tuple[str, str]]:
+    """`num` answers of the model, each with the meta-instruction it was given."""
+    lm = proposal.lm or layer.lm
+    messages = template.messages or ("",)
+    sampling = replace(proposal.sampling, stop=proposal.sampling.stop or template.stop)
+    contexts = [
+        _context(lm, sampling, template, layer, feedback, _pick(proposal, key, feedback, i), message, count)
+        for i, message in ((i, messages[i % len(messages)]) for i in range(num))
+    ]
+    writer = LanguageLayer(lm, sampling=sampling)
+    draws = writer.sample_contexts(key.child("rewrite"), contexts)
+    return [(draw.text, messages[i % len(messages)]) for i, draw in enumerate(draws)]
+
+
+def _pick(proposal: RewriteProposal, key: Key, feedback: Feedback, index: int) -> list[int]:
+    """The random subset that candidate number `index` sees."""
+    order = key.child("subset", index).generator().permutation(len(feedback.inputs))
+    size = max(1, round(len(order) * proposal.subset))
+    return [int(i) for i in order[: min(size, proposal.max_examples)]]
+
+
+def _context(
+    lm: LanguageModel,
+    sampling: Sampling,
+    template: Template,
+    layer: AnyLayer,
+    feedback: Feedback,
+    chosen: list[int],
+    message: str,
+    count: int,
+) -> str:
+    """The backward prompt, with examples left out from the end until it fits the model's context."""
+    limit = lm.capabilities.context_length
+    for size in range(len(chosen), -1, -1):
+        students = [
+            (feedback.correct[i], Student(feedback.inputs[i].h, feedback.outputs[i], feedback.wanted[i]))
+            for i in chosen[:size]
+        ]
+        text = template.render(
+            prompt=layer.prompt.instruction,
+            examples=[student for _, student in students],
+            successes=[student for right, student in students if right],
+            failures=[student for right, student in students if not right],
+            message=message,
+            count=count,
+        )
+        # the chat frame around the text is not counted by count_tokens: 64 tokens are left for it
+        if limit is None or lm.count_tokens(text) + sampling.max_tokens + 64 <= limit:
+            return text
+    raise ContextLengthError(
+        "the backward prompt does not fit the model's context even without examples",
+        where=f"template {template.name}",
+        got=f"{lm.count_tokens(layer.prompt.instruction)} tokens of instruction",
+        expected=f"at most {limit} tokens altogether",
+        fix="a shorter instruction, or --set inference.max_prompt_tokens=…",
+    )
+
+
+def _clean(text: str) -> str:
+    """The instruction without the quotation that models put around it."""
+    stripped = text.strip().removeprefix(">").strip()
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
+        return stripped[1:-1].strip()
+    return stripped

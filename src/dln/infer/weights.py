@@ -1,0 +1,153 @@
+"""Posterior weights: which log-terms make up log w, and how sharp the result is.
+
+    log w^k = (Σ_terms term^k) / temperature,   q^k = softmax_k(log w^k)
+
+`temperature` → 0 puts all weight on the best particle, large values make the weights equal (the
+paper calls this posterior sharpening; its α is 1 / temperature). The usual sets of terms:
+likelihood + prior (the paper), the likelihood alone, and likelihood + prior − log q (self-normalised
+importance weights, the exact posterior as K grows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.infer.hidden import HiddenRequest
+from dln.infer.score import Convention, score_pairs
+from dln.lm.base import Completion
+from dln.numerics import Floats, logsumexp, softmax
+
+__all__ = [
+    "Evidence",
+    "Likelihood",
+    "MinusProposal",
+    "MutualInformation",
+    "Prior",
+    "WeightTerm",
+    "Weighting",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that is known of the particles of one hidden level.
+
+    Attributes:
+        request: the layer, its inputs and what is wanted above.
+        proposals: [B][K] texts.
+        alpha: [B, K] log prior, NaN where unusable.
+        beta: [B, K] log-likelihood of what is wanted above, NaN where unusable.
+        log_q: [B, K] log-probability under the proposal that drew each text, in nats (a sum over tokens).
+        convention: how alpha and beta are measured.
+    """
+
+    request: HiddenRequest
+    proposals: tuple[tuple[Completion, ...], ...]
+    alpha: Floats
+    beta: Floats
+    log_q: Floats
+    convention: Convention
+
+
+class WeightTerm(Protocol):
+    """One additive part of log w."""
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K], in nats."""
+        ...
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """β^k = log p(h* above | h^k)."""
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] β."""
+        return evidence.beta
+
+
+@dataclass(frozen=True)
+class Prior:
+    """α^k = log p(h^k | input)."""
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] α."""
+        return evidence.alpha
+
+
+@dataclass(frozen=True)
+class MinusProposal:
+    """− log q(h^k): corrects for where the particle was drawn.
+
+    Of a mixture each particle carries the density of the component that drew it, which keeps the
+    weights unbiased. Only sums may be subtracted from sums.
+    """
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] −log q."""
+        if evidence.convention != "log_prob":
+            raise InputError(
+                "−log q is a sum over tokens and cannot be combined with mean token scores",
+                where="posterior weights",
+                fix='score="log_prob", or leave the proposal term out',
+            )
+        return -evidence.log_q
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """λ · [log p(h^k | x_i) − log (1/B) Σ_j p(h^k | x_j)]: prefers texts that belong to their own input.
+
+    Costs B times the scoring of the prior.
+    """
+
+    weight: float = 1.0
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] pointwise mutual information with the input, times the weight."""
+        size, width = evidence.alpha.shape
+        pairs = [(j, text) for row in evidence.proposals for text in row for j in range(size)]
+        scores = score_pairs(
+            [evidence.request.layer], [evidence.request.inputs[j] for j, _ in pairs], [t for _, t in pairs]
+        )
+        values = np.where(scores.usable[0], scores.by(evidence.convention)[0], np.nan).reshape(size, width, size)
+        return self.weight * (evidence.alpha - (logsumexp(values, axis=2) - np.log(size)))
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Terms, temperature, and whether only the best particle counts.
+
+    Args:
+        terms: what is added up.
+        temperature: > 0; below 1 sharpens.
+        argmax_only: all weight on the heaviest particle (the first of equals).
+    """
+
+    terms: tuple[WeightTerm, ...] = (Likelihood(), Prior())
+    temperature: float = 1.0
+    argmax_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise InputError("posterior weights need one term or more", where="posterior weights")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError("posterior_temp must be finite and > 0", where="posterior_temp", got=self.temperature)
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
+        total = np.sum([term(evidence) for term in self.terms], axis=0) / self.temperature
+        usable = np.isfinite(total)
+        weights = np.full(total.shape, np.nan)
+        some = usable.any(axis=1)
+        weights[some] = softmax(np.where(usable, total, -np.inf)[some], axis=1)
+        if self.argmax_only:
+            best = np.argmax(np.where(usable, total, -np.inf), axis=1)
+            hard = np.zeros(total.shape)
+            hard[np.arange(len(best)), best] = 1.0
+            weights[some] = hard[some]
+        return weights
