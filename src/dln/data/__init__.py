@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dln.data.batches import batch_indices
 from dln.data.dataset import Dataset, Example
+from dln.data.metric_names import load_metric
 from dln.data.metrics import (
     ExactMatch,
+    FunctionMetric,
     Metric,
     NumberPresence,
     accuracy,
@@ -15,6 +17,7 @@ from dln.data.metrics import (
     number_presence,
     scores,
 )
+from dln.data.registry import load_task, task_from_file, task_names
 from dln.data.split import split
 from dln.data.task import Task
 
@@ -22,6 +25,7 @@ __all__ = [
     "Dataset",
     "ExactMatch",
     "Example",
+    "FunctionMetric",
     "Metric",
     "NumberPresence",
     "Task",
@@ -30,7 +34,11 @@ __all__ = [
     "batch_indices",
     "confusion_matrix",
     "exact_match",
+    "load_metric",
+    "load_task",
     "number_presence",
     "scores",
     "split",
+    "task_from_file",
+    "task_names",
 ]

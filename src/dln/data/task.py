@@ -110,11 +110,12 @@ class Task:
             )
         data = dataset if labels is None else dataset.with_labels(labels)
         specs = data.labels if labels is None else tuple(labels)
-        if specs is not None and len(specs) < 2:
+        present = [label for label, n in data.counts().items() if n > 0]
+        if specs is not None and len(present) < 2:
             raise InputError(
                 "a classification task needs at least two classes",
                 where=data.name,
-                got=f"only {', '.join(specs)}",
+                got=f"only {', '.join(present) or 'no example at all'}",
                 fix="check that the right column is the target; for free texts say free_form=True",
             )
         train_fraction = 1.0 - dev_fraction - test_fraction

@@ -1,0 +1,140 @@
+"""`load_task`: one name, or one file, to a task."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dln.data.dataset import Dataset
+from dln.data.labels import label_specs
+from dln.data.metrics import Metric
+from dln.data.paper import PAPER_TASKS, paper_task
+from dln.data.questions import questions_task
+from dln.data.task import Task
+from dln.errors import InputError
+
+__all__ = ["ALIASES", "load_task", "task_from_file", "task_names"]
+
+ALIASES: Mapping[str, str] = {
+    "date": "date_understanding",
+    "hyper": "hyperbaton",
+    "logic7": "logical_deduction_seven_objects",
+    "logic.7": "logical_deduction_seven_objects",
+    "logical_deduction": "logical_deduction_seven_objects",
+    "nav": "navigate",
+}
+"""Short names of tasks."""
+
+_FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+
+def task_names() -> tuple[str, ...]:
+    """The names `load_task` knows; the first needs no data."""
+    return ("questions", *PAPER_TASKS)
+
+
+def load_task(
+    name: str | Path,
+    data: str | Path | None = None,
+    *,
+    leaky: bool = False,
+    seed: int = 42,
+    options: bool | None = None,
+    synthetic: bool = False,
+) -> Task:
+    """A task by name, or of a CSV or JSON-lines file.
+
+    Args:
+        name: "questions" (bundled), one of the paper's nine tasks, "gsm8k", a short name of theirs
+            (`ALIASES`), or the path of a `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
+        data: for the paper's tasks and gsm8k: the directory with the files, in the layout of
+            microsoft/deep-language-networks. None takes the environment variable DLN_PAPER_DATA.
+        leaky: the paper's tasks: the original loader's splits, leaks included.
+        seed: of the sampling or splitting; 42 gives the original's samples.
+        options: list the labels after each input, as the original does for five tasks; None does so
+            only with `leaky`.
+        synthetic: hyperbaton: train and dev from the generated stand-in file.
+
+    Raises:
+        InputError: an unknown name, an option that the task does not have, or missing data.
+    """
+    if Path(name).suffix.lower() in _FILE_SUFFIXES:
+        _refuse(str(name), data=data, leaky=leaky, options=options, synthetic=synthetic)
+        return task_from_file(name, seed=seed)
+    wanted = str(name).strip().lower()
+    wanted = ALIASES.get(wanted, wanted)
+    if wanted == "questions":
+        _refuse(wanted, data=data, leaky=leaky, options=options, synthetic=synthetic)
+        return questions_task()
+    if wanted not in PAPER_TASKS:
+        close = difflib.get_close_matches(wanted, [*task_names(), *ALIASES], n=1)
+        raise InputError(
+            f"there is no task {str(name)!r}",
+            expected=f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file",
+            fix=f"did you mean {close[0]!r}?" if close else None,
+        )
+    if synthetic and wanted != "hyperbaton":
+        raise InputError("only hyperbaton has a synthetic variant", where=wanted, got="synthetic=True")
+    directory = data if data is not None else os.environ.get("DLN_PAPER_DATA")
+    if not directory:
+        raise InputError(
+            f"the task {wanted} needs data that is not part of this program",
+            where="data",
+            expected="the directory in the layout of microsoft/deep-language-networks",
+            fix='say data="path/to/data" or set DLN_PAPER_DATA; the task "questions" needs nothing',
+        )
+    return paper_task(wanted, Path(directory), leaky=leaky, seed=seed, options=options, synthetic=synthetic)
+
+
+def task_from_file(
+    path: str | Path,
+    input: str | None = None,  # noqa: A002
+    target: str | None = None,
+    *,
+    labels: Sequence[str] | Mapping[str, str] | None = None,
+    free_form: bool | None = None,
+    instruction: str | None = None,
+    seed: int = 42,
+    dev_fraction: float = 0.25,
+    test_fraction: float = 0.25,
+    metric: Metric | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+) -> Task:
+    """A task of one CSV (`.csv`, `.tsv`) or JSON-lines (`.jsonl`, `.ndjson`) file, split at random.
+
+    See `Dataset.from_csv` for the columns and labels, `Task.from_dataset` for the rest.
+
+    Raises:
+        InputError: the file, its columns or labels are not usable; with file and line.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        dataset = Dataset.from_jsonl(path, input, target, labels=labels, free_form=free_form, encoding=encoding)
+    elif suffix in (".csv", ".tsv"):
+        divider = delimiter or ("\t" if suffix == ".tsv" else None)
+        dataset = Dataset.from_csv(
+            path, input, target, labels=labels, free_form=free_form, delimiter=divider, encoding=encoding
+        )
+    else:
+        raise InputError("unknown kind of file", where=path, got=suffix, expected=", ".join(_FILE_SUFFIXES))
+    return Task.from_dataset(
+        dataset,
+        instruction=instruction,
+        labels=None if labels is None or free_form else label_specs(labels)[0],
+        seed=seed,
+        dev_fraction=dev_fraction,
+        test_fraction=test_fraction,
+        metric=metric,
+        name=path.stem,
+    )
+
+
+def _refuse(name: str, **given: object) -> None:
+    """An option that would have no effect is a mistake of the caller."""
+    useless = [f"{option}={value!r}" for option, value in given.items() if value is not None and value is not False]
+    if useless:
+        raise InputError("this task does not have that option", where=name, got=", ".join(useless))
