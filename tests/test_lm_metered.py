@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import BudgetReached, InputError
@@ -71,6 +71,7 @@ def test_cache_hits_are_free_inside_and_counted_outside() -> None:
     assert outside.unwrapped is inside.inner
 
 
+@settings(deadline=None)
 @given(usages, usages)
 def test_usage_is_added_subtracted_and_written_down(a: Usage, b: Usage) -> None:
     assert (a + b) - b == a
@@ -87,6 +88,7 @@ ASKS: list[Callable[[LanguageModel, Sequence[str]], object]] = [
 
 
 @pytest.mark.parametrize("ask", ASKS, ids=["sample", "log_prob", "choice"])
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(0, 20))
 def test_calls_never_exceed_the_budget_and_what_fits_is_done(
     ask: Callable[[LanguageModel, Sequence[str]], object], sizes: list[int], limit: int
