@@ -12,7 +12,7 @@ fitted without it, so that C + 1 free numbers cannot flatter a prompt on a small
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,7 @@ class PenalisedLikelihood:
 
     def fit(self, log_masses: Floats, targets: Integers, weights: Floats) -> tuple[Floats, float]:
         """(b [C], a): the penalised maximum-likelihood estimate; (0, 1) where there is no pair."""
-        classes = log_masses.shape[1]
+        classes = int(log_masses.shape[1])
         onehot = np.eye(classes)[targets]
         # −∞ masses (a label the model excludes) would make the slope undefined: they are floored
         masses = np.maximum(log_masses, -1e3)
@@ -100,20 +100,21 @@ class PenalisedLikelihood:
             return np.zeros(classes), 1.0
 
         def objective(theta: Floats) -> tuple[float, Floats]:
-            b, a = theta[:-1], theta[-1]
+            b, a = theta[:-1], float(theta[-1])
             rows = log_softmax(a * masses + b)
             excess = weights[:, None] * (np.exp(rows) - onehot)
-            loss = -(weights[:, None] * onehot * rows).sum()
-            loss += np.square(b).sum() / (2 * self.bias_scale**2) + (a - 1) ** 2 / (2 * self.slope_scale**2)
-            gradient = np.append(
+            misfit = -float((weights[:, None] * onehot * rows).sum())
+            penalty = float(np.square(b).sum()) / (2 * self.bias_scale**2) + (a - 1) ** 2 / (2 * self.slope_scale**2)
+            gradient: Floats = np.append(
                 excess.sum(axis=0) + b / self.bias_scale**2,
                 (excess * masses).sum() + (a - 1) / self.slope_scale**2,
             )
-            return float(loss), gradient
+            return misfit + penalty, gradient
 
         bounds = [(None, None)] * classes + [(0.05, 20.0)]
         start = np.append(np.zeros(classes), 1.0)
-        result = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
-        solution = cast(Floats, result.x)
+        result = cast(Any, optimize).minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+        solution: Floats = np.asarray(result.x, dtype=np.float64)
         # a constant added to b changes nothing: the penalty already centres it up to rounding
-        return solution[:-1] - solution[:-1].mean(), float(solution[-1])
+        bias: Floats = np.asarray(solution[:-1] - solution[:-1].mean(), dtype=np.float64)
+        return bias, float(solution[-1])

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dln.errors import InputError
-from dln.infer.prompts import Feedback, Proposal
+from dln.infer.feedback import Feedback
+from dln.infer.prompts import Proposal
 from dln.keys import Key
 from dln.nn.prompt import Demonstration
 from dln.nn.sequential import AnyLayer

@@ -13,32 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dln.errors import InputError
+from dln.infer.feedback import Feedback
 from dln.keys import Key
-from dln.nn.layer import LayerInput
-from dln.nn.prompt import Demonstration, Prompt
+from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer
 from dln.nn.template import Template
 
-__all__ = ["Feedback", "MixturePrompts", "PromptProposal", "Proposal", "fixed_lines", "screen"]
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """What a layer saw, wrote and should have written, per example of the batch.
-
-    Attributes:
-        inputs: [B] what the layer saw.
-        outputs: [B] its own texts.
-        wanted: [B] the target, or the heaviest hidden text for a hidden layer.
-        correct: [B] whether the network's prediction was right.
-        pool: worked examples of this layer that are not scored in this step.
-    """
-
-    inputs: tuple[LayerInput, ...]
-    outputs: tuple[str, ...]
-    wanted: tuple[str, ...]
-    correct: tuple[bool, ...]
-    pool: tuple[Demonstration, ...] = ()
+__all__ = ["MixturePrompts", "PromptProposal", "Proposal", "fixed_lines", "screen"]
 
 
 @dataclass(frozen=True)

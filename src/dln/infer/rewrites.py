@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field, replace
 
 from dln.errors import ContextLengthError
-from dln.infer.prompts import Feedback, Proposal, fixed_lines
+from dln.infer.feedback import Feedback
+from dln.infer.prompts import Proposal, fixed_lines
 from dln.keys import Key
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.layer import LanguageLayer

@@ -1,0 +1,115 @@
+"""What the M-step compares: the candidates for one layer, the pairs they are scored on, their scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dln.infer.posterior import Posterior
+from dln.keys import Key
+from dln.lm.base import Target, text_of
+from dln.nn.layer import LayerInput
+from dln.nn.sequential import AnyLayer, Trace
+from dln.numerics import Floats
+
+__all__ = ["Candidates", "Pairs", "Scored"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """One layer's candidates and all that may be looked at to judge them.
+
+    Attributes:
+        key: randomness for judges that draw.
+        layers: [N] the candidates; the incumbent is the first.
+        position: the layer's place, 0-based.
+        depth: L, the number of layers.
+        trace: the forward pass of the present network.
+        posterior: the inferred hidden texts.
+        correct: [B] whether the present network's prediction was right.
+        counted: [B] examples that may be used (scored in the E-step, in no candidate's demonstrations).
+        step: number of the training step, 0-based.
+    """
+
+    key: Key
+    layers: tuple[AnyLayer, ...]
+    position: int
+    depth: int
+    trace: Trace
+    posterior: Posterior
+    correct: npt.NDArray[np.bool_]
+    counted: npt.NDArray[np.bool_]
+    step: int
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is the network's last layer."""
+        return self.position == self.depth - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Candidates with their objective.
+
+    Attributes:
+        layers: [N] the candidates, with their fitted bias and temperature where that applies.
+        per_example: [N, B] terms of the objective, NaN for examples that were not used.
+        expected_log_prob: Σ w w log p of the incumbent as it is, mean over examples, in nats: its part
+            of the ELBO. NaN where it was not measured.
+    """
+
+    layers: tuple[AnyLayer, ...]
+    per_example: Floats
+    expected_log_prob: float
+
+    @property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """[B] whether an example counted."""
+        return np.asarray(np.isfinite(self.per_example).all(axis=0))
+
+    @property
+    def scores(self) -> Floats:
+        """[N] mean over the used examples; NaN if there was none."""
+        used = self.used
+        return self.per_example[:, used].mean(axis=1) if used.any() else np.full(len(self.per_example), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """(input particle, output particle) pairs with weight w_{l-1}^k · w_l^k', zero weights left out."""
+
+    inputs: list[LayerInput]
+    outputs: list[Target]
+    weights: Floats
+    examples: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, candidates: Candidates) -> Pairs:
+        """The pairs of every counted example."""
+        inputs: list[LayerInput] = []
+        outputs: list[Target] = []
+        weights: list[float] = []
+        examples: list[int] = []
+        levels = candidates.posterior.levels
+        for i in np.flatnonzero(candidates.counted):
+            below, above = levels[candidates.position][i], levels[candidates.position + 1][i]
+            for h, w in zip(below.values, below.weights, strict=True):
+                for target, v in zip(above.values, above.weights, strict=True):
+                    if w * v > 0:
+                        inputs.append(LayerInput(candidates.trace.x[i], text_of(h)))
+                        outputs.append(target)
+                        weights.append(float(w * v))
+                        examples.append(int(i))
+        return cls(inputs, outputs, np.array(weights), np.array(examples, dtype=np.int64))
+
+    def sum_by_example(self, values: Floats, size: int) -> Floats:
+        """[N, P] → [N, B]: weighted sums; NaN for an example without pairs, or with a NaN for any candidate."""
+        totals = np.full((len(values), size), np.nan)
+        # a pair that is unusable for one candidate makes its example NaN for all: never averaged in
+        clean = np.where(np.isfinite(values).all(axis=0), values, np.nan)
+        for example in np.unique(self.examples):
+            inside = self.examples == example
+            totals[:, example] = clean[:, inside] @ self.weights[inside]
+        return totals

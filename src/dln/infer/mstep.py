@@ -1,0 +1,154 @@
+"""The M-step of one layer: propose prompts, score them under the posterior, keep the best.
+
+π ← argmax_n  s^n − penalties^n ,   n = 0 is the present prompt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from dln.errors import InputError
+from dln.infer.candidates import Candidates
+from dln.infer.feedback import Feedback
+from dln.infer.objective import Objective
+from dln.infer.prompts import PromptProposal, Proposal, screen
+from dln.infer.regularize import Penalty
+from dln.infer.select import Best, Selector
+from dln.keys import Key
+from dln.nn.prompt import Prompt
+from dln.nn.sequential import AnyLayer
+from dln.numerics import Floats
+
+__all__ = ["LayerInfo", "MStep"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInfo:
+    """One M-step: who stood for election, with which scores, and who won.
+
+    Attributes:
+        position: the layer, 0-based.
+        proposals: [N] candidates; the incumbent first.
+        layers: [N] the same as layers, with fitted output numbers.
+        objective: [N] mean objective, NaN where nothing could be scored.
+        penalties: [N] what was taken off.
+        scores: [N] objective − penalties.
+        winner: index of the winner; 0 keeps the incumbent.
+        dropped: screened-out proposals by reason.
+        used: [B] the examples that the scores are a mean of.
+        missing: [B] examples that should have been used but could not be scored.
+        expected_log_prob: the incumbent's part of the ELBO, in nats.
+    """
+
+    position: int
+    proposals: tuple[Proposal, ...]
+    layers: tuple[AnyLayer, ...]
+    objective: Floats
+    penalties: Floats
+    scores: Floats
+    winner: int
+    dropped: dict[str, int]
+    used: npt.NDArray[np.bool_]
+    missing: npt.NDArray[np.bool_]
+    expected_log_prob: float
+
+
+@dataclass(frozen=True)
+class MStep:
+    """The choices of an M-step; calling it improves one layer.
+
+    Args:
+        proposal: q(π), where candidates come from.
+        num_prompts: N, proposals per layer and step.
+        hidden_objective: judges candidates of hidden layers.
+        output_objective: judges candidates of the last layer.
+        penalties: subtracted from the objective.
+        select: picks the winner.
+        layer_steps: repetitions per layer; 0 freezes a layer. One number for all, or one each.
+        max_prompt_tokens: longer instructions are dropped.
+    """
+
+    proposal: PromptProposal
+    num_prompts: int
+    hidden_objective: Objective
+    output_objective: Objective
+    penalties: tuple[Penalty, ...] = ()
+    select: Selector = field(default_factory=Best)
+    layer_steps: int | tuple[int, ...] = 1
+    max_prompt_tokens: int = 256
+
+    def __call__(
+        self, key: Key, situation: Candidates, feedback: Feedback, remembered: tuple[Prompt, ...]
+    ) -> tuple[AnyLayer, tuple[LayerInfo, ...]]:
+        """The improved layer and one `LayerInfo` per repetition (a frozen layer has one, of itself alone).
+
+        Args:
+            key: randomness of the step.
+            situation: the layer as the only candidate, with the posterior it is judged under.
+            feedback: what the proposals learn from.
+            remembered: the memory's prompts of this layer; they are candidates too.
+        """
+        layer = situation.layers[0]
+        incumbent = Proposal(layer.prompt, "incumbent")
+        repeats = self.repeats(situation.position, situation.depth)
+        if repeats == 0:
+            # a frozen layer is measured, for the ELBO, and left as it is
+            return layer, (self._choose(situation, (incumbent,), {}),)
+        infos: list[LayerInfo] = []
+        for repeat in range(repeats):
+            address = key.child("prompts", situation.position, repeat)
+            drawn = self.proposal(address, layer, feedback, self.num_prompts)
+            memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
+            kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens)
+            proposals = (Proposal(layer.prompt, "incumbent"), *kept)
+            candidates = replace(
+                situation,
+                key=address,
+                layers=(layer, *(layer.with_prompt(p.prompt) for p in kept)),
+                counted=situation.counted & _unseen(proposals, situation),
+            )
+            info = self._choose(candidates, proposals, dict(dropped))
+            infos.append(info)
+            layer = info.layers[info.winner]
+        return layer, tuple(infos)
+
+    def repeats(self, position: int, depth: int) -> int:
+        """How often the layer at `position` is improved per step; 0 for a frozen one."""
+        if isinstance(self.layer_steps, int):
+            return self.layer_steps
+        if len(self.layer_steps) != depth:
+            raise InputError(
+                "one number of steps per layer is needed",
+                where="inference.layer_steps",
+                got=self.layer_steps,
+                expected=f"{depth} numbers",
+            )
+        return self.layer_steps[position]
+
+    def _choose(self, candidates: Candidates, proposals: tuple[Proposal, ...], dropped: dict[str, int]) -> LayerInfo:
+        objective = self.output_objective if candidates.is_output else self.hidden_objective
+        scored = objective(candidates)
+        penalties = np.sum([p(candidates, scored.layers) for p in self.penalties], axis=0) + np.zeros(len(proposals))
+        scores = scored.scores - penalties
+        return LayerInfo(
+            position=candidates.position,
+            proposals=proposals,
+            layers=scored.layers,
+            objective=scored.scores,
+            penalties=penalties,
+            scores=scores,
+            winner=self.select(scores, scored.per_example),
+            dropped=dropped,
+            used=scored.used,
+            missing=candidates.counted & ~scored.used,
+            expected_log_prob=scored.expected_log_prob,
+        )
+
+
+def _unseen(proposals: tuple[Proposal, ...], situation: Candidates) -> npt.NDArray[np.bool_]:
+    """[B] examples that no candidate shows among its demonstrations: only those may judge."""
+    shown = {d.x for proposal in proposals for d in proposal.prompt.demonstrations}
+    return np.array([x not in shown for x in situation.trace.x], dtype=np.bool_)

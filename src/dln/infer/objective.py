@@ -1,0 +1,182 @@
+"""The M-step's objective: how well a candidate layer explains the posterior.
+
+    s^n = (1/B) Σ_i Σ_k Σ_k' w_{l-1}^k w_l^k' log p(h_l^k' | F(h_{l-1}^k, x, π^n))
+
+(paper: Algorithm 2, line 5; Algorithm 3, line 3). Objectives are [N, B] matrices of per-example terms,
+so that candidates are compared on the very same examples; an example that is not scored for every
+candidate is NaN for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.infer.calibrate import Calibrator
+from dln.infer.candidates import Candidates, Pairs, Scored
+from dln.infer.score import Convention, PairScores, score_pairs
+from dln.lm.base import Target, text_of
+from dln.nn.choice import ChoiceLayer
+from dln.nn.layer import LayerInput
+from dln.nn.sequential import AnyLayer
+from dln.numerics import Floats, logsumexp
+
+__all__ = [
+    "Accuracy",
+    "ExpectedLogProb",
+    "NoiseContrastive",
+    "Objective",
+]
+
+
+class Objective(Protocol):
+    """How candidates are judged."""
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """[N, B] per-example terms."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExpectedLogProb:
+    """E_q[log p(h_l | h_{l-1}, π^n)], in nats (or nats per token under the mean convention).
+
+    Args:
+        convention: `log_prob` makes the sum over layers a part of the ELBO.
+        calibrator: how an output layer's bias and temperature follow each candidate.
+    """
+
+    convention: Convention
+    calibrator: Calibrator
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """One request to the model for all candidates and pairs."""
+        pairs = Pairs.of(candidates)
+        scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
+        layers, values = calibrated(self.calibrator, candidates.layers, scores, pairs, self.convention)
+        size = len(candidates.trace)
+        return Scored(layers, pairs.sum_by_example(values, size), _own_part(scores, pairs, size))
+
+
+@dataclass(frozen=True)
+class NoiseContrastive:
+    """InfoNCE for hidden layers: log [ p(h^k | x, π) / Σ_j p(h^j | x, π) ], weighted by q^k.
+
+    The other particles of the same example are the noise: a prompt is good if it prefers the texts
+    that the posterior prefers, whatever their probability.
+    """
+
+    convention: Convention
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """Scores all particles, those of zero weight too, since they are the noise."""
+        if candidates.is_output:
+            raise InputError("the noise-contrastive objective is for hidden layers", where="inference.hidden_objective")
+        size = len(candidates.trace)
+        inputs: list[LayerInput] = []
+        outputs: list[Target] = []
+        spans: dict[int, list[tuple[float, slice, Floats]]] = {}
+        levels = candidates.posterior.levels
+        for i in np.flatnonzero(candidates.counted):
+            below, above = levels[candidates.position][i], levels[candidates.position + 1][i]
+            for h, w in zip(below.values, below.weights, strict=True):
+                start = len(outputs)
+                inputs.extend([LayerInput(candidates.trace.x[i], text_of(h))] * len(above))
+                outputs.extend(above.values)
+                spans.setdefault(int(i), []).append((float(w), slice(start, len(outputs)), above.weights))
+        scores = score_pairs(candidates.layers, inputs, outputs)
+        values = np.where(scores.usable, scores.by(self.convention), np.nan)
+        terms = np.full((len(candidates.layers), size), np.nan)
+        for i, parts in spans.items():
+            terms[:, i] = sum(
+                w * ((values[:, span] - logsumexp(values[:, span], axis=1)[:, None]) @ v) for w, span, v in parts
+            )
+        terms[:, np.isnan(terms).any(axis=0)] = np.nan
+        pairs = Pairs.of(candidates)
+        own = score_pairs(candidates.layers[:1], pairs.inputs, pairs.outputs)
+        return Scored(candidates.layers, terms, _own_part(own, pairs, size))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The part of right answers of an output layer, for models whose log-probabilities cannot be had.
+
+    Args:
+        correct: (prediction, target) → whether it is right.
+        calibrator: as in `ExpectedLogProb`.
+    """
+
+    correct: Callable[[str, str], bool]
+    calibrator: Calibrator
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """Greedy predictions of every candidate, compared with the targets."""
+        if not candidates.is_output:
+            raise InputError("the accuracy objective is for the output layer", where="inference.hidden_objective")
+        pairs = Pairs.of(candidates)
+        size = len(candidates.trace)
+        first = candidates.layers[0]
+        layers = candidates.layers
+        own = float("nan")
+        if isinstance(first, ChoiceLayer):
+            scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
+            layers, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
+            own = _own_part(scores, pairs, size)
+            rows = [
+                [
+                    self.correct(c.text, first.names[first.index(target)])
+                    for c, target in zip(
+                        layer.draw(candidates.key, layer.normalise(masses), 0.0), pairs.outputs, strict=True
+                    )
+                ]
+                for layer, masses in zip(_choices(layers), _masses(scores), strict=True)
+            ]
+        else:
+            rows = [
+                [
+                    self.correct(c.text, text_of(target))
+                    for c, target in zip(layer.sample(candidates.key, pairs.inputs, 0.0), pairs.outputs, strict=True)
+                ]
+                for layer in layers
+            ]
+        return Scored(layers, pairs.sum_by_example(np.array(rows, dtype=np.float64), size), own)
+
+
+def calibrated(
+    calibrator: Calibrator, layers: Sequence[AnyLayer], scores: PairScores, pairs: Pairs, convention: Convention
+) -> tuple[tuple[AnyLayer, ...], Floats]:
+    """Candidates with fitted output numbers, and [N, P] their (held-out) scores; NaN where unusable."""
+    if scores.label_log_masses is None or scores.targets is None:
+        return tuple(layers), np.where(scores.usable, scores.by(convention), np.nan)
+    usable = scores.usable.all(axis=0)
+    values = np.full(scores.log_prob.shape, np.nan)
+    fitted: list[AnyLayer] = []
+    for n, (layer, masses) in enumerate(zip(_choices(layers), scores.label_log_masses, strict=True)):
+        calibration = calibrator(
+            layer, masses[usable], scores.targets[usable], pairs.weights[usable], pairs.examples[usable]
+        )
+        values[n, usable] = calibration.log_prob
+        fitted.append(calibration.layer)
+    return tuple(fitted), values
+
+
+def _own_part(scores: PairScores, pairs: Pairs, size: int) -> float:
+    """The incumbent's E_q[log p], mean over examples, as it is (no new bias), in nats."""
+    own = np.where(scores.usable[:1], scores.log_prob[:1], np.nan)
+    totals = pairs.sum_by_example(own, size)[0]
+    finite = np.isfinite(totals)
+    return float(totals[finite].mean()) if finite.any() else float("nan")
+
+
+def _choices(layers: Sequence[AnyLayer]) -> list[ChoiceLayer]:
+    return [layer for layer in layers if isinstance(layer, ChoiceLayer)]
+
+
+def _masses(scores: PairScores) -> Floats:
+    if scores.label_log_masses is None:
+        raise InputError("the output layer has no labels", where="accuracy objective")
+    return scores.label_log_masses

@@ -1,0 +1,91 @@
+"""What is taken off a candidate's objective: the trust region and the exploration reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dln.errors import InputError
+from dln.infer.candidates import Candidates
+from dln.infer.score import Convention, score_pairs
+from dln.nn.choice import ChoiceLayer
+from dln.nn.sequential import AnyLayer
+from dln.numerics import Floats, kl_divergence
+
+__all__ = ["Exploration", "Penalty", "TrustRegion"]
+
+
+class Penalty(Protocol):
+    """A number per candidate that is subtracted from its score."""
+
+    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+        """[N] penalties, given the candidates as proposed and as fitted."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """trust_factor · KL( p(y|ĥ, π^n) ‖ p(y|ĥ, π) ), output layer only: a step size (released code, not the paper).
+
+    The divergence is the mean over the batch's forward inputs, in nats; the incumbent's is zero.
+    """
+
+    trust_factor: float
+
+    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+        """[N]; zeros for hidden layers."""
+        if not candidates.is_output or self.trust_factor == 0:
+            return np.zeros(len(candidates.layers))
+        layers = [layer for layer in fitted if isinstance(layer, ChoiceLayer)]
+        incumbent = candidates.layers[0]
+        if len(layers) != len(fitted) or not isinstance(incumbent, ChoiceLayer):
+            raise InputError(
+                "the trust region compares label distributions and needs a ChoiceLayer on top",
+                where="inference.trust_factor",
+                got=self.trust_factor,
+                fix="trust_factor=0",
+            )
+        inputs = candidates.trace.inputs(candidates.position)
+        scores = score_pairs(candidates.layers, inputs, [incumbent.names[0]] * len(inputs))
+        masses = scores.label_log_masses
+        if masses is None:
+            raise InputError("the output layer returned no label scores", where="inference.trust_factor")
+        old = incumbent.normalise(masses[0])
+        divergences = np.stack([kl_divergence(new.normalise(m), old) for new, m in zip(layers, masses, strict=True)])
+        finite = np.isfinite(divergences).all(axis=0) & candidates.counted
+        if not finite.any():
+            return np.zeros(len(layers))
+        return self.trust_factor * np.asarray(divergences[:, finite].mean(axis=1), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """λ_t · log p(ĥ | x, π^n) on the examples that were answered wrongly, hidden layers only.
+
+    Subtracted from the score it rewards prompts under which the texts that led astray are unlikely.
+    λ_t falls linearly from `weight` to zero over `total_steps`.
+    """
+
+    weight: float
+    total_steps: int
+    convention: Convention
+
+    def at(self, step: int) -> float:
+        """λ_t = weight · max(0, 1 − t / total_steps)."""
+        return self.weight * max(0.0, 1.0 - step / self.total_steps)
+
+    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+        """[N]; zeros for the output layer and where everything was right."""
+        strength = self.at(candidates.step)
+        wrong = np.flatnonzero(~candidates.correct & candidates.counted)
+        if candidates.is_output or strength == 0 or not len(wrong):
+            return np.zeros(len(candidates.layers))
+        inputs = candidates.trace.inputs(candidates.position)
+        outputs = candidates.trace.outputs(candidates.position)
+        scores = score_pairs(candidates.layers, [inputs[i] for i in wrong], [outputs[i] for i in wrong])
+        usable = scores.usable.all(axis=0)
+        if not usable.any():
+            return np.zeros(len(candidates.layers))
+        return strength * np.asarray(scores.by(self.convention)[:, usable].mean(axis=1), dtype=np.float64)
