@@ -134,7 +134,9 @@ class Store:
                     Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise self._no_access(error) from error
-            connection = sqlite3.connect(self.path, self._timeout, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
             try:
                 self._prepare(connection)
             except (sqlite3.Error, DlnError):
