@@ -1,0 +1,188 @@
+"""The events of a run: one typed record per line of `events.jsonl`, which is the truth about the run.
+
+Everything else (panels, reports, listings) is rebuilt from these records; see `dln.train.event_log`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dln.train.records import ComparedRecord, ExampleRecord, HiddenRecord, LayerRecord, Record, ResultRecord
+
+__all__ = [
+    "AnyEvent",
+    "Backtracked",
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Interrupted",
+    "Resumed",
+    "Started",
+    "StepDone",
+    "Validated",
+]
+
+
+class Event(Record):
+    """What all events have.
+
+    Attributes:
+        time: seconds since 1970, when it was written. The only field that two equal runs differ in,
+            beside `seconds` and `usage`.
+    """
+
+    time: float = 0.0
+
+
+class Started(Event):
+    """The run begins.
+
+    Attributes:
+        run: id of the run.
+        task: name of the task.
+        labels: label names, null for free text.
+        train_size: examples to train on.
+        dev_size: examples to select on.
+        steps: planned steps.
+        network: layout and initial prompts, as in a network file.
+        options: resolved options.
+        versions: of the program and of what it computes with.
+        data_hash: SHA-256 of the data.
+    """
+
+    kind: Literal["started"] = "started"
+    run: str
+    task: str
+    labels: list[str] | None
+    train_size: int
+    dev_size: int
+    steps: int
+    network: dict[str, Any]
+    options: dict[str, Any]
+    versions: dict[str, str]
+    data_hash: str
+
+
+class StepDone(Event):
+    """One update.
+
+    Attributes:
+        step: 1-based number.
+        elbo: mean over the batch, in nats, before the M-step.
+        accuracy: of the batch, before the M-step.
+        excluded: examples without a usable score.
+        examples: the batch.
+        hidden: particles, per level and example.
+        layers: M-steps.
+        parameters: the network's parameters after the step (`Sequential.state_dict`).
+        usage: calls, tokens and model seconds since the start of the run.
+        seconds: wall-clock time of this step.
+    """
+
+    kind: Literal["step"] = "step"
+    step: int
+    elbo: float | None
+    accuracy: float
+    excluded: int
+    examples: list[ExampleRecord]
+    hidden: list[HiddenRecord]
+    layers: list[LayerRecord]
+    parameters: dict[str, Any]
+    usage: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Validated(Event):
+    """The dev set was measured after `step` updates (step 0: the initial network).
+
+    Attributes:
+        score: what selection looks at (higher is better).
+        select_by: what that is, "accuracy" or "log_likelihood".
+        best: whether this is the best so far.
+    """
+
+    kind: Literal["validation"] = "validation"
+    step: int
+    score: float
+    select_by: str
+    best: bool
+    result: ResultRecord
+    usage: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Backtracked(Event):
+    """No gain for `tolerance` validations: the best parameters were loaded again."""
+
+    kind: Literal["backtracked"] = "backtracked"
+    step: int
+    to_step: int
+
+
+class Interrupted(Event):
+    """The run stopped before its end and can be resumed."""
+
+    kind: Literal["interrupted"] = "interrupted"
+    step: int
+    reason: str
+
+
+class Resumed(Event):
+    """The run goes on from the checkpoint after `step`; later steps in the file are void."""
+
+    kind: Literal["resumed"] = "resumed"
+    step: int
+
+
+class Finished(Event):
+    """Training ended.
+
+    Attributes:
+        reason: "steps", "early stopping" or "budget".
+        best_step: the step whose parameters are the result.
+        score: their validation score, null without a dev set.
+        network: the result, as in a network file.
+    """
+
+    kind: Literal["finished"] = "finished"
+    step: int
+    reason: str
+    best_step: int
+    score: float | None
+    network: dict[str, Any]
+    usage: dict[str, float] = Field(default_factory=dict)
+
+
+class Evaluated(Event):
+    """A final evaluation, with the initial network on the same examples for comparison.
+
+    Attributes:
+        split: "test" or the name of a file.
+        before: the initial network.
+        after: the trained network.
+        fixed: examples that were wrong before and are right now.
+        broken: the other way round.
+        p_value: exact McNemar test of the paired outcomes (Wilcoxon's where the metric is graded).
+        difference: accuracy after − before, with its 95 % interval.
+        examples: all of them, with both predictions.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    split: str
+    before: ResultRecord | None
+    after: ResultRecord
+    fixed: int
+    broken: int
+    p_value: float | None
+    difference: tuple[float, float, float] | None
+    examples: list[ComparedRecord]
+    usage: dict[str, float] = Field(default_factory=dict)
+    seconds: float = 0.0
+
+
+AnyEvent = Annotated[
+    Started | StepDone | Validated | Backtracked | Interrupted | Resumed | Finished | Evaluated,
+    Field(discriminator="kind"),
+]

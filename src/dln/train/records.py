@@ -1,0 +1,130 @@
+"""The parts that a run's events are made of: examples, particles, candidates, results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "CandidateRecord",
+    "ComparedRecord",
+    "ExampleRecord",
+    "HiddenRecord",
+    "LayerRecord",
+    "Record",
+    "ResultRecord",
+]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown fields are an error. NaN and infinities are written as null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class ExampleRecord(Record):
+    """One example of a batch: input, wanted output, prediction, and whether that was right."""
+
+    x: str
+    y: str
+    prediction: str
+    correct: bool
+
+
+class HiddenRecord(Record):
+    """The particles of one example at one hidden level (h_1 is level 1).
+
+    Attributes:
+        level: 1 … L-1.
+        example: position in the batch.
+        forward: ĥ, the text of the forward pass.
+        texts: h^k.
+        token_ids: the ids each was drawn as, null where the engine has none.
+        sources: which proposal each comes from.
+        alpha: log p(h^k | ĥ below, π), under the run's scoring convention, null where unusable.
+        beta: log p(h* above | h^k, π above), likewise.
+        weights: q^k; they sum to one.
+        ess: effective sample size, equal texts counted as one.
+    """
+
+    level: int
+    example: int
+    forward: str
+    texts: list[str]
+    token_ids: list[list[int] | None]
+    sources: list[str]
+    alpha: list[float | None]
+    beta: list[float | None]
+    weights: list[float | None]
+    ess: float
+
+
+class CandidateRecord(Record):
+    """One candidate prompt of an M-step (prompts as in network files)."""
+
+    prompt: dict[str, Any]
+    source: str
+    detail: str = ""
+    objective: float | None
+    penalty: float
+    score: float | None
+    bias: list[float] | None = None
+    temperature: float | None = None
+
+
+class LayerRecord(Record):
+    """One M-step: candidate 0 is the incumbent; `winner` is the position of the chosen one.
+
+    Attributes:
+        layer: 0-based position.
+        examples: how many examples the scores are a mean of.
+        dropped: screened-out proposals by reason.
+    """
+
+    layer: int
+    candidates: list[CandidateRecord]
+    winner: int
+    examples: int
+    dropped: dict[str, int]
+
+
+class ResultRecord(Record):
+    """An evaluation in numbers.
+
+    Attributes:
+        n: examples.
+        accuracy: mean metric.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        balanced_accuracy: mean of the per-class accuracies, null for free text.
+        log_likelihood: mean log p(y|x) of the network, in nats, null for free text.
+        label_mass: mean mass on all labels before normalising, null for free text.
+        per_class: per label, {"n", "correct", "predicted"}.
+        confusion: confusion[target][prediction] counts; predictions that are no label under "".
+        unscored: examples without a usable score; they count as wrong.
+    """
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float | None = None
+    log_likelihood: float | None = None
+    label_mass: float | None = None
+    per_class: dict[str, dict[str, int]] = Field(default_factory=dict)
+    confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
+    unscored: int = 0
+
+
+class ComparedRecord(Record):
+    """One example under both networks; `before` is null where only one was evaluated."""
+
+    x: str
+    y: str
+    before: str | None
+    after: str
+    before_correct: bool | None
+    after_correct: bool
+    hidden: list[str] = Field(default_factory=list)
+    probability: float | None = None
