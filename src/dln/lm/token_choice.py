@@ -1,0 +1,123 @@
+"""One token from one row of logits: a draw that batch noise cannot change unnoticed.
+
+The same prefix gives logits that differ in their last bits between batches of different shape, because
+floating-point sums are taken in another order. A draw must depend on (context, options, seed) alone, so a
+choice is made together with the answer to whether such noise could have changed it:
+
+    token = argmin_i  E_i / p_i,   E_i ~ Exp(1),   p = softmax(logits / T) within the top-p nucleus
+
+(an exponential race, the Gumbel-max trick without the logarithms; at temperature 0 simply the largest
+logit). The E_i come from a counter-based generator keyed by (seed, position) and depend on nothing else. If
+another token comes within the tolerance of the winner, or the winner is not surely inside the nucleus, the
+choice is *close*, and the caller settles it on the logits of a forward of this prefix alone, which are a
+function of the prefix only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dln.lm.base import Sampling
+from dln.numerics import Floats, log_softmax, logsumexp
+
+__all__ = ["TokenChoice", "choose", "exponentials"]
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """A chosen token.
+
+    Attributes:
+        token: its id.
+        log_prob: log p under the model at temperature 1, in nats.
+        sampling_log_prob: log p under the distribution drawn from; 0 at temperature 0.
+        close: whether noise below the tolerance could have led to another token.
+    """
+
+    token: int
+    log_prob: float
+    sampling_log_prob: float
+    close: bool
+
+
+def choose(logits: Floats, sampling: Sampling, seed: int, position: int, tolerance: float) -> TokenChoice:
+    """The token at `position` of the draw `seed`.
+
+    Args:
+        logits: [V] unnormalised log-probabilities.
+        sampling: temperature and top_p.
+        seed: the draw's seed; without effect at temperature 0.
+        position: index of the token within the draw, from 0.
+        tolerance: largest difference of a logit between two batch shapes; 0 settles a close choice.
+    """
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        # NaN or +inf is no distribution to draw from: the score says so, and callers exclude the draw.
+        return TokenChoice(best, float("nan"), float("nan"), close=False)
+    if sampling.temperature == 0:
+        # Two logits may each move by the tolerance, towards one another.
+        close = tolerance > 0 and bool(np.count_nonzero(logits >= logits[best] - 2 * tolerance) > 1)
+        return TokenChoice(best, float(logits[best] - logsumexp(logits)), 0.0, close)
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to exp(−inf) = 0
+        log_p = log_softmax((logits - logits[best]) / sampling.temperature)
+        noise = min(2 * tolerance / sampling.temperature, 50.0)
+    sure, possible, log_kept = _nucleus(log_p, sampling.top_p, noise)
+    with np.errstate(divide="ignore"):
+        race = np.where(possible, exponentials(seed, position, len(log_p)) / np.exp(log_p), np.inf)
+    winner = int(np.argmin(race))
+    rivals = np.count_nonzero(race <= race[winner] * np.exp(noise)) > 1
+    return TokenChoice(
+        winner,
+        float(logits[winner] - logsumexp(logits)),
+        min(0.0, float(log_p[winner]) - log_kept),
+        close=tolerance > 0 and bool(rivals or not sure[winner]),
+    )
+
+
+def exponentials(seed: int, position: int, count: int) -> Floats:
+    """`count` independent Exp(1) variables, a function of (seed, position) and their index alone.
+
+    SplitMix64 started from a hash of (seed, position): the i-th value is mix(start + (i + 1) γ), so it
+    needs no state and is computed for all i at once.
+    """
+    digest = hashlib.blake2b(repr((seed, position)).encode(), digest_size=8).digest()
+    start = np.uint64(int.from_bytes(digest, "little"))
+    x = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # wraps, as it should
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    uniform = ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # strictly inside (0, 1)
+    return -np.log(uniform)
+
+
+def _nucleus(log_p: Floats, top_p: float, noise: float) -> tuple[Mask, Mask, float]:
+    """Tokens surely and possibly kept by top_p when each log p may be off by `noise`, and log Σ p kept.
+
+    A token is kept if the mass of the tokens before it, in falling order, is below top_p.
+    """
+    everything = np.ones(len(log_p), dtype=np.bool_)
+    if top_p >= 1:
+        return everything, everything, 0.0
+    # Tokens of p ≤ (1 − top_p) / 2V hold less than half of what is cut: none is kept, nor needs sorting.
+    floor = np.log((1 - top_p) / (2 * len(log_p))) - 2 * noise
+    candidates = np.flatnonzero(log_p >= floor)
+    order = candidates[np.argsort(-log_p[candidates], kind="stable")]
+    falling = -log_p[order]
+    p = np.exp(-falling)
+    before = np.concatenate([[0.0], np.cumsum(p)])
+    kept = before[:-1] < top_p
+    log_kept = float(np.log(p[kept].sum()))
+    sure, possible = np.zeros_like(everything), np.zeros_like(everything)
+    if noise == 0:
+        sure[order] = possible[order] = kept
+        return sure, possible, log_kept
+    most = (before[np.searchsorted(falling, falling + noise, side="right")] - p) * np.exp(noise)
+    least = before[np.searchsorted(falling, falling - noise, side="left")] * np.exp(-noise)
+    sure[order], possible[order] = most < top_p, least < top_p
+    return sure, possible, log_kept

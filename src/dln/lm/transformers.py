@@ -1,0 +1,228 @@
+"""The in-process engine: any causal language model that transformers can load, on the CPU or on CUDA.
+
+    log p(target | context) = Σ_t log p(token_t | encode(context) ⧺ tokens before t)
+
+The context is encoded as the model wants it, the target alone, and the ids are concatenated (see `tokens`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from dln.errors import ContextLengthError, InputError
+from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
+from dln.lm.decoding import DrawRequest, decode
+from dln.lm.labels import LabelTrie
+from dln.lm.network import Network, Query
+from dln.lm.tokens import Codec
+from dln.numerics import Floats
+
+__all__ = ["TransformersLM"]
+
+ENGINE_VERSION = "1"
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TransformersLM:
+    """A language model in this process.
+
+    Args:
+        name: the string that `load_lm` takes to give this model again.
+        checkpoint: the weights and the tokenizer; siblings share it.
+        chat: whether a context is wrapped as one user turn, and the assistant's turn drawn or scored.
+        batch_tokens: padded tokens per forward when scoring; more is faster on CUDA, and takes more memory.
+        batch_rows: draws side by side. Neither changes a draw.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    chat: bool = False
+    batch_tokens: int = 4096
+    batch_rows: int = 32
+
+    def __post_init__(self) -> None:
+        for option, value in (("batch_tokens", self.batch_tokens), ("batch_rows", self.batch_rows)):
+            if value < 1:
+                raise InputError("must be ≥ 1", where=option, got=value)
+        if self.chat and not self.codec.has_chat:
+            raise InputError(
+                "this model has no chat template", where=self.name, fix="use it as a completion model (chat=False)"
+            )
+
+    @classmethod
+    def load(
+        cls, source: Source, *, name: str, chat: bool = False, batch_tokens: int = 4096, batch_rows: int = 32
+    ) -> TransformersLM:
+        """Load a folder, GGUF file or hub id; see `Source` for device and dtype, the class for the options."""
+        return cls(name, load_checkpoint(source), chat, batch_tokens, batch_rows)
+
+    def with_chat(self, chat: bool) -> TransformersLM:
+        """The same weights as a chat model or as a completion model; ids drawn by one can be scored by the other."""
+        name = self.name.removesuffix(":chat") + (":chat" if chat else "")
+        return replace(self, name=name, chat=chat)
+
+    @property
+    def network(self) -> Network:
+        """The model's forwards."""
+        return self.checkpoint.network
+
+    @property
+    def codec(self) -> Codec:
+        """The model's tokenizer."""
+        return self.checkpoint.codec
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything, up to the model's context length."""
+        return Capabilities(
+            scores_targets=True,
+            scores_labels=True,
+            token_ids=True,
+            chat=self.chat,
+            context_length=self.network.context_length,
+        )
+
+    @property
+    def tokens_id(self) -> str:
+        """Identity of weights and tokenizer, which siblings with and without chat share.
+
+        The fingerprint begins with it. A completion drawn by a model with the same `tokens_id` is scored on
+        its ids, whatever its chat flag, dtype or device.
+        """
+        return f"transformers:{self.network.identity[:32]}"
+
+    @property
+    def diagnostics(self) -> dict[str, int]:
+        """Counts since loading, shared by siblings: forwards, tokens fed, token choices, close choices, OOM splits."""
+        return asdict(self.network.counters)
+
+    def fingerprint(self) -> str:
+        """Content of the model's files, then dtype, device type, chat or completion, and engine version."""
+        kind = "chat" if self.chat else "completion"
+        return f"{self.tokens_id}:{self.network.dtype}:{self.network.device.type}:{kind}:{ENGINE_VERSION}"
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as a target, without special tokens."""
+        return len(self.codec.target_ids(text))
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p of each target's tokens given its context, pair by pair; an empty target has no values.
+
+        Raises:
+            ContextLengthError: a request is longer than the model's context; nothing has been computed then.
+        """
+        _check_lengths("targets", contexts, targets)
+        pairs = [(self._context(c), self._target(t)) for c, t in zip(contexts, targets, strict=True)]
+        self._check_fits([len(context) + len(target) for context, target in pairs], "context and target")
+        asked = [i for i, (_, target) in enumerate(pairs) if target]
+        queries: list[Query] = []
+        for context, target in (pairs[i] for i in asked):
+            positions = tuple(range(len(context) - 1, len(context) + len(target) - 1))
+            queries.append(Query((*context, *target[:-1]), positions, tuple((token,) for token in target)))
+        values = [np.zeros(0)] * len(pairs)
+        for i, answer in zip(asked, self.network.answer(queries, self.batch_tokens), strict=True):
+            values[i] = answer.log_probs
+        return [
+            TokenLogProbs(value, self._text_tokens(target, len(ids)))
+            for value, target, (_, ids) in zip(values, targets, pairs, strict=True)
+        ]
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """[N, C] log-mass of each label over the label trie; rows sum to ≤ 1.
+
+        One-token labels of which none begins another cost one forward row per context.
+
+        Raises:
+            InputError: an empty label, or two labels that are the same tokens.
+            ContextLengthError: a request is longer than the model's context; nothing has been computed then.
+        """
+        trie = LabelTrie.build(labels, [self.codec.target_ids(label) for label in labels])
+        encoded = [self._context(context) for context in contexts]
+        longest = max(map(len, trie.ids))
+        self._check_fits([len(context) + longest for context in encoded], "context and longest label")
+        owned: list[list[Ids]] = [[] for _ in trie.paths]
+        for prefix in trie.children:
+            owned[trie.owner(prefix)].append(prefix)
+        queries = [
+            Query(
+                (*context, *path),
+                tuple(len(context) - 1 + len(prefix) for prefix in prefixes),
+                tuple(trie.children[prefix] for prefix in prefixes),
+                rest=True,
+            )
+            for context in encoded
+            for path, prefixes in zip(trie.paths, owned, strict=True)
+        ]
+        answers = iter(self.network.answer(queries, self.batch_tokens))
+        masses = np.zeros((len(encoded), len(labels)))
+        for row in masses:
+            log_probs: dict[Ids, Floats] = {}
+            log_rest: dict[Ids, float] = {}
+            for prefixes in owned:
+                answer = next(answers)
+                cuts = np.cumsum([len(trie.children[prefix]) for prefix in prefixes])[:-1]
+                log_probs.update(zip(prefixes, np.split(answer.log_probs, cuts), strict=True))
+                log_rest.update(zip(prefixes, map(float, answer.rest), strict=True))
+            row[:] = trie.log_masses(log_probs, log_rest)
+        return masses
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One draw per context; a draw depends on (context, sampling, seed) alone.
+
+        Raises:
+            ContextLengthError: a context and `max_tokens` exceed the model's context; nothing has been drawn then.
+        """
+        _check_lengths("seeds", contexts, seeds)
+        prompts = [self._context(context) for context in contexts]
+        self._check_fits([len(prompt) + sampling.max_tokens for prompt in prompts], "context and max_tokens")
+        return decode(
+            self.network,
+            self.codec,
+            [DrawRequest(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)],
+            sampling,
+            batch_rows=self.batch_rows,
+            batch_tokens=4 * self.batch_tokens,
+            model=self.fingerprint(),
+        )
+
+    def _context(self, context: str) -> Ids:
+        return self.codec.context_ids(context, self.chat)
+
+    def _owns(self, target: Completion) -> bool:
+        return target.token_ids is not None and target.model.startswith(f"{self.tokens_id}:")
+
+    def _target(self, target: Target) -> Ids:
+        if isinstance(target, Completion):
+            ids = target.token_ids
+            return ids if ids is not None and self._owns(target) else self.codec.target_ids(target.text)
+        return self.codec.target_ids(target)
+
+    def _text_tokens(self, target: Target, count: int) -> int:
+        if isinstance(target, Completion) and self._owns(target) and target.text_tokens is not None:
+            return min(target.text_tokens, count)
+        return count
+
+    def _check_fits(self, lengths: Sequence[int], what: str) -> None:
+        limit = self.network.context_length
+        for index, length in enumerate(lengths):
+            if limit is not None and length > limit:
+                raise ContextLengthError(
+                    f"{what} are longer than this model's context",
+                    where=f"request {index}",
+                    got=f"{length} tokens",
+                    expected=f"at most {limit} tokens",
+                    fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
+                )
+
+
+def _check_lengths(what: str, contexts: Sequence[str], others: Sequence[object]) -> None:
+    if len(contexts) != len(others):
+        raise InputError(
+            f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
+        )

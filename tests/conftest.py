@@ -1,0 +1,109 @@
+"""Fixtures that load something: the embedded model, a tiny random one, and the paper's data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dln.errors import ProviderError
+
+if TYPE_CHECKING:
+    from dln.lm.transformers import TransformersLM
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CORPUS = [
+    "the cat sat on the mat and the dog sat on the log",
+    "Input: a thriller without thrills\nLabel: negative",
+    "who is the president of the united states? yes or no, yes no, number 12 345",
+]
+
+
+def build_tiny_model(folder: Path, *, seed: int = 0, context_length: int = 256) -> Path:
+    """Write a random two-layer Llama with a small byte-level tokenizer as a safetensors folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|eos|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",  # noqa: S106 - a token of text
+        eos_token="<|eos|>",  # noqa: S106 - a token of text
+        additional_special_tokens=special[2:],
+        chat_template=CHAT_TEMPLATE,
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context_length,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        initializer_range=0.15,  # spreads the logits, so that tokens differ in probability
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_folder: Path) -> TransformersLM:
+    """A tiny random model, loaded as any folder is."""
+    from dln.lm.checkpoint import Source
+    from dln.lm.transformers import TransformersLM
+
+    return TransformersLM.load(Source(str(tiny_folder), device="cpu"), name=f"hf/{tiny_folder}")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[TransformersLM]:
+    """The embedded model as a completion model, fetched once where that is possible."""
+    from dln.lm.load import load_lm
+    from dln.lm.transformers import TransformersLM
+
+    try:
+        lm = load_lm("smollm2", device="cpu")
+    except ProviderError as error:
+        pytest.skip(f"the embedded model cannot be had: {error}")
+    assert isinstance(lm, TransformersLM)
+    yield lm
+
+
+@pytest.fixture(scope="session")
+def paper_data() -> Path:
+    """The directory of the paper's data: `DLN_PAPER_DATA`, or `../shared/data` beside the checkout."""
+    chosen = os.environ.get("DLN_PAPER_DATA")
+    folder = Path(chosen) if chosen else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the paper's data is not at {folder}; set DLN_PAPER_DATA to its directory")
+    return folder
