@@ -72,6 +72,7 @@ def build(
     max_prompt_tokens: int = 256,
     include_forward: bool = True,
     rewrite_only_wrong: bool = False,
+    reservoir: int = 256,
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
 ) -> VariationalInference:
     """The algorithm from its decisions, each with a plain default.
@@ -101,6 +102,7 @@ def build(
         ),
         correct=correct,
         rewrite_only_wrong=rewrite_only_wrong,
+        reservoir=reservoir,
     )
 
 

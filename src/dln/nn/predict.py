@@ -14,7 +14,7 @@ from dln.nn.choice import ChoiceLayer
 from dln.nn.layer import LanguageLayer, LayerInput
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "label_prediction", "predict"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ def predict(
     last = layers[-1]
     if isinstance(last, ChoiceLayer):
         masses = last.label_log_masses(last.contexts(rows)).reshape(len(x), draws, len(last.labels))
-        return [_from_labels(last, m, g) for m, g in zip(masses, groups, strict=True)]
+        return [label_prediction(last, m, g) for m, g in zip(masses, groups, strict=True)]
     answers = last.sample(key.child("layer", len(layers) - 1), rows, temperature)
     return [_from_texts([a.text for a in answers[i * draws : (i + 1) * draws]], groups[i]) for i in range(len(x))]
 
 
-def _from_labels(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...]) -> Prediction:
+def label_prediction(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...]) -> Prediction:
+    """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats."""
     # a draw without a finite score says nothing about the label: it is left out of the mean
     usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
     if not usable.any():

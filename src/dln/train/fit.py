@@ -1,0 +1,298 @@
+"""The training loop: step, record, save, until done. Everything random is derived from (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dln.data import Dataset, Metric, exact_match
+from dln.errors import BudgetReached, DlnError, InputError
+from dln.infer import vi
+from dln.lm.base import LanguageModel
+from dln.lm.metered import Meter
+from dln.nn import Sequential
+from dln.nn.saving import network_to_json
+from dln.schema import dump
+from dln.train.assemble import algorithm, calibrator
+from dln.train.evaluate import judge
+from dln.train.events import Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
+from dln.train.options import Options, resolve_options
+from dln.train.progress import Progress, Recipe, advance, measure
+from dln.train.run import Run
+
+__all__ = ["Callback", "FitResult", "fit"]
+
+Callback = Callable[[Event], None]
+"""Sees every event right after it was written."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training returns.
+
+    Attributes:
+        network: the best network by validation (the last one without a dev set).
+        initial: the network that training started from.
+        best_step: the step it is from; 0 means that nothing better was found.
+        score: its validation score, NaN without a dev set.
+        reason: why training ended: "steps", "early stopping" or "budget".
+        steps: updates done.
+        run_dir: the run directory, if there is one.
+    """
+
+    network: Sequential
+    initial: Sequential
+    best_step: int
+    score: float
+    reason: str
+    steps: int
+    run_dir: Path | None = None
+
+
+def fit(
+    network: Sequential,
+    train: Dataset,
+    dev: Dataset | None = None,
+    *,
+    preset: str = "default",
+    steps: int | None = None,
+    seed: int | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    options: Options | Mapping[str, Any] | None = None,
+    metric: Metric = exact_match,
+    callbacks: Sequence[Callback] = (),
+    prompt_lm: LanguageModel | None = None,
+    hidden_lm: LanguageModel | None = None,
+    meter: Meter | None = None,
+    task: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Train the prompts of `network`.
+
+    Args:
+        network: the layers with their initial prompts.
+        train: labelled examples to learn from.
+        dev: labelled examples to select by; without them the last network is returned.
+        preset: named options, "default" or "paper".
+        steps: updates; overrides the option.
+        seed: of everything random; overrides the option.
+        run_dir: where events, checkpoints and the result go; None keeps nothing.
+        resume: go on with the run in `run_dir` instead of starting one.
+        options: an `Options`, or changes to the preset as nested dictionaries.
+        metric: (prediction, target) → 0 to 1; right is ≥ 0.5.
+        callbacks: called with each event.
+        prompt_lm: the model that proposes prompts; default each layer's own.
+        hidden_lm: the model of the "edit" proposal; default each layer's own.
+        meter: whose usage is written into the events.
+        task: a name for reports.
+        config: what the command line needs to build the same run again; kept in run.yaml.
+
+    Raises:
+        InputError: options, data and network do not fit together, or the run cannot be written.
+        RunFailed: not one example of a batch could be scored.
+        KeyboardInterrupt: passed on, after the run was left resumable.
+    """
+    chosen = options if isinstance(options, Options) else resolve_options(preset, dict(options or {}))
+    overrides = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
+    chosen = chosen.model_copy(update=overrides)
+    _check(network, train, dev)
+    score = judge(metric, network.labels)
+    recipe = Recipe(
+        algorithm=algorithm(chosen, lambda p, y: score(p, y) >= 0.5, prompt_lm=prompt_lm, hidden_lm=hidden_lm),
+        calibrator=calibrator(chosen.inference),
+        options=chosen,
+        train=train,
+        dev=dev,
+        metric=metric,
+    )
+    meta = _meta(network, train, dev, chosen, metric, task, config)
+    with ExitStack() as stack:
+        run, progress = _open(stack, network, run_dir, resume, meta)
+        emit = _emitter(run, callbacks, meter)
+        if progress is None:
+            emit(_started(run_dir, network, train, dev, chosen, task, meta))
+        elif resume:
+            emit(Resumed(step=progress.state.step))
+        return _loop(network, progress, recipe, run, emit, meter)
+
+
+def _loop(
+    network: Sequential,
+    progress: Progress | None,
+    recipe: Recipe,
+    run: Run | None,
+    emit: Callable[..., None],
+    meter: Meter | None,
+) -> FitResult:
+    reason: str | None = None
+    current = progress or Progress(vi.init(network))
+    try:
+        if progress is None:
+            current, events = measure(current, recipe)
+            _commit(current, events, run, emit)
+        while (reason := current.done(recipe.options)) is None:
+            started = time.perf_counter()
+            current, events = advance(current, recipe)
+            _commit(current, events, run, emit, time.perf_counter() - started)
+    except BudgetReached:
+        reason = "budget"
+    except (KeyboardInterrupt, DlnError) as error:
+        emit(Interrupted(step=current.state.step, reason=str(error) or "interrupted by the user"))
+        raise
+    best = current.result
+    score = None if best.score != best.score else best.score  # NaN: there was no dev set
+    if run is not None:
+        run.save_network(best.network, {"run": run.path.name, "best_step": best.step, "dev_score": score})
+    emit(
+        Finished(
+            step=current.state.step,
+            reason=reason,
+            best_step=best.step,
+            score=score,
+            network=network_to_json(best.network),
+            usage=_usage(meter),
+        )
+    )
+    return FitResult(
+        best.network, network, best.step, best.score, reason, current.state.step, None if run is None else run.path
+    )
+
+
+def _commit(
+    progress: Progress, events: list[Event], run: Run | None, emit: Callable[..., None], seconds: float = 0.0
+) -> None:
+    """Events first, then the checkpoint: a kill in between repeats the step, it never loses one."""
+    emit(*(e.model_copy(update={"seconds": seconds}) if isinstance(e, StepDone) else e for e in events))
+    if run is not None:
+        run.save_checkpoint(progress.to_json())
+
+
+def _emitter(run: Run | None, callbacks: Sequence[Callback], meter: Meter | None) -> Callable[..., None]:
+    def emit(*events: Event) -> None:
+        stamped = [
+            e.model_copy(update={"usage": _usage(meter)}) if isinstance(e, StepDone | Validated) else e for e in events
+        ]
+        if run is not None:
+            run.append(*stamped)
+        for event in stamped:
+            for callback in callbacks:
+                callback(event)
+
+    return emit
+
+
+def _open(
+    stack: ExitStack, network: Sequential, run_dir: str | Path | None, resume: bool, meta: dict[str, Any]
+) -> tuple[Run | None, Progress | None]:
+    if run_dir is None:
+        if resume:
+            raise InputError("there is nothing to resume without a run directory", where="run_dir")
+        return None, None
+    if not resume:
+        return stack.enter_context(Run.create(run_dir, meta)), None
+    run = stack.enter_context(Run.open(run_dir))
+    _same(run, meta)
+    saved = run.load_checkpoint()
+    return run, None if saved is None else Progress.from_json(saved, network)
+
+
+def _same(run: Run, meta: Mapping[str, Any]) -> None:
+    """A resumed run must compute with what it began with.
+
+    Raises:
+        InputError: naming what has changed.
+    """
+    before = run.meta
+    for name in ("options", "data_hash", "network", "models"):
+        if before.get(name) != meta[name]:
+            raise InputError(
+                f"the run cannot be resumed: its {name.replace('_', ' ')} has changed",
+                where=run.path,
+                got=meta[name] if name in {"data_hash", "models"} else "another value than in run.yaml",
+                expected=before.get(name) if name in {"data_hash", "models"} else None,
+                fix="restore what it was, or start a new run",
+            )
+
+
+def _check(network: Sequential, train: Dataset, dev: Dataset | None) -> None:
+    for name, dataset in (("train", train), ("dev", dev)):
+        if dataset is None:
+            continue
+        if not len(dataset):
+            raise InputError("there are no examples", where=name)
+        unknown = sorted(set(dataset.targets) - set(network.labels or dataset.targets))
+        if unknown:
+            raise InputError(
+                "the data has targets that the network does not know",
+                where=name,
+                got=unknown[:10],
+                expected=list(network.labels or ()),
+            )
+
+
+def _meta(
+    network: Sequential,
+    train: Dataset,
+    dev: Dataset | None,
+    options: Options,
+    metric: Metric,
+    task: str,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    content = "".join(d.content_hash() for d in (train, dev) if d is not None)
+    return {
+        "schema": 1,
+        "task": task or train.name,
+        "config": dict(config or {}),
+        "metric": metric.name,
+        "options": options.model_dump(mode="json"),
+        "network": network_to_json(network),
+        "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
+        "data_hash": hashlib.sha256(content.encode()).hexdigest(),
+        "versions": _versions(),
+    }
+
+
+def _started(
+    run_dir: str | Path | None,
+    network: Sequential,
+    train: Dataset,
+    dev: Dataset | None,
+    options: Options,
+    task: str,
+    meta: Mapping[str, Any],
+) -> Started:
+    return Started(
+        run=Path(run_dir).name if run_dir is not None else "unsaved",
+        task=task or train.name,
+        labels=None if network.labels is None else list(network.labels),
+        train_size=len(train),
+        dev_size=0 if dev is None else len(dev),
+        steps=options.steps,
+        network=meta["network"],
+        options=meta["options"],
+        versions=meta["versions"],
+        data_hash=meta["data_hash"],
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("dln", "numpy", "scipy", "torch", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _usage(meter: Meter | None) -> dict[str, float]:
+    return {} if meter is None else dump(meter.snapshot())

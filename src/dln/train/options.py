@@ -1,0 +1,155 @@
+"""The options of training, as one validated value; presets are named sets of them.
+
+`preset="paper"` reproduces the choices of the paper; every departure of the default from it is a named
+option here, with its reason in `docs/design.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dln.errors import InputError
+
+__all__ = ["PRESETS", "InferenceOptions", "Options", "resolve_options"]
+
+HiddenSource = Literal["prior", "labelled_prior", "edit"]
+PromptSource = Literal["rewrite", "sequence", "demonstrations"]
+Term = Literal["likelihood", "prior", "minus_proposal", "mutual_information"]
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class InferenceOptions(Strict):
+    """What happens within one step."""
+
+    num_hidden: int = Field(5, ge=1, description="K: hidden texts proposed per example")
+    num_prompts: int = Field(8, ge=1, description="N: prompts proposed per layer and step")
+    score: Literal["log_prob", "mean_token_log_prob"] = Field(
+        "log_prob", description="sum over target tokens (an ELBO), or the paper's mean per token"
+    )
+    posterior_terms: tuple[Term, ...] = Field(
+        ("likelihood", "prior", "minus_proposal"), min_length=1, description="what log w is the sum of"
+    )
+    posterior_temp: float = Field(1.0, gt=0, description="posterior sharpening: log w is divided by it")
+    mutual_information: float = Field(1.0, ge=0, description="weight of the mutual-information term, where used")
+    argmax_only: bool = Field(False, description="all posterior weight on the heaviest hidden text")
+    include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
+    rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
+    hidden_proposals: tuple[HiddenSource, ...] = Field(
+        ("prior", "labelled_prior"), min_length=1, description="where hidden texts are proposed from, in equal parts"
+    )
+    hidden_temperature: float = Field(0.7, gt=0, description="sampling temperature of hidden proposals")
+    prompt_proposals: dict[PromptSource, Annotated[float, Field(gt=0)]] = Field(
+        {"demonstrations": 3.0, "rewrite": 1.0}, min_length=1, description="where prompts come from, with their shares"
+    )
+    prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
+    prompt_tokens: int = Field(64, ge=8, description="longest answer of the proposing model, in tokens")
+    max_prompt_tokens: int = Field(256, ge=1, description="longer instructions are dropped, in tokens")
+    backward_template: str = Field("backward", description="template of rewrites: name, name@version or path")
+    sequence_template: str = Field("backward_sequence", description="template that asks for several prompts at once")
+    sequence_count: int = Field(3, ge=1, description="prompts per answer of the sequence proposal")
+    held_out_half: bool = Field(False, description="each proposal sees a random half of the batch (held-out ranking)")
+    backward_examples: int = Field(10, ge=1, description="at most this many examples in a backward prompt")
+    demonstrations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (6, 12), min_length=1, description="how many demonstrations a candidate has, drawn from these"
+    )
+    output_objective: Literal["log_prob", "accuracy"] = Field("log_prob", description="ranks output-layer candidates")
+    hidden_objective: Literal["log_prob", "nce"] = Field("log_prob", description="ranks hidden-layer candidates")
+    output_layer: Literal["fitted", "fixed"] = Field(
+        "fitted", description="fit the output layer's bias and temperature with each candidate, or leave them"
+    )
+    bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")
+    trust_factor: float = Field(0.0, ge=0, description="weight of KL(new ‖ old) at the output layer")
+    exploration: float = Field(0.0, ge=0, description="λ of the exploration reward at step 0, annealed to 0")
+    select: Literal["best", "margin"] = Field("best", description="best score, or a lead that is not noise")
+    margin: float = Field(1.0, ge=0, description="standard errors of lead that `select=margin` asks for")
+    layer_steps: int | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        1, description="M-steps per layer and update: one number, or one per layer; 0 freezes a layer"
+    )
+    reservoir: int = Field(256, ge=0, description="worked examples kept per layer of a deep network")
+
+
+class Options(Strict):
+    """What happens from step to step."""
+
+    preset: str = Field("default", description="the named set these options started from")
+    steps: int = Field(20, ge=0, description="updates")
+    batch_size: int = Field(20, ge=1, description="examples per update")
+    balanced: bool = Field(True, description="equal classes within a batch")
+    seed: int = Field(13, description="seed of everything random")
+    val_every: int = Field(2, ge=1, description="updates between validations")
+    select_by: Literal["accuracy", "log_likelihood"] = Field(
+        "log_likelihood", description="validation score of networks with labels (others go by accuracy)"
+    )
+    memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
+    tolerance: int | None = Field(
+        2, ge=1, description="validations without gain before going back to the best; null: never"
+    )
+    patience: int | None = Field(None, ge=1, description="validations without gain before stopping; null: never")
+    inference: InferenceOptions = Field(default_factory=lambda: InferenceOptions.model_validate({}))
+
+
+PAPER: dict[str, Any] = {
+    "preset": "paper",
+    "steps": 20,
+    "batch_size": 20,
+    "select_by": "accuracy",
+    "memory": 2,
+    "tolerance": 2,
+    "inference": {
+        "num_hidden": 5,
+        "num_prompts": 20,
+        "score": "mean_token_log_prob",
+        "posterior_terms": ["likelihood", "prior"],
+        "hidden_proposals": ["prior", "labelled_prior"],
+        "prompt_proposals": {"rewrite": 1.0},
+        "prompt_tokens": 256,
+        "backward_template": "backward_student",
+        "held_out_half": True,
+        "backward_examples": 20,
+        "output_layer": "fixed",
+        "exploration": 0.5,
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"default": {"preset": "default"}, "paper": PAPER}
+
+
+def resolve_options(preset: str = "default", *changes: dict[str, Any]) -> Options:
+    """The preset with changes on top, later ones over earlier ones; nested dictionaries are merged.
+
+    Raises:
+        InputError: an unknown preset or option, or a value that is not possible.
+    """
+    if preset not in PRESETS:
+        raise InputError("there is no such preset", where="preset", got=preset, expected=", ".join(PRESETS))
+    merged: dict[str, Any] = {}
+    for layer in (PRESETS[preset], *changes):
+        merged = _merge(merged, layer)
+    try:
+        return Options.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = InferenceOptions.model_fields if place.startswith("inference.") else Options.model_fields
+        raise InputError(
+            f"this option is not possible: {first['msg']}",
+            where=place,
+            got=first["input"],
+            expected=", ".join(known) if first["type"] == "extra_forbidden" else None,
+        ) from error
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        # shares of proposals are one value: naming some of them drops the others
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "prompt_proposals"
+        merged[key] = _merge(base[key], cast(dict[str, Any], value)) if nested else value
+    return merged

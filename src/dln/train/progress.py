@@ -1,0 +1,149 @@
+"""Where a training run stands, and the pure function that takes it one step further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dln.data import Dataset, Metric, batch_indices
+from dln.infer import vi
+from dln.infer.calibrate import Calibrator
+from dln.infer.memory import Reservoir, Snapshot, remember
+from dln.keys import Key
+from dln.nn import Sequential, load_state_dict
+from dln.schema import dump, parse
+from dln.train.events import Backtracked, Event, Validated
+from dln.train.options import Options
+from dln.train.record import step_event
+from dln.train.validate import validate
+
+__all__ = ["Progress", "Recipe", "advance", "measure"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays the same from step to step."""
+
+    algorithm: vi.VariationalInference
+    calibrator: Calibrator
+    options: Options
+    train: Dataset
+    dev: Dataset | None
+    metric: Metric
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """A run between two steps.
+
+    Attributes:
+        state: of the inference.
+        best: the best network by validation; None before the first one.
+        last_gain: validations since the best or since the last return to it.
+        stale: validations since the best.
+    """
+
+    state: vi.State
+    best: Snapshot | None = None
+    last_gain: int = 0
+    stale: int = 0
+
+    @property
+    def result(self) -> Snapshot:
+        """The network that training would return now."""
+        return self.best or Snapshot(self.state.network, float("nan"), self.state.step)
+
+    def done(self, options: Options) -> str | None:
+        """Why training is over, or None."""
+        if options.patience is not None and self.stale >= options.patience:
+            return "early stopping"
+        return "steps" if self.state.step >= options.steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the checkpoint: parameters only, the layout is the run's."""
+        return {
+            "step": self.state.step,
+            "parameters": self.state.network.state_dict(),
+            "memory": [_snapshot_to_json(s) for s in self.state.memory],
+            "reservoir": dump(self.state.reservoir),
+            "best": None if self.best is None else _snapshot_to_json(self.best),
+            "last_gain": self.last_gain,
+            "stale": self.stale,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], layout: Sequential) -> Progress:
+        """The inverse of `to_json` for a network of the same layout."""
+        state = vi.State(
+            network=load_state_dict(layout, data["parameters"]),
+            step=int(data["step"]),
+            memory=tuple(_snapshot_from_json(row, layout) for row in data["memory"]),
+            reservoir=parse(Reservoir, data["reservoir"], "checkpoint.reservoir"),
+        )
+        best = None if data["best"] is None else _snapshot_from_json(data["best"], layout)
+        return cls(state, best, int(data["last_gain"]), int(data["stale"]))
+
+
+def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
+    """One update, and a validation where one is due; everything is derived from (seed, step)."""
+    options, state = recipe.options, progress.state
+    key = Key(options.seed).child("step", state.step)
+    state, info = vi.update(state, _batch(recipe, key), key, recipe.algorithm)
+    events: list[Event] = [step_event(state, info, _targets(recipe, key))]
+    progress = replace(progress, state=state)
+    if recipe.dev is not None and (state.step % options.val_every == 0 or state.step >= options.steps):
+        progress, more = measure(progress, recipe)
+        events.extend(more)
+    return progress, events
+
+
+def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
+    """Validate: best so far, memory, and back to the best after `tolerance` validations without gain."""
+    options, state, dev = recipe.options, progress.state, recipe.dev
+    if dev is None:
+        return progress, []
+    validation = validate(state.network, dev, recipe.metric, recipe.calibrator)
+    score, select_by = validation.score(options.select_by)
+    best = progress.best
+    gained = best is None or score > best.score
+    snapshot = Snapshot(validation.network, score, state.step)
+    state = replace(state, memory=remember(state.memory, snapshot, options.memory))
+    events: list[Event] = [
+        Validated(
+            step=state.step, score=score, select_by=select_by, best=gained, result=validation.evaluation.to_record()
+        )
+    ]
+    if gained or best is None:
+        return Progress(replace(state, network=validation.network), snapshot), events
+    since = progress.last_gain + 1
+    if options.tolerance is not None and since >= options.tolerance and state.step < options.steps:
+        events.append(Backtracked(step=state.step, to_step=best.step))
+        return Progress(replace(state, network=best.network), best, 0, progress.stale + 1), events
+    return Progress(state, best, since, progress.stale + 1), events
+
+
+def _batch(recipe: Recipe, key: Key) -> vi.Batch:
+    chosen = _indices(recipe, key)
+    inside = set(chosen)
+    x = tuple(recipe.train[i].input for i in chosen)
+    shown = set(x)
+    pool = tuple((e.input, e.target) for i, e in enumerate(recipe.train) if i not in inside and e.input not in shown)
+    return vi.Batch(x, _targets(recipe, key), pool)
+
+
+def _targets(recipe: Recipe, key: Key) -> tuple[str, ...]:
+    return tuple(recipe.train[i].target for i in _indices(recipe, key))
+
+
+def _indices(recipe: Recipe, key: Key) -> tuple[int, ...]:
+    size = min(recipe.options.batch_size, len(recipe.train))
+    return batch_indices(recipe.train, size, key.child("batch"), recipe.options.balanced)
+
+
+def _snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
+    return {"parameters": snapshot.network.state_dict(), "score": snapshot.score, "step": snapshot.step}
+
+
+def _snapshot_from_json(data: Mapping[str, Any], layout: Sequential) -> Snapshot:
+    return Snapshot(load_state_dict(layout, data["parameters"]), float(data["score"]), int(data["step"]))

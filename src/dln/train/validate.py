@@ -1,0 +1,66 @@
+"""Validation on the dev set: the number that training selects by, and the output layer's final fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dln.data import Dataset, Metric
+from dln.infer.calibrate import Calibrator
+from dln.keys import Key
+from dln.nn import ChoiceLayer, LayerInput, Sequential
+from dln.nn.predict import label_prediction
+from dln.train.evaluate import Evaluation, evaluate, judge
+
+__all__ = ["Validation", "validate"]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A network measured on the dev set.
+
+    Attributes:
+        network: with the output layer fitted on the dev set, where it is fitted at all.
+        evaluation: its predictions there (those of the fitted layer, so slightly optimistic).
+        log_likelihood: mean log p(y|x), each example judged by numbers fitted without it, in nats;
+            None for free text.
+    """
+
+    network: Sequential
+    evaluation: Evaluation
+    log_likelihood: float | None
+
+    def score(self, select_by: str) -> tuple[float, str]:
+        """The number that selection looks at, and its name; free text goes by accuracy."""
+        if select_by == "log_likelihood" and self.log_likelihood is not None:
+            return self.log_likelihood, select_by
+        return self.evaluation.accuracy.mean, "accuracy"
+
+
+def validate(network: Sequential, dev: Dataset, metric: Metric, calibrator: Calibrator) -> Validation:
+    """Measure `network` on `dev`, with one forward pass."""
+    last = network.layers[-1]
+    if not isinstance(last, ChoiceLayer):
+        return Validation(network, evaluate(network, dev, metric=metric), None)
+    rows = [LayerInput(x, x) for x in dev.inputs]
+    hidden: list[tuple[str, ...]] = [()] * len(rows)
+    if len(network) > 1:
+        trace = Sequential(network.layers[:-1]).sample(Key(0).child("validate"), dev.inputs, temperature=0.0)
+        rows = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
+        hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(rows))]
+    masses = last.label_log_masses(last.contexts(rows))
+    targets = np.array([last.index(target) for target in dev.targets], dtype=np.int64)
+    usable = np.isfinite(masses[np.arange(len(targets)), targets])
+    calibration = calibrator(
+        last, masses[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
+    )
+    fitted = calibration.layer
+    predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
+    right = judge(metric, network.labels)
+    scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
+    return Validation(
+        network=network.with_layer(len(network) - 1, fitted),
+        evaluation=Evaluation(tuple(dev), predictions, scores, network.labels),
+        log_likelihood=float(calibration.log_prob.mean()) if usable.any() else None,
+    )
