@@ -50,7 +50,9 @@ def read_csv(
     with _any_cell_size():
         chosen = delimiter or _delimiter_of(text, wanted)
         records = _records(text, chosen, name)
-        header_line, header = next(records)
+        header_line, header = next(records, (1, list[str]()))
+        if not header:
+            raise InputError("the file is empty", where=name, got="blank lines", expected="a header and rows")
         columns = tuple(cell.strip() for cell in header)
         named = [c for c in columns if c]
         repeated = sorted({c for c in named if named.count(c) > 1})

@@ -28,7 +28,7 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
             continue
         try:
             value = cast(object, json.loads(line, parse_constant=_refuse_constant))
-        except (json.JSONDecodeError, RecursionError, _NotJson) as error:
+        except (ValueError, RecursionError) as error:
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             whole_list = number == 1 and line.lstrip().startswith("[")
             raise InputError(
@@ -50,9 +50,6 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
     return Table(name, columns, tuple(rows))
 
 
-class _NotJson(ValueError):
-    """NaN or Infinity, which Python would read but JSON does not have."""
-
-
 def _refuse_constant(constant: str) -> object:
-    raise _NotJson(f"{constant} is not a JSON value")
+    """NaN and Infinity, which Python would read but JSON does not have."""
+    raise ValueError(f"{constant} is not a JSON value")

@@ -126,6 +126,14 @@ def _text(table: Table, row: Row, column: str) -> str:
             expected="a text",
             fix="fill the cell or remove the row",
         )
+    broken = next((c for c in text if c == "\x00" or "\ud800" <= c <= "\udfff"), None)
+    if broken is not None:
+        raise InputError(
+            f"column {column!r} holds a character that no text has",
+            where=table.where(row),
+            got=f"U+{ord(broken):04X} at position {text.index(broken)}",
+            fix="remove it, or export the data again",
+        )
     return text
 
 
