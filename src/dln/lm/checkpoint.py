@@ -153,7 +153,7 @@ def _check_causal(network: Network, location: str, kind: str) -> None:
     size = int(network.model.config.get_text_config().vocab_size)
     first, second = (Query((1 % size, 2 % size, last % size), (1,), ((0, 1),)) for last in (3, 4))
     one, two = network.answer([first, second], batch_tokens=16)
-    if not np.allclose(one.log_probs, two.log_probs, atol=1e-3 + network.noise, equal_nan=True):
+    if not np.allclose(one.log_probs, two.log_probs, atol=network.noise, equal_nan=True):
         raise _not_causal(location, f"{kind}, which looks ahead")
 
 

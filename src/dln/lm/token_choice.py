@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.lm.base import Sampling
-from dln.numerics import Floats, log_softmax, logsumexp
+from dln.numerics import Floats
 
 __all__ = ["TokenChoice", "choose", "exponentials"]
 
@@ -60,22 +60,28 @@ def choose(logits: Floats, sampling: Sampling, seed: int, position: int, toleran
     if not np.isfinite(logits[best]):
         # NaN or +inf is no distribution to draw from: the score says so, and callers exclude the draw.
         return TokenChoice(best, float("nan"), float("nan"), close=False)
+    logits = logits - logits[best]
+    weights = np.exp(logits)
+    log_total = float(np.log(weights.sum()))
     if sampling.temperature == 0:
         # Two logits may each move by the tolerance, towards one another.
-        close = tolerance > 0 and bool(np.count_nonzero(logits >= logits[best] - 2 * tolerance) > 1)
-        return TokenChoice(best, float(logits[best] - logsumexp(logits)), 0.0, close)
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to exp(−inf) = 0
-        log_p = log_softmax((logits - logits[best]) / sampling.temperature)
-        noise = min(2 * tolerance / sampling.temperature, 50.0)
-    sure, possible, log_kept = _nucleus(log_p, sampling.top_p, noise)
-    with np.errstate(divide="ignore"):
-        race = np.where(possible, exponentials(seed, position, len(log_p)) / np.exp(log_p), np.inf)
+        close = tolerance > 0 and bool(np.count_nonzero(logits >= -2 * tolerance) > 1)
+        return TokenChoice(best, -log_total, 0.0, close)
+    if sampling.temperature != 1:
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to exp(−inf) = 0
+            weights = np.exp(logits / sampling.temperature)
+    p = weights / weights.sum()
+    noise = min(2 * tolerance / sampling.temperature, 50.0)  # of the logarithm of a ratio of two p
+    sure, possible, kept = _nucleus(p, sampling.top_p, noise)
+    with np.errstate(divide="ignore", over="ignore"):
+        race = exponentials(seed, position, len(p)) / p
+    race[~possible] = np.inf
     winner = int(np.argmin(race))
     rivals = np.count_nonzero(race <= race[winner] * np.exp(noise)) > 1
     return TokenChoice(
         winner,
-        float(logits[winner] - logsumexp(logits)),
-        min(0.0, float(log_p[winner]) - log_kept),
+        float(logits[winner]) - log_total,
+        min(0.0, float(np.log(p[winner] / kept))),
         close=tolerance > 0 and bool(rivals or not sure[winner]),
     )
 
@@ -96,28 +102,26 @@ def exponentials(seed: int, position: int, count: int) -> Floats:
     return -np.log(uniform)
 
 
-def _nucleus(log_p: Floats, top_p: float, noise: float) -> tuple[Mask, Mask, float]:
-    """Tokens surely and possibly kept by top_p when each log p may be off by `noise`, and log Σ p kept.
+def _nucleus(p: Floats, top_p: float, noise: float) -> tuple[Mask, Mask, float]:
+    """Tokens surely and possibly kept by top_p when each log p may be off by `noise`, and the mass kept.
 
     A token is kept if the mass of the tokens before it, in falling order, is below top_p.
     """
-    everything = np.ones(len(log_p), dtype=np.bool_)
     if top_p >= 1:
-        return everything, everything, 0.0
+        everything = np.ones(len(p), dtype=np.bool_)
+        return everything, everything, 1.0
     # Tokens of p ≤ (1 − top_p) / 2V hold less than half of what is cut: none is kept, nor needs sorting.
-    floor = np.log((1 - top_p) / (2 * len(log_p))) - 2 * noise
-    candidates = np.flatnonzero(log_p >= floor)
-    order = candidates[np.argsort(-log_p[candidates], kind="stable")]
-    falling = -log_p[order]
-    p = np.exp(-falling)
-    before = np.concatenate([[0.0], np.cumsum(p)])
+    candidates = np.flatnonzero(p >= (1 - top_p) / (2 * len(p)) * np.exp(-2 * noise))
+    order = candidates[np.argsort(-p[candidates], kind="stable")]
+    falling = p[order]
+    before = np.concatenate([[0.0], np.cumsum(falling)])
     kept = before[:-1] < top_p
-    log_kept = float(np.log(p[kept].sum()))
-    sure, possible = np.zeros_like(everything), np.zeros_like(everything)
+    sure, possible = np.zeros(len(p), dtype=np.bool_), np.zeros(len(p), dtype=np.bool_)
     if noise == 0:
         sure[order] = possible[order] = kept
-        return sure, possible, log_kept
-    most = (before[np.searchsorted(falling, falling + noise, side="right")] - p) * np.exp(noise)
-    least = before[np.searchsorted(falling, falling - noise, side="left")] * np.exp(-noise)
-    sure[order], possible[order] = most < top_p, least < top_p
-    return sure, possible, log_kept
+    else:
+        factor = float(np.exp(noise))
+        most = (before[np.searchsorted(-falling, -falling / factor, side="right")] - falling) * factor
+        least = before[np.searchsorted(-falling, -falling * factor, side="left")] / factor
+        sure[order], possible[order] = most < top_p, least < top_p
+    return sure, possible, float(falling[kept].sum())

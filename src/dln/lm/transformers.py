@@ -17,7 +17,7 @@ from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProb
 from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
 from dln.lm.decoding import DrawRequest, decode
 from dln.lm.labels import LabelTrie
-from dln.lm.network import Network, Query
+from dln.lm.network import Answer, Network, Query
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
 
@@ -36,19 +36,19 @@ class TransformersLM:
         name: the string that `load_lm` takes to give this model again.
         checkpoint: the weights and the tokenizer; siblings share it.
         chat: whether a context is wrapped as one user turn, and the assistant's turn drawn or scored.
-        batch_tokens: padded tokens per forward when scoring; more is faster on CUDA, and takes more memory.
-        batch_rows: draws side by side. Neither changes a draw.
+        batch_tokens: padded tokens per forward when scoring; None takes what suits the device.
+        batch_rows: draws side by side; None takes what suits the device. Neither changes a draw.
     """
 
     name: str
     checkpoint: Checkpoint
     chat: bool = False
-    batch_tokens: int = 4096
-    batch_rows: int = 32
+    batch_tokens: int | None = None
+    batch_rows: int | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("batch_tokens", self.batch_tokens), ("batch_rows", self.batch_rows)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError("must be ≥ 1", where=option, got=value)
         if self.chat and not self.codec.has_chat:
             raise InputError(
@@ -57,7 +57,13 @@ class TransformersLM:
 
     @classmethod
     def load(
-        cls, source: Source, *, name: str, chat: bool = False, batch_tokens: int = 4096, batch_rows: int = 32
+        cls,
+        source: Source,
+        *,
+        name: str,
+        chat: bool = False,
+        batch_tokens: int | None = None,
+        batch_rows: int | None = None,
     ) -> TransformersLM:
         """Load a folder, GGUF file or hub id; see `Source` for device and dtype, the class for the options."""
         return cls(name, load_checkpoint(source), chat, batch_tokens, batch_rows)
@@ -126,7 +132,7 @@ class TransformersLM:
             positions = tuple(range(len(context) - 1, len(context) + len(target) - 1))
             queries.append(Query((*context, *target[:-1]), positions, tuple((token,) for token in target)))
         values = [np.zeros(0)] * len(pairs)
-        for i, answer in zip(asked, self.network.answer(queries, self.batch_tokens), strict=True):
+        for i, answer in zip(asked, self._answer(queries), strict=True):
             values[i] = answer.log_probs
         return [
             TokenLogProbs(value, self._text_tokens(target, len(ids)))
@@ -159,7 +165,7 @@ class TransformersLM:
             for context in encoded
             for path, prefixes in zip(trie.paths, owned, strict=True)
         ]
-        answers = iter(self.network.answer(queries, self.batch_tokens))
+        answers = iter(self._answer(queries))
         masses = np.zeros((len(encoded), len(labels)))
         for row in masses:
             log_probs: dict[Ids, Floats] = {}
@@ -186,10 +192,14 @@ class TransformersLM:
             self.codec,
             [DrawRequest(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)],
             sampling,
-            batch_rows=self.batch_rows,
-            batch_tokens=4 * self.batch_tokens,
+            batch_rows=self.batch_rows or self.network.usual_batch_rows,
+            # A prefill needs no vocabulary-sized rows: it may be larger than a scoring forward.
+            batch_tokens=8 * (self.batch_tokens or self.network.usual_batch_tokens),
             model=self.fingerprint(),
         )
+
+    def _answer(self, queries: Sequence[Query]) -> list[Answer]:
+        return self.network.answer(queries, self.batch_tokens or self.network.usual_batch_tokens)
 
     def _context(self, context: str) -> Ids:
         return self.codec.context_ids(context, self.chat)
