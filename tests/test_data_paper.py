@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -30,15 +29,6 @@ LEAKY_SIZES = {
     "gsm8k": (3736, 3737, 1319),
 }
 CLEAN_SIZES = {**LEAKY_SIZES, "date_understanding": (59, 60, 250)}
-
-
-@pytest.fixture(scope="module")
-def paper_data() -> Path:
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("DLN_PAPER_DATA", beside))
-    if not path.is_dir():
-        pytest.skip("the paper's data is not beside the checkout (or in DLN_PAPER_DATA)")
-    return path
 
 
 def sizes(task: Task) -> tuple[int, int, int]:
