@@ -1,1 +1,1 @@
-"""TODO."""
+"""Views of a run: everything here is rebuilt from its events."""
