@@ -28,8 +28,8 @@ __all__ = ["Answer", "Counters", "Network", "Query"]
 T = TypeVar("T")
 MAX_BATCH_ROWS = 4096
 
-# Largest difference of a logit between two batch shapes, with a wide margin: float32 was measured at 5e-5.
-NOISE = {"float32": 2e-4, "float64": 1e-9, "bfloat16": 0.1, "float16": 0.02}
+# Largest difference of a logit between two batch shapes, with a margin: 7e-5 was measured in float32 (SmolLM2).
+NOISE = {"float32": 4e-4, "float64": 1e-9, "bfloat16": 0.1, "float16": 0.02}
 
 
 @dataclass(frozen=True, slots=True)
