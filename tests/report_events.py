@@ -131,8 +131,8 @@ class _Writer:
         }
 
     def text(self, text: str) -> str:
-        whole = text + self.poison
-        return whole if len(whole) >= self.prompt_length else (whole + " ").ljust(self.prompt_length, "word & ")
+        whole, filler = text + self.poison, " words & more words"
+        return whole + filler * max(0, -(-(self.prompt_length - len(whole)) // len(filler)))
 
     def network(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         layers: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ Show = Callable[[float | None], str]
 Position = Callable[[float], float]
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 14, 42
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dln.train.event_log import of_kind
@@ -20,15 +20,22 @@ class CostRow:
 
     Attributes:
         name: which event.
+        step: updates done by then, None for what comes after training.
         used: one number per entry of `COLUMNS`, None where it is not known.
         wall: wall-clock seconds.
         excluded: examples without a usable score, None where none are counted.
     """
 
     name: str
+    step: int | None
     used: tuple[float | None, ...]
     wall: float | None
     excluded: int | None
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens read and drawn."""
+        return _sum(self.used[1:3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Cost:
 def cost(events: Sequence[Event]) -> Cost:
     """Differences of neighbouring counts: an event's own part.
 
-    A row that has fewer than the one before it (the counter began anew) has no known part.
+    Where a count falls, a new counter began (a later evaluation): what it says is that event's part.
     """
     rows: list[CostRow] = []
     before: dict[str, float] = dict.fromkeys(COLUMNS, 0.0)
@@ -51,33 +58,40 @@ def cost(events: Sequence[Event]) -> Cost:
             continue
         used = tuple(_part(event.usage, before, name) for name in COLUMNS)
         before |= {name: value for name in COLUMNS if (value := finite(event.usage.get(name))) is not None}
-        rows.append(CostRow(_name(event), used, finite(event.seconds), _excluded(event)))
+        rows.append(CostRow(_name(event), _step(event), used, finite(event.seconds), _excluded(event)))
     return Cost(tuple(rows), _total(events, rows))
 
 
 def _total(events: Sequence[Event], rows: Sequence[CostRow]) -> CostRow:
-    counted = [event.usage for event in events if isinstance(event, StepDone | Validated | Evaluated)]
-    newest = [[v for usage in counted if (v := finite(usage.get(name))) is not None] for name in COLUMNS]
-    walls = [row.wall for row in rows if row.wall is not None]
     return CostRow(
         name="altogether",
-        used=tuple(values[-1] if values else None for values in newest),
-        wall=sum(walls) if walls else None,
+        step=None,
+        used=tuple(_sum(row.used[i] for row in rows) for i in range(len(COLUMNS))),
+        wall=_sum(row.wall for row in rows),
         excluded=sum(event.excluded for event in of_kind(events, StepDone)),
     )
 
 
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def _part(usage: dict[str, float], before: dict[str, float], name: str) -> float | None:
     now = finite(usage.get(name))
-    if now is None or now < before[name]:
+    if now is None:
         return None
-    return now - before[name]
+    return now if now < before[name] else now - before[name]
 
 
 def _name(event: StepDone | Validated | Evaluated) -> str:
     if isinstance(event, StepDone):
         return f"step {event.step}"
     return f"dev set after step {event.step}" if isinstance(event, Validated) else f"evaluation: {event.split}"
+
+
+def _step(event: StepDone | Validated | Evaluated) -> int | None:
+    return None if isinstance(event, Evaluated) else event.step
 
 
 def _excluded(event: StepDone | Validated | Evaluated) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dln.train.event_log import of_kind
-from dln.train.events import Evaluated, Event, StepDone, Validated
+from dln.train.events import Event, StepDone, Validated
 from dln.view.charts import Chart, Point, Series, line_chart
+from dln.view.cost import cost
 from dln.view.numbers import count, finite, number, percent
-from dln.view.summary import tokens_of
 
 __all__ = ["curves"]
 
@@ -54,11 +54,13 @@ def curves(events: Sequence[Event]) -> tuple[Chart, ...]:
 
 
 def _tokens(events: Sequence[Event]) -> Series:
-    """The newest count at each step: validations come after the step they measure."""
+    """The newest sum at each step: validations come after the step they measure."""
     spent: dict[int, float | None] = {}
-    for event in events:
-        if isinstance(event, StepDone | Validated) and not isinstance(event, Evaluated):
-            spent[event.step] = tokens_of(event.usage)
+    total = 0.0
+    for row in cost(events).rows:
+        if row.step is not None:
+            total += row.tokens or 0.0
+            spent[row.step] = None if row.tokens is None else total
     return Series("tokens", "main", tuple(Point(step, tokens) for step, tokens in sorted(spent.items())))
 
 

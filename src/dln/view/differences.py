@@ -17,6 +17,9 @@ __all__ = ["PromptDifference", "Segment", "prompt_difference", "word_difference"
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGNS}]\s*|[^\W{_SIGNS}]+\s*|[^\w\s]\s*|\s+")
 
+MOST_PAIRS = 20_000
+"""Pairs of equal words in two texts, up to which they are compared word by word."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -69,16 +72,37 @@ def prompt_difference(old: Prompt, new: Prompt) -> PromptDifference:
 def word_difference(old: str, new: str) -> tuple[Segment, ...]:
     """Same and deleted segments joined give `old`; same and inserted ones give `new`."""
     before, after = _WORD.findall(old), _WORD.findall(new)
+    start = _common(before, after)
+    end = _common(before[start:][::-1], after[start:][::-1])
+    gone, came = before[start : len(before) - end], after[start : len(after) - end]
+    parts = [
+        Segment("same", "".join(before[:start])),
+        *_middle(gone, came),
+        Segment("same", "".join(before[len(before) - end :])),
+    ]
+    return tuple(part for part in parts if part.text)
+
+
+def _middle(gone: list[str], came: list[str]) -> list[Segment]:
+    """The part between what begins and what ends both texts."""
+    counts = Counter(came)
+    if sum(counts[word] for word in gone) > MOST_PAIRS:
+        # a text that repeats itself endlessly takes the matcher minutes: one block for another
+        return [Segment("delete", "".join(gone)), Segment("insert", "".join(came))]
     found: list[Segment] = []
-    for kind, i, j, k, l in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():  # noqa: E741
+    for kind, i, j, k, l in SequenceMatcher(None, gone, came, autojunk=False).get_opcodes():  # noqa: E741
         if kind == "equal":
-            found.append(Segment("same", "".join(before[i:j])))
-            continue
-        if j > i:
-            found.append(Segment("delete", "".join(before[i:j])))
-        if l > k:
-            found.append(Segment("insert", "".join(after[k:l])))
-    return tuple(found)
+            found.append(Segment("same", "".join(gone[i:j])))
+        else:
+            found += [Segment("delete", "".join(gone[i:j])), Segment("insert", "".join(came[k:l]))]
+    return found
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words both begin with."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _without(demonstrations: Sequence[Demonstration], others: Sequence[Demonstration]) -> tuple[Demonstration, ...]:

@@ -27,10 +27,10 @@ def verdict(event: Evaluated) -> str:
             f"No significant difference: the accuracy changed by {points(difference)} points, "
             f"which may be chance (p {p_value(p)})."
         )
-    word = "better" if difference > 0 else "worse"
+    word, verb = ("better", "rose") if difference > 0 else ("worse", "fell")
     return (
         f"The trained network is significantly {word} than the initial one: "
-        f"the accuracy changed by {points(difference)} points (p {p_value(p)})."
+        f"the accuracy {verb} by {points(abs(difference)).lstrip('+')} points (p {p_value(p)})."
     )
 
 

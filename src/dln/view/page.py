@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import yaml
@@ -22,7 +22,7 @@ from dln.view.steps import Step, steps
 from dln.view.summary import RunSummary, main_evaluation, started_of, summarize
 from dln.view.text import plain
 
-__all__ = ["Page", "build_page"]
+__all__ = ["Page", "build_page", "with_limits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,10 @@ class Page:
     cost: Cost
     options: str
     seed: object
-    limits: Limits
 
 
-def build_page(events: Sequence[Event], title: str, command: str | None, limits: Limits) -> Page:
-    """The page of those events that hold (see `dln.train.event_log.current`)."""
+def build_page(events: Sequence[Event], title: str, command: str | None) -> Page:
+    """The page of those events that hold (see `dln.train.event_log.current`), but for its long tables."""
     started, evaluation = started_of(events), main_evaluation(events)
     labels = started.labels
     moments = history(events)
@@ -80,18 +79,23 @@ def build_page(events: Sequence[Event], title: str, command: str | None, limits:
         network_name=name,
         layers=layers,
         charts=curves(events),
-        steps=steps(events, limits),
+        steps=(),
         overall=whole[0] if whole else None,
         changes=changes(moments),
         classes=class_rows(evaluation, labels) if evaluation else (),
         confusion_before=confusion(evaluation.before, labels) if evaluation else None,
         confusion_after=confusion(evaluation.after, labels) if evaluation else None,
-        examples=example_tables(evaluation, limits) if evaluation else (),
+        examples=(),
         cost=cost(events),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=100) if options else "",
         seed=_find(options, "seed"),
-        limits=limits,
     )
+
+
+def with_limits(page: Page, events: Sequence[Event], limits: Limits) -> Page:
+    """The page with its long tables: steps and examples, cut to `limits`."""
+    examples = example_tables(page.evaluation, limits) if page.evaluation else ()
+    return replace(page, steps=steps(events, limits), examples=examples)
 
 
 def _dev(events: Sequence[Event]) -> tuple[Validated | None, Validated | None]:

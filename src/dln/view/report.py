@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +17,7 @@ from dln.train.event_log import current, read_events
 from dln.train.events import Event
 from dln.view import numbers
 from dln.view.limits import Limits
-from dln.view.page import build_page
+from dln.view.page import build_page, with_limits
 from dln.view.summary import started_of
 from dln.view.text import clean, clip
 
@@ -25,7 +26,7 @@ __all__ = ["render_report", "write_report"]
 LARGEST = 9_000_000
 """Bytes: a page above this is drawn again with shorter texts and tables."""
 
-TIGHTEST = 8
+MOST_DRAWINGS = 8
 """So often at most."""
 
 
@@ -45,14 +46,14 @@ def render_report(events: Sequence[Event], *, title: str, command: str | None = 
     """
     held = current(events)
     template = _environment().get_template("report.html.j2")
-    limits = Limits()
-    html = ""
-    for _ in range(TIGHTEST):
-        page = build_page(held, title, command, limits)
-        html = template.render(page=page, limits=limits, shortened=limits != Limits())
-        if len(html) <= LARGEST and len(html.encode()) <= LARGEST:
+    limits, page, html = Limits(), build_page(held, title, command), ""
+    for _ in range(MOST_DRAWINGS):
+        html = template.render(page=with_limits(page, held, limits), limits=limits, shortened=limits != Limits())
+        excess = len(html.encode()) / LARGEST
+        if excess <= 1:
             break
-        limits = limits.tighter()
+        for _ in range(max(1, int(math.log2(excess)))):
+            limits = limits.tighter()
     return html
 
 

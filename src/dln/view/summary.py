@@ -9,9 +9,10 @@ from typing import Any, Literal, cast
 from dln.errors import InputError
 from dln.train.event_log import current, of_kind
 from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
+from dln.view.cost import cost
 from dln.view.numbers import finite
 
-__all__ = ["Measured", "RunSummary", "State", "layers_of", "main_evaluation", "started_of", "summarize", "tokens_of"]
+__all__ = ["Measured", "RunSummary", "State", "layers_of", "main_evaluation", "started_of", "summarize"]
 
 State = Literal["running?", "finished", "interrupted"]
 
@@ -78,7 +79,6 @@ def summarize(events: Sequence[Event]) -> RunSummary:
     best = _best(of_kind(events, Validated))
     evaluation = main_evaluation(events)
     finished = of_kind(events, Finished)
-    spent = [tokens for event in events if (tokens := tokens_of(getattr(event, "usage", {}))) is not None]
     return RunSummary(
         run=started.run,
         task=started.task,
@@ -94,7 +94,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
         select_by=best.select_by if best else None,
         test=_measured(evaluation) if evaluation else None,
         test_split=evaluation.split if evaluation else None,
-        tokens=spent[-1] if spent else None,
+        tokens=cost(events).total.tokens,
     )
 
 
@@ -124,13 +124,6 @@ def main_evaluation(events: Sequence[Event]) -> Evaluated | None:
 def layers_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The layers of a network file or of a `state_dict`."""
     return cast(list[dict[str, Any]], data.get("layers") or [])
-
-
-def tokens_of(usage: dict[str, float]) -> float | None:
-    """Tokens read and drawn; None where they were not counted."""
-    parts = [finite(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-    known = [part for part in parts if part is not None]
-    return sum(known) if known else None
 
 
 def _state(events: Sequence[Event]) -> tuple[State, str | None]:

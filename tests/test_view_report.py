@@ -1,0 +1,394 @@
+"""The report of a run: what it must say, that it needs nothing else, and that nothing in it is run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from dln.errors import InputError
+from dln.nn.prompt import Demonstration, Prompt
+from dln.train.event_log import to_line
+from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
+from dln.train.records import CandidateRecord, LayerRecord
+from dln.view import report
+from dln.view.charts import Point, Series, line_chart, ticks
+from dln.view.cost import cost
+from dln.view.differences import prompt_difference, word_difference
+from dln.view.explanations import verdict, why_chosen
+from dln.view.numbers import MISSING, number, p_value, percent
+from dln.view.report import render_report, write_report
+from dln.view.results import wilson
+from dln.view.summary import summarize
+from dln.view.text import clean, clip
+from report_events import synthetic_run
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+SVG_EMPTY = {"line", "circle", "polyline"}
+SECTIONS = ["network", "curves", "steps", "differences", "classes", "examples", "cost", "reproduce"]
+
+
+class Page(HTMLParser):
+    """Reads a page: nesting must be sound; tags, attributes and texts are kept."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_EMPTY | VOID
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, tag
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def page_of(events: Sequence[Event], **options: str) -> Page:
+    return Page(render_report(events, title="a run", **options))
+
+
+def skeleton(page: Page) -> list[tuple[str, set[str]]]:
+    """Tags and names of attributes; words that changed depend on what the words are."""
+    return [(tag, set(attrs)) for tag, attrs in page.tags if tag not in {"ins", "del"}]
+
+
+RUNS = {
+    "one layer": synthetic_run(1),
+    "two layers": synthetic_run(2),
+    "three layers": synthetic_run(3),
+    "resumed": synthetic_run(2, interrupted_at=4),
+    "no dev set": synthetic_run(2, dev=False),
+    "free text": synthetic_run(3, labels=None),
+    "no test": synthetic_run(1, test=False),
+    "unfinished": synthetic_run(2, finished=False, test=False),
+    "just started": synthetic_run(2)[:1],
+    "no step": synthetic_run(1, steps=0),
+    "one step": synthetic_run(1, steps=1),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_gives_a_sound_page_that_needs_nothing_else(name: str) -> None:
+    page = page_of(RUNS[name], command="dln train --seed 13")
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert [i for i in ids if i in SECTIONS] == SECTIONS
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "embed", "form", "base", "img"})
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
+    for part in ("default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"):
+        assert part in policy
+    for _tag, attrs in page.tags:
+        assert not any(key.startswith("on") for key in attrs)
+        for key in ("href", "src", "xlink:href", "action"):
+            target = attrs.get(key, "#") or ""
+            assert target.startswith("#") or target == "data:,"
+            if target.startswith("#"):
+                assert target == "#" or target[1:] in ids
+        for key in ("aria-labelledby",):
+            assert set((attrs.get(key) or "").split()) <= set(ids)
+    assert "url(" not in render_report(RUNS[name], title="a run")
+    assert "dln train --seed 13" in page.text
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_events_give_the_same_page(name: str) -> None:
+    assert render_report(RUNS[name], title="t") == render_report(RUNS[name], title="t")
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        "<script>alert(1)</script>",
+        "</style><img src=x onerror=alert(1)>",
+        '\' onmouseover=\'alert(1)" style="x" <!--',
+        "{{ 7 * 7 }}{% for x in y %}",
+        "\x1b[31mred\x1b[0m\x1b]0;title\x07\x00\x9b1m\x7f",
+        "\u202eabc\u2066",
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_no_text_of_data_or_model_leaves_its_place(poison: str, depth: int) -> None:
+    sane = page_of(synthetic_run(depth, steps=3, poison="q" * len(clean(poison))), command="dln train")
+    events = synthetic_run(depth, steps=3, poison=poison)
+    html = render_report(events, title="t" + poison, command="dln train" + poison)
+    page = Page(html)
+    assert skeleton(page) == skeleton(sane)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
+    shown = re.sub(r"\s+", " ", clean(poison))
+    assert page.text.count(shown) > 20
+    assert "49" not in shown
+    html.encode()
+
+
+def test_lone_surrogates_are_encodable() -> None:
+    events = synthetic_run(2, steps=2)
+    started, step = events[0], next(e for e in events if isinstance(e, StepDone))
+    assert isinstance(started, Started)
+    network = started.network | {
+        "layers": [
+            layer | {"prompt": {"instruction": "half \ud83d", "demonstrations": []}}
+            for layer in started.network["layers"]
+        ]
+    }
+    broken = [
+        started.model_copy(update={"network": network, "options": {"a\udc00": ["\ud800", 1, None]}, "task": "t\udfff"}),
+        step.model_copy(update={"examples": [step.examples[0].model_copy(update={"x": "\ud800"})]}),
+    ]
+    html = render_report(broken, title="\ud83d", command="\udc00")
+    assert "half \ufffd" in html.encode().decode()
+
+
+@given(st.text())
+def test_clean_text_is_encodable_and_cleaning_it_again_changes_nothing(text: str) -> None:
+    assert clean(clean(text)) == clean(text)
+    clean(text).encode()
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cf"])))
+def test_clean_keeps_what_is_no_control(text: str) -> None:
+    assert clean(text) == text
+
+
+@given(st.text(), st.integers(0, 20))
+def test_a_clipped_text_states_its_full_length(text: str, limit: int) -> None:
+    shown = clip(text, limit)
+    assert clean(text).startswith(shown.text)
+    assert shown.length == len(clean(text))
+    assert shown.shortened == (shown.length > limit)
+
+
+WORDS = st.lists(st.sampled_from(["the", "a", " ", "\n", "word.", "日本", "語", "x-y", "<b>"]), max_size=25).map(
+    " ".join
+)
+
+
+@given(WORDS, WORDS)
+def test_a_difference_contains_both_texts(old: str, new: str) -> None:
+    segments = word_difference(old, new)
+    assert "".join(s.text for s in segments if s.kind != "insert") == old
+    assert "".join(s.text for s in segments if s.kind != "delete") == new
+    assert all(s.kind == "same" for s in word_difference(old, old))
+
+
+def test_a_repetitive_text_is_compared_in_no_time() -> None:
+    old, new = "no " * 4000 + "yes", "yes " + "no " * 4001 + "no"
+    segments = word_difference(old, new)
+    assert "".join(s.text for s in segments if s.kind != "insert") == old
+    assert "".join(s.text for s in segments if s.kind != "delete") == new
+
+
+DEMONSTRATIONS = st.lists(st.sampled_from([Demonstration(x, x, "y") for x in "abcde"]), max_size=6).map(tuple)
+
+
+@given(DEMONSTRATIONS, DEMONSTRATIONS)
+def test_demonstrations_added_and_removed_lead_from_one_prompt_to_the_other(
+    old: tuple[Demonstration, ...], new: tuple[Demonstration, ...]
+) -> None:
+    found = prompt_difference(Prompt("p", old), Prompt("p", new))
+    key = lambda d: d.x  # noqa: E731
+    left = list(old)
+    for demonstration in found.removed:
+        left.remove(demonstration)
+    assert sorted([*left, *found.added], key=key) == sorted(new, key=key)
+    assert found.kept == len(left)
+    assert found.changed == (old != new)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(max_examples=40)
+def test_recall_has_wilsons_interval(counts: tuple[int, int]) -> None:
+    expected = binomtest(*counts).proportion_ci(method="wilson")
+    assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_cover_what_they_are_for_with_few_marks(low: float, width: float) -> None:
+    marks = ticks(low, low + width)
+    distance = marks[1] - marks[0]
+    assert marks[0] <= low + 1e-6 * distance
+    assert marks[-1] >= low + width - 1e-6 * distance
+    assert 2 <= len(marks) <= 8
+
+
+def test_missing_values_are_gaps_and_dashes_and_never_zeros() -> None:
+    points = (Point(1, 0.5), Point(2, math.nan), Point(3, None), Point(4, 0.7), Point(5, 0.8))
+    chart = line_chart("c", "t", [Series("s", "main", points)], y_label="y", show=number)
+    assert chart is not None
+    assert [len(path.split()) for path in chart.lines[0].paths] == [2]  # 4 and 5; 1 stands alone as a dot
+    assert len(chart.lines[0].dots) == 3
+    assert [row[1] for row in chart.rows] == ["0.500", MISSING, MISSING, "0.700", "0.800"]
+    assert line_chart("c", "t", [Series("s", "main", (Point(1, math.inf),))], y_label="y", show=number) is None
+    assert {number(math.nan), percent(None), p_value(math.nan)} == {MISSING}
+
+
+def test_an_accuracy_that_is_not_a_number_is_a_dash() -> None:
+    events = synthetic_run(1, steps=1)
+    last = events[-1]
+    assert isinstance(last, Evaluated)
+    nothing = {"accuracy": math.nan, "low": math.nan, "high": math.nan}
+    unknown = last.model_copy(
+        update={"after": last.after.model_copy(update=nothing), "difference": None, "p_value": math.nan}
+    )
+    text = page_of([*events[:-1], unknown]).text
+    assert "95 % interval —" in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_the_headline_says_what_the_test_says() -> None:
+    evaluation = synthetic_run(1)[-1]
+    assert isinstance(evaluation, Evaluated)
+    assert "significantly better" in verdict(evaluation)
+    assert "significantly worse" in verdict(evaluation.model_copy(update={"difference": (-0.2, -0.3, -0.1)}))
+    assert "No significant difference" in verdict(evaluation.model_copy(update={"p_value": 0.05}))
+    assert "not evaluated" in verdict(evaluation.model_copy(update={"before": None}))
+    assert "no paired test" in verdict(evaluation.model_copy(update={"p_value": None}))
+    assert verdict(evaluation) in page_of(synthetic_run(1)).text
+    assert "No test evaluation was run" in page_of(RUNS["no test"]).text
+    assert "there is no dev set" in page_of(synthetic_run(1, dev=False, test=False)).text
+
+
+def record(scores: Sequence[float | None], winner: int, dropped: dict[str, int] | None = None) -> LayerRecord:
+    candidates = [CandidateRecord(prompt={}, source="s", objective=s, penalty=0.0, score=s) for s in scores]
+    return LayerRecord(layer=0, candidates=candidates, winner=winner, examples=3, dropped=dropped or {})
+
+
+@pytest.mark.parametrize(
+    ("scores", "winner", "words"),
+    [
+        ([-1.0, -0.5, -0.75], 1, "Changed: the winner scored −0.500, 0.500 more than the incumbent (−1.000) and 0.250"),
+        ([-1.0, -0.5], 1, "the incumbent came second"),
+        ([None, -0.5], 1, "the incumbent could not be scored"),
+        ([-1.0, -0.5, -0.25], 1, "another one scored 0.250 more still"),
+        ([-1.0, -1.25], 0, "no candidate beat the incumbent; the best fell short by 0.250"),
+        ([-1.0, -1.0], 0, "a tie keeps the incumbent"),
+        ([-1.0, -0.5], 0, "the selection rule did not accept"),
+        ([-1.0, None], 0, "no other candidate could be scored"),
+        ([None, math.nan], 0, "not one candidate could be scored"),
+        ([-1.0], 0, "nothing else was proposed"),
+    ],
+)
+def test_the_reason_of_a_choice(scores: list[float | None], winner: int, words: str) -> None:
+    assert words in why_chosen(record(scores, winner))
+    assert "every proposal was dropped" in why_chosen(record([-1.0], 0, {"echo": 2}))
+
+
+def test_a_page_shows_what_the_run_holds() -> None:
+    events = synthetic_run(2, steps=4)
+    text = page_of(events).text
+    done = next(e for e in events if isinstance(e, StepDone))
+    for candidate in done.layers[0].candidates:
+        assert candidate.prompt["instruction"] in text
+    finished = next(e for e in events if isinstance(e, Finished))
+    for layer in finished.network["layers"]:
+        assert layer["prompt"]["instruction"] in text
+        assert layer["fingerprint"] in text
+    for wanted in ("2 duplicate", "prior with label", "effective sample size", "torch", "num_hidden: 5", "9f2c9f2c"):
+        assert wanted in text
+    evaluation = events[-1]
+    assert isinstance(evaluation, Evaluated)
+    assert f"{evaluation.fixed} fixed, {evaluation.broken} broken" in text
+
+
+def test_only_events_that_hold_are_shown() -> None:
+    events = synthetic_run(2, interrupted_at=4)
+    text = page_of(events).text
+    assert text.count("Step 4 ") >= 1
+    assert "Interrupted after step 4: Ctrl-C." in text
+    assert "Resumed after step 3." in text
+    assert [e.step for e in events if isinstance(e, StepDone)].count(4) == 2
+    assert render_report(events, title="t").count('id="step-4"') == 1
+
+
+@pytest.mark.parametrize("end", ["running?", "finished", "interrupted"])
+def test_a_summary_knows_how_a_run_stands(end: str) -> None:
+    events = synthetic_run(2, steps=5, finished=end == "finished", test=end == "finished")
+    if end == "interrupted":
+        events.append(Interrupted(step=5, reason="budget"))
+    summary = summarize(events)
+    assert summary.state == end
+    assert (summary.run, summary.task, summary.models) == ("2026-02-02-quiet-heron", "questions", ("smollm2",))
+    assert (summary.steps_done, summary.steps_planned, summary.best_step, summary.depth) == (5, 5, 5, 2)
+    scores = [e.score for e in events if isinstance(e, Validated)]
+    assert summary.best_score == max(scores)
+    assert (summary.test is not None) == (end == "finished")
+    counted = [e.usage for e in events if isinstance(e, StepDone | Validated | Evaluated)]
+    assert summary.tokens == counted[-1]["prompt_tokens"] + counted[-1]["completion_tokens"]
+    if end == "interrupted":
+        assert summarize([*events, Resumed(step=5)]).state == "running?"
+
+
+def test_costs_add_up_also_when_a_counter_begins_anew() -> None:
+    events = synthetic_run(1, steps=3)
+    whole = cost(events)
+    last = events[-1]
+    assert isinstance(last, Evaluated)
+    assert whole.total.used[1] == last.usage["prompt_tokens"]
+    again = cost([*events, last.model_copy(update={"usage": {"prompt_tokens": 7.0}, "split": "more.csv"})])
+    assert again.total.used[1] == last.usage["prompt_tokens"] + 7
+    assert whole.total.excluded == sum(e.excluded for e in events if isinstance(e, StepDone))
+
+
+def test_a_run_without_a_start_is_an_error_that_says_so() -> None:
+    for call in (lambda: render_report([], title="t"), lambda: summarize([])):
+        with pytest.raises(InputError, match="did not start"):
+            call()
+
+
+def test_write_report_reads_the_events_and_leaves_one_file(tmp_path: Path) -> None:
+    events = synthetic_run(2, steps=2, poison="<b>é日本")
+    lines = "".join(map(to_line, events))
+    (tmp_path / "events.jsonl").write_text(lines + '{"kind": "step", "torn', encoding="utf-8")
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl", "report.html"]
+    assert "é日本" in Page(path.read_text(encoding="utf-8")).text
+    assert write_report(tmp_path).read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="no events"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_write_report_says_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("".join(map(to_line, RUNS["one step"])), encoding="utf-8")
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(InputError, match=r"report\.html"):
+        write_report(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl", "report.html"]
+
+
+def test_a_long_run_is_cut_down_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = synthetic_run(2, steps=12, candidates=12, prompt_length=2500)
+    whole = render_report(events, title="t")
+    assert "This was a long run" not in whole
+    monkeypatch.setattr(report, "LARGEST", len(whole.encode()) // 4)
+    cut = render_report(events, title="t")
+    assert len(cut.encode()) <= len(whole.encode()) // 4
+    page = Page(cut)
+    assert "This was a long run" in page.text
+    assert re.search(r"2.5\d\d characters in all", page.text)
+    assert page.text.count("winner") >= 24  # one per step and layer, however short the tables
