@@ -1,0 +1,177 @@
+"""The documentation runs: every Python block is executed, every `dln` command is one that exists.
+
+Blocks of one page share a namespace and run in order, in an empty working directory. What follows
+```` ```python ```` decides:
+
+    (nothing)   executed; must not load the embedded model
+    model       executed under the marker `model`; all blocks of the page before it run too
+    no-run      shown only; its first line is a comment that says why
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
+PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+each_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+WAYS = {"", "model", "no-run"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    info: str
+    code: str
+
+    @property
+    def way(self) -> str:
+        return self.info.removeprefix("python").strip()
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path, language: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(page, text.count("\n", 0, match.start()) + 1, match["info"].strip(), match["code"])
+        for match in FENCE.finditer(text)
+    ]
+    return [block for block in found if block.info.split(" ")[0] == language]
+
+
+def execute(blocks: list[Block], namespace: dict[str, Any]) -> None:
+    """Run blocks in order; a traceback shows the page and the line in it."""
+    for block in blocks:
+        code = "\n" * block.line + block.code
+        exec(compile(code, str(block.page), "exec"), namespace)  # noqa: S102 - the repository's own pages
+
+
+@each_page
+def test_every_python_block_says_how_it_is_to_be_run(page: Path):
+    for block in blocks_of(page, "python"):
+        assert block.way in WAYS, f"{block}: ```{block.info}"
+        if block.way == "no-run":
+            assert block.code.startswith("# "), f"{block}: a block that is not run says why in its first line"
+
+
+@each_page
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blocks = [block for block in blocks_of(page, "python") if block.way == ""]
+    if any(block.way == "model" for block in blocks_of(page, "python")):
+        # what stands after the first block that needs the model may build on it: that part runs with it
+        first = min(block.line for block in blocks_of(page, "python") if block.way == "model")
+        blocks = [block for block in blocks if block.line < first]
+    monkeypatch.chdir(tmp_path)
+    execute(blocks, {"__name__": "__main__"})
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(block.way == "model" for block in blocks_of(page, "python"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+@pytest.mark.usefixtures("smollm2")
+def test_python_blocks_run_with_the_embedded_model(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    execute([b for b in blocks_of(page, "python") if b.way != "no-run"], {"__name__": "__main__"})
+
+
+def commands_of(page: Path) -> list[tuple[str, list[str]]]:
+    """(place, words) of every `$ dln …` line in the page's console blocks; a trailing backslash joins lines."""
+    found: list[tuple[str, list[str]]] = []
+    for block in blocks_of(page, "console"):
+        lines = block.code.replace("\\\n", " ").splitlines()
+        for line in lines:
+            words = shlex.split(line.removeprefix("$ "), comments=True) if line.startswith("$ ") else []
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)  # an environment variable set for this command
+            if words and Path(words[0]).name == "dln":
+                found.append((f"{block}: {line}", words[1:]))
+    return found
+
+
+def check(command: click.Command, words: list[str], parents: list[str], place: str) -> None:
+    """Parse without running: unknown commands, options and missing or superfluous arguments are errors."""
+    context = click.Context(command, info_name=" ".join(parents))
+    if isinstance(command, click.Group):
+        options = {name for parameter in command.params for name in parameter.opts}
+        while words and words[0] in {*options, "--help"}:
+            words = words[1:]
+        if not words:
+            return
+        child = command.get_command(context, words[0])
+        assert child is not None, f"{place}\n  no command {' '.join([*parents, words[0]])}"
+        check(child, words[1:], [*parents, words[0]], place)
+        return
+    if "--help" in words:
+        return
+    for parameter in command.params:
+        # parsing must not look for the files that the page speaks of
+        if isinstance(parameter.type, click.Path):
+            parameter.type = click.STRING
+    try:
+        command.make_context(" ".join(parents), list(words), resilient_parsing=False)
+    except click.exceptions.UsageError as error:
+        pytest.fail(f"{place}\n  {error.format_message()}")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands_of(p)], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_commands_and_flags_exist(page: Path):
+    from dln.cli.main import app
+
+    command = typer.main.get_command(app)
+    for place, words in commands_of(page):
+        check(command, words, ["dln"], place)
+
+
+def test_the_options_page_is_current():
+    tool = runpy.run_path(str(ROOT / "tools" / "make_options_page.py"))
+    page = tool["PAGE"].read_text(encoding="utf-8")
+    assert page == tool["options_page"](), "run: python tools/make_options_page.py"
+
+
+@each_page
+def test_links_between_pages_lead_somewhere(page: Path):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), f"{page.name}: {target}"
+        if anchor and linked.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", linked.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{page.name}: {target}"
+
+
+@each_page
+def test_paths_of_the_repository_exist(page: Path):
+    """`src/…`, `docs/…`, `tests/…`, `examples/…`, `tools/…` and `infer/vi.py`-like names in back quotes are files."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    rooms = "|".join(sorted(p.name for p in (ROOT / "src" / "dln").iterdir() if p.is_dir() and p.name.isidentifier()))
+    for name in re.findall(rf"`((?:src|docs|tests|examples|tools|{rooms})/[\w./-]+)`", text):
+        places = [ROOT / name, ROOT / "src" / "dln" / name]
+        assert any(place.exists() for place in places), f"{page.name}: {name}"
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets: lower case, without punctuation, spaces as hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")

@@ -1,0 +1,102 @@
+"""Writes docs/options.md from the option models, so that the page cannot lag behind the code.
+
+python tools/make_options_page.py            # write the page
+python tools/make_options_page.py --check    # exit 1 if it is not current
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dln.train import InferenceOptions, Options, resolve_options
+
+__all__ = ["PAGE", "options_page"]
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
+
+HEAD = """\
+# Options of training
+
+This page is generated from `src/dln/train/options.py` by `tools/make_options_page.py`.
+
+In Python, options are set as nested dictionaries on top of a preset:
+
+```python
+from dln import resolve_options
+
+options = resolve_options("paper", {"steps": 4, "inference": {"num_prompts": 6}})
+assert options.batch_size == 20 and options.inference.num_prompts == 6
+```
+
+The same dictionary is what `dln.fit(..., preset="paper", options={...})` takes. On the command line `--set` takes one
+option by its dotted name, as in `--set inference.num_prompts=6`. A name that does not exist is an error that lists
+those that do.
+
+The column *paper* shows what `preset="paper"` sets, where that differs from the default. The reasons for each
+difference are in [design.md](design.md#departures-from-the-papers-preset-and-why).
+"""
+
+
+def options_page() -> str:
+    """The whole page as Markdown."""
+    default, paper = resolve_options("default"), resolve_options("paper")
+    sections = [
+        HEAD,
+        "## From step to step\n\n" + _table(Options, default, paper, ""),
+        "## Within one step\n\nAll of these are under `inference`.\n\n"
+        + _table(InferenceOptions, default.inference, paper.inference, "inference."),
+    ]
+    return "\n".join(sections)
+
+
+def _table(kind: type[BaseModel], default: BaseModel, paper: BaseModel, prefix: str) -> str:
+    properties = kind.model_json_schema()["properties"]
+    lines = ["| option | default | paper | possible values | what it does |", "|---|---|---|---|---|"]
+    for name, field in kind.model_fields.items():
+        if name == "inference":
+            continue
+        ours, theirs = getattr(default, name), getattr(paper, name)
+        cells = (
+            f"`{prefix}{name}`",
+            _value(ours),
+            "" if ours == theirs else _value(theirs),
+            _possible(properties[name]),
+            (field.description or "").strip(),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}`"
+
+
+def _possible(schema: dict[str, Any]) -> str:
+    """What a value must be, in words."""
+    if "anyOf" in schema:
+        return " or ".join(_possible(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list of {_possible(schema['items'])}"
+    if kind == "object":
+        names = _possible(schema["propertyNames"]) if "propertyNames" in schema else "names"
+        return f"{names}, each with a {_possible(schema['additionalProperties'])}"
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "null": "null"}
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds.items() if name in schema]
+    return " ".join([words[str(kind)], *limits])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == options_page()
+        sys.exit(0 if current else f"{PAGE} is not current: run python tools/make_options_page.py")
+    PAGE.write_text(options_page(), encoding="utf-8")
+    print(PAGE)
