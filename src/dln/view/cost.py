@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dln.train.event_log import of_kind
 from dln.train.events import Evaluated, Event, StepDone, Validated
@@ -16,13 +16,13 @@ COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds")
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """What one event used.
+    """What a step or an evaluation used.
 
     Attributes:
-        name: which event.
+        name: which one.
         step: updates done by then, None for what comes after training.
         used: one number per entry of `COLUMNS`, None where it is not known.
-        wall: wall-clock seconds.
+        wall: wall-clock seconds; None where nobody wrote them down (0 in the event).
         excluded: examples without a usable score, None where none are counted.
     """
 
@@ -47,7 +47,7 @@ class Cost:
 
 
 def cost(events: Sequence[Event]) -> Cost:
-    """Differences of neighbouring counts: an event's own part.
+    """Differences of neighbouring counts: an event's own part; a step and its validation are one row.
 
     Where a count falls, a new counter began (a later evaluation): what it says is that event's part.
     """
@@ -58,8 +58,18 @@ def cost(events: Sequence[Event]) -> Cost:
             continue
         used = tuple(_part(event.usage, before, name) for name in COLUMNS)
         before |= {name: value for name in COLUMNS if (value := finite(event.usage.get(name))) is not None}
-        rows.append(CostRow(_name(event), _step(event), used, finite(event.seconds), _excluded(event)))
+        row = CostRow(_name(event), _step(event), used, finite(event.seconds) or None, _excluded(event))
+        if rows and row.step is not None and row.step == rows[-1].step:
+            rows[-1] = _together(rows[-1], row)
+        else:
+            rows.append(row)
     return Cost(tuple(rows), _total(events, rows))
+
+
+def _together(step: CostRow, validation: CostRow) -> CostRow:
+    """The time of a step includes its validation's."""
+    used = tuple(_sum(pair) for pair in zip(step.used, validation.used, strict=True))
+    return replace(step, name=f"{step.name} and its validation", used=used)
 
 
 def _total(events: Sequence[Event], rows: Sequence[CostRow]) -> CostRow:
@@ -87,7 +97,7 @@ def _part(usage: dict[str, float], before: dict[str, float], name: str) -> float
 def _name(event: StepDone | Validated | Evaluated) -> str:
     if isinstance(event, StepDone):
         return f"step {event.step}"
-    return f"dev set after step {event.step}" if isinstance(event, Validated) else f"evaluation: {event.split}"
+    return f"validation after step {event.step}" if isinstance(event, Validated) else f"evaluation: {event.split}"
 
 
 def _step(event: StepDone | Validated | Evaluated) -> int | None:

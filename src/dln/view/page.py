@@ -56,7 +56,7 @@ class Page:
 
 
 def build_page(events: Sequence[Event], title: str, command: str | None) -> Page:
-    """The page of those events that hold (see `dln.train.event_log.current`), but for its long tables."""
+    """The page of those events that hold (see `dln.view.summary.holding`), but for its long tables."""
     started, evaluation = started_of(events), main_evaluation(events)
     labels = started.labels
     moments = history(events)

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dln.errors import InputError
-from dln.train.event_log import current, read_events
+from dln.train.event_log import read_events
 from dln.train.events import Event
 from dln.view import numbers
 from dln.view.limits import Limits
 from dln.view.page import build_page, with_limits
-from dln.view.summary import started_of
+from dln.view.summary import holding, started_of
 from dln.view.text import clean, clip
 
 __all__ = ["render_report", "write_report"]
@@ -44,7 +44,7 @@ def render_report(events: Sequence[Event], *, title: str, command: str | None = 
     Raises:
         InputError: the run has no `started` event.
     """
-    held = current(events)
+    held = holding(events)
     template = _environment().get_template("report.html.j2")
     limits, page, html = Limits(), build_page(held, title, command), ""
     for _ in range(MOST_DRAWINGS):
@@ -65,8 +65,9 @@ def write_report(run_dir: Path, *, command: str | None = None) -> Path:
         CorruptDataError: the events are damaged.
     """
     run_dir = Path(run_dir)
-    events = current(read_events(run_dir / "events.jsonl"))
-    html = render_report(events, title=f"{started_of(events).task} · {started_of(events).run}", command=command)
+    events = holding(read_events(run_dir / "events.jsonl"))
+    started = started_of(events)
+    html = render_report(events, title=" · ".join(filter(None, (started.task, started.run))), command=command)
     target = run_dir / "report.html"
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -12,7 +12,7 @@ from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, S
 from dln.view.cost import cost
 from dln.view.numbers import finite
 
-__all__ = ["Measured", "RunSummary", "State", "layers_of", "main_evaluation", "started_of", "summarize"]
+__all__ = ["Measured", "RunSummary", "State", "holding", "layers_of", "main_evaluation", "started_of", "summarize"]
 
 State = Literal["running?", "finished", "interrupted"]
 
@@ -72,7 +72,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
     Raises:
         InputError: the run has no `started` event.
     """
-    events = current(events)
+    events = holding(events)
     started = started_of(events)
     layers = layers_of(started.network)
     state, reason = _state(events)
@@ -96,6 +96,13 @@ def summarize(events: Sequence[Event]) -> RunSummary:
         test_split=evaluation.split if evaluation else None,
         tokens=cost(events).total.tokens,
     )
+
+
+def holding(events: Sequence[Event]) -> list[Event]:
+    """The events that hold: what a resumed run went back behind, or began again, is void."""
+    held = current(events)
+    starts = [i for i, event in enumerate(held) if isinstance(event, Started)]
+    return held[starts[-1] :] if starts else held
 
 
 def started_of(events: Sequence[Event]) -> Started:
