@@ -148,7 +148,7 @@ def _check_causal(network: Network, location: str, kind: str) -> None:
     """A later token must not change an earlier prediction: some loaders turn an encoder into a `CausalLM`."""
     import numpy as np
 
-    from dln.lm.network import Query
+    from dln.lm.query import Query
 
     size = int(network.model.config.get_text_config().vocab_size)
     first, second = (Query((1 % size, 2 % size, last % size), (1,), ((0, 1),)) for last in (3, 4))

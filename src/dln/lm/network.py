@@ -11,19 +11,21 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
-
 from dln.errors import InputError
 from dln.lm.batches import bucket
+from dln.lm.packed import answer_packed, probe
+from dln.lm.plan import Plan
+from dln.lm.query import Answer, Query, read
 from dln.numerics import Floats
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Answer", "Counters", "Network", "Query"]
+__all__ = ["Counters", "Network"]
 
 T = TypeVar("T")
 MAX_BATCH_ROWS = 4096
@@ -32,36 +34,12 @@ MAX_BATCH_ROWS = 4096
 NOISE = {"float32": 4e-4, "float64": 1e-9, "bfloat16": 0.1, "float16": 0.02}
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which next-token log-probabilities are wanted along one sequence.
-
-    Attributes:
-        ids: the sequence that is fed.
-        positions: indices into `ids` after which a distribution is wanted.
-        tokens: for each position, the wanted tokens.
-        rest: whether log(1 − Σ p(wanted)) is wanted for each position as well.
-    """
-
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    rest: bool = False
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Answer:
-    """log p of a query's wanted tokens, position after position, and log-mass of the rest per position."""
-
-    log_probs: Floats
-    rest: Floats
-
-
 @dataclass(slots=True)
 class Counters:
-    """What a network did so far: forwards, tokens fed without padding, and rare events."""
+    """What a network did so far: forwards, tokens asked and tokens fed (padding aside), and rare events."""
 
     forwards: int = 0
+    asked: int = 0
     tokens: int = 0
     choices: int = 0
     close_choices: int = 0
@@ -96,8 +74,8 @@ class Network:
 
     @property
     def usual_batch_tokens(self) -> int:
-        """Padded tokens per scoring forward: a CPU's caches like them small (measured), an accelerator large."""
-        return 1024 if self.device.type == "cpu" else 16384
+        """Tokens per scoring forward: a CPU's caches like them small (measured), an accelerator large."""
+        return 512 if self.device.type == "cpu" else 8192
 
     @property
     def usual_batch_rows(self) -> int:
@@ -105,14 +83,28 @@ class Network:
         return 32 if self.device.type == "cpu" else 128
 
     def answer(self, queries: Sequence[Query], batch_tokens: int) -> list[Answer]:
-        """Answer the queries in length-bucketed batches; equal queries are computed once."""
-        distinct = list(dict.fromkeys(queries))
-        answers: dict[Query, Answer] = {}
+        """Answer the queries, every distinct prefix evaluated once.
+
+        A model that does not take tree masks (see `why_plain`) gets length-bucketed batches instead, in
+        which equal queries are computed once.
+        """
         with self.lock:
+            self.counters.asked += sum(len(query.ids) for query in queries)
+            if self.why_plain is None:
+                return self._answer_packed(queries, batch_tokens)
+            distinct = list(dict.fromkeys(queries))
+            answers: dict[Query, Answer] = {}
             for batch in bucket([len(query.ids) for query in distinct], batch_tokens, MAX_BATCH_ROWS):
                 chosen = [distinct[i] for i in batch]
                 answers.update(zip(chosen, self.halving(self._answer_batch, chosen), strict=True))
         return [answers[query] for query in queries]
+
+    @cached_property
+    def why_plain(self) -> str | None:
+        """Why this model is scored in plain batches; None where shared prefixes are evaluated once."""
+        with self._inference():
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            return probe(self._forward, vocabulary, self.device, self.model.dtype, 2.5 * self.noise)
 
     def next_logits(self, ids: Sequence[int]) -> Floats:
         """[V] logits after `ids`, from a forward of this sequence alone: a function of `ids` only."""
@@ -167,16 +159,38 @@ class Network:
             return run(batch)
         except torch.OutOfMemoryError as error:
             if len(batch) < 2:
-                raise InputError(
-                    "one request alone does not fit the accelerator's memory",
-                    where=self.device,
-                    fix="use a smaller model, dtype='bfloat16', a shorter context, or device='cpu'",
-                ) from error
+                raise self._too_large() from error
         # Outside the handler, or the traceback would hold the memory of the failed attempt.
         torch.cuda.empty_cache()
         self.counters.out_of_memory_splits += 1
         middle = len(batch) // 2
         return [*self.halving(run, batch[:middle]), *self.halving(run, batch[middle:])]
+
+    def _answer_packed(self, queries: Sequence[Query], budget: int) -> list[Answer]:
+        """Answers from the prefix trie; with smaller packs where the accelerator's memory does not suffice."""
+        import torch
+
+        plan = Plan.of([query.ids for query in queries])
+        try:
+            with self._inference():
+                answers = answer_packed(self._forward, plan, queries, budget, self.device, self.model.dtype)
+        except torch.OutOfMemoryError as error:
+            if budget < 64:
+                raise self._too_large() from error
+        else:
+            self.counters.tokens += plan.size
+            return answers
+        # Outside the handler, or the traceback would hold the memory of the failed attempt.
+        torch.cuda.empty_cache()
+        self.counters.out_of_memory_splits += 1
+        return self._answer_packed(queries, budget // 2)
+
+    def _too_large(self) -> InputError:
+        return InputError(
+            "one request alone does not fit the accelerator's memory",
+            where=self.device,
+            fix="use a smaller model, dtype='bfloat16', a shorter context, or device='cpu'",
+        )
 
     def _answer_batch(self, batch: Sequence[Query]) -> list[Answer]:
         with self._inference() as torch:
@@ -187,7 +201,6 @@ class Network:
                 inputs[i, : len(query.ids)] = torch.tensor(query.ids)
                 mask[i, : len(query.ids)] = 1
             rows = [(i, position) for i, query in enumerate(batch) for position in query.positions]
-            wanted = [(row, token) for row, tokens in enumerate(t for q in batch for t in q.tokens) for token in tokens]
             output = self._forward(
                 cast(Any, tuple(torch.tensor(rows, device=self.device).T)),
                 input_ids=inputs.to(self.device),
@@ -196,15 +209,10 @@ class Network:
                 use_cache=False,
             )
             self.counters.tokens += sum(len(query.ids) for query in batch)
-            logits = output.logits[0].float()
-            total = logits.logsumexp(-1)
-            row, token = torch.tensor(wanted, device=self.device).T
-            log_probs = _float64(logits[row, token] - total[row])
-            rest = np.zeros(len(rows))
-            if any(query.rest for query in batch):
-                logits[row, token] = -torch.inf  # summing what is left loses nothing, unlike 1 − Σ p
-                rest = _float64(logits.logsumexp(-1) - total)
-            return _split(batch, log_probs, rest)
+            tokens = [ids for query in batch for ids in query.tokens]
+            rest = any(query.rest for query in batch)
+            found = iter(read(output.logits[0].float(), range(len(rows)), tokens, rest))
+            return [Answer.of([next(found) for _ in query.positions]) for query in batch]
 
     @contextmanager
     def _inference(self) -> Generator[Any]:
@@ -230,14 +238,3 @@ class Network:
 
 def _float64(values: torch.Tensor) -> Floats:
     return cast(Floats, values.double().cpu().numpy())
-
-
-def _split(batch: Sequence[Query], log_probs: Floats, rest: Floats) -> list[Answer]:
-    counts = [sum(map(len, query.tokens)) for query in batch]
-    rows = [len(query.positions) for query in batch]
-    return [
-        Answer(own, own_rest)
-        for own, own_rest in zip(
-            np.split(log_probs, np.cumsum(counts)[:-1]), np.split(rest, np.cumsum(rows)[:-1]), strict=True
-        )
-    ]

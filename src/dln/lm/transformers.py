@@ -17,7 +17,8 @@ from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProb
 from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
 from dln.lm.decoding import DrawRequest, decode
 from dln.lm.labels import LabelTrie
-from dln.lm.network import Answer, Network, Query
+from dln.lm.network import Network
+from dln.lm.query import Answer, Query
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
 
@@ -36,7 +37,7 @@ class TransformersLM:
         name: the string that `load_lm` takes to give this model again.
         checkpoint: the weights and the tokenizer; siblings share it.
         chat: whether a context is wrapped as one user turn, and the assistant's turn drawn or scored.
-        batch_tokens: padded tokens per forward when scoring; None takes what suits the device.
+        batch_tokens: tokens per forward when scoring; None takes what suits the device.
         batch_rows: draws side by side; None takes what suits the device. Neither changes a draw.
     """
 
@@ -155,12 +156,13 @@ class TransformersLM:
         owned: list[list[Ids]] = [[] for _ in trie.paths]
         for prefix in trie.children:
             owned[trie.owner(prefix)].append(prefix)
+        labelled = set(trie.ids)
         queries = [
             Query(
                 (*context, *path),
                 tuple(len(context) - 1 + len(prefix) for prefix in prefixes),
                 tuple(trie.children[prefix] for prefix in prefixes),
-                rest=True,
+                rest=any(prefix in labelled for prefix in prefixes),
             )
             for context in encoded
             for path, prefixes in zip(trie.paths, owned, strict=True)
