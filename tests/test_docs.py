@@ -21,6 +21,8 @@ import click
 import pytest
 import typer
 
+from dln.train import resolve_options
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
 PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -175,3 +177,19 @@ def test_paths_of_the_repository_exist(page: Path):
 def slug(heading: str) -> str:
     """The anchor that a heading gets: lower case, without punctuation, spaces as hyphens."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_departure_from_the_paper_is_explained():
+    """The table of design.md names exactly the options that the two presets set differently."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    section = text.partition("## Departures from the paper's preset, and why\n")[2].partition("\n## ")[0]
+    explained = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+    default, paper = (flat(resolve_options(name).model_dump()) for name in ("default", "paper"))
+    different = {name for name in default if default[name] != paper[name]} - {"preset"}
+    assert len(explained) == len(set(explained))
+    assert set(explained) == different
+
+
+def flat(options: dict[str, Any]) -> dict[str, Any]:
+    inner = {f"inference.{name}": value for name, value in options["inference"].items()}
+    return {name: value for name, value in options.items() if name != "inference"} | inner
