@@ -176,6 +176,7 @@ def test_the_headline_says_what_the_test_says() -> None:
     assert "no paired test" in verdict(evaluation.model_copy(update={"p_value": None}))
     assert verdict(evaluation) in page_of(synthetic_run(1)).text
     assert "No test evaluation was run" in page_of(RUNS["no test"]).text
+    assert "not measured yet" in page_of(RUNS["just started"]).text
     assert "there is no dev set" in page_of(synthetic_run(1, dev=False, test=False)).text
 
 

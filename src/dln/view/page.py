@@ -72,7 +72,7 @@ def build_page(events: Sequence[Event], title: str, command: str | None) -> Page
         evaluation=evaluation,
         other_evaluations=tuple(e for e in of_kind(events, Evaluated) if e is not evaluation),
         difference=difference_of(evaluation) if evaluation else None,
-        verdict=verdict(evaluation) if evaluation else _without_test(best),
+        verdict=verdict(evaluation) if evaluation else _without_test(best, started.dev_size),
         dev_first=first,
         dev_best=best,
         turns=_turns(events),
@@ -106,7 +106,9 @@ def _dev(events: Sequence[Event]) -> tuple[Validated | None, Validated | None]:
     return first, max(scored, key=lambda event: (event.score, -event.step), default=None)
 
 
-def _without_test(best: Validated | None) -> str:
+def _without_test(best: Validated | None, dev_size: int) -> str:
+    if best is None and dev_size:
+        return "No test evaluation was run, and the dev set was not measured yet."
     if best is None:
         return "No test evaluation was run, and there is no dev set: only the accuracy of the batches is known."
     return (
