@@ -1,7 +1,7 @@
 """Your own data: a CSV with columns of any name, one task, one network, one saved file.
 
 A `TableLM` stands in for the model, so that this runs at once; with `dln.load_lm("smollm2")` in its place
-the same program learns something. For a file of yours the command is `dln train --task mail.csv`.
+the same program learns something. From the shell: `dln train --csv mail.csv`.
 """
 
 from __future__ import annotations
