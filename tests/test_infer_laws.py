@@ -75,12 +75,18 @@ def test_exact_posterior_makes_the_elbo_the_log_likelihood(seed):
     assert info.elbo == pytest.approx(exact, abs=1e-9)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.2, 1.0, 5.0]), st.booleans(), st.integers(1, 6))
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.2, 1.0, 5.0]),
+    st.booleans(),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.05, 0.3, 0.9]),
+)
 @settings(max_examples=40, deadline=None)
-def test_any_other_posterior_is_below(seed, temperature, argmax_only, num_hidden):
+def test_any_other_posterior_is_below(seed, temperature, argmax_only, num_hidden, prune):
     net = network(2, seed)
     choices = algorithm(
-        weighting=Weighting((Likelihood(),), temperature, argmax_only),
+        weighting=Weighting((Likelihood(),), temperature, argmax_only, prune),
         num_hidden=num_hidden,
         q_hidden=MixtureProposal((PriorProposal(1.5), LabelledPriorProposal(1.0))),
     )

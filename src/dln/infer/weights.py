@@ -126,17 +126,23 @@ class Weighting:
         terms: what is added up.
         temperature: > 0; below 1 sharpens.
         argmax_only: all weight on the heaviest particle (the first of equals).
+        prune: a particle lighter than this weighs nothing, and the M-step need not score it. What is left
+            is renormalised: another q, and the ELBO of any q is a bound. Objectives change by at most
+            prune · K times the largest difference of log p among particles.
     """
 
     terms: tuple[WeightTerm, ...] = (Likelihood(), Prior())
     temperature: float = 1.0
     argmax_only: bool = False
+    prune: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise InputError("posterior weights need one term or more", where="posterior weights")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise InputError("posterior_temp must be finite and > 0", where="posterior_temp", got=self.temperature)
+        if not 0 <= self.prune < 1:
+            raise InputError("prune must lie in [0, 1)", where="prune", got=self.prune)
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
@@ -150,4 +156,7 @@ class Weighting:
             hard = np.zeros(total.shape)
             hard[np.arange(len(best)), best] = 1.0
             weights[some] = hard[some]
-        return weights
+        # the heaviest always stays: 1/K is a lower bound of its weight, and prune is far below
+        kept = np.where(weights < min(self.prune, 1.0 / total.shape[1]), 0.0, weights)
+        kept[some] /= kept[some].sum(axis=1, keepdims=True)
+        return kept

@@ -46,7 +46,10 @@ def algorithm(
             tuple(chosen.prompt_proposals.values()),
         ),
         weighting=Weighting(
-            tuple(_term(name, chosen) for name in chosen.posterior_terms), chosen.posterior_temp, chosen.argmax_only
+            tuple(_term(name, chosen) for name in chosen.posterior_terms),
+            chosen.posterior_temp,
+            chosen.argmax_only,
+            chosen.prune,
         ),
         score=chosen.score,
         hidden_objective=_hidden_objective(chosen),

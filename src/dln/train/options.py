@@ -39,6 +39,9 @@ class InferenceOptions(Strict):
     posterior_temp: float = Field(1.0, gt=0, description="posterior sharpening: log w is divided by it")
     mutual_information: float = Field(1.0, ge=0, description="weight of the mutual-information term, where used")
     argmax_only: bool = Field(False, description="all posterior weight on the heaviest hidden text")
+    prune: float = Field(
+        0.01, ge=0, lt=1, description="hidden texts of less posterior weight are left out of the M-step; 0 keeps all"
+    )
     include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
     hidden_proposals: tuple[HiddenSource, ...] = Field(
@@ -107,6 +110,7 @@ PAPER: dict[str, Any] = {
         "num_prompts": 20,
         "score": "mean_token_log_prob",
         "posterior_terms": ["likelihood", "prior"],
+        "prune": 0.0,
         "hidden_proposals": ["prior", "labelled_prior"],
         "prompt_proposals": {"rewrite": 1.0},
         "prompt_tokens": 256,
