@@ -1,0 +1,51 @@
+"""Shell completion of names: tasks, presets, templates, models, runs and training options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dln.data import task_names
+from dln.lm.load import ENGINES
+from dln.nn import template_names
+from dln.train.options import PRESETS, InferenceOptions, Options
+
+__all__ = ["models", "presets", "runs", "settings", "tasks", "templates"]
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Known tasks, and the example files that are here."""
+    files = [str(path) for kind in ("*.csv", "*.tsv", "*.jsonl") for path in sorted(Path().glob(kind))]
+    return _matching([*task_names(), *files], incomplete)
+
+
+def presets(incomplete: str) -> list[str]:
+    """Named sets of options."""
+    return _matching(list(PRESETS), incomplete)
+
+
+def templates(incomplete: str) -> list[str]:
+    """Templates of layers."""
+    return _matching(template_names("forward"), incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """Forms of model names, as far as they are fixed."""
+    return _matching([engine.form.partition("<")[0] for engine in ENGINES.values()], incomplete)
+
+
+def runs(incomplete: str) -> list[str]:
+    """Run directories below `runs/` and beside what is typed."""
+    folders = {Path("runs"), Path(incomplete).parent, Path(incomplete)}
+    found = {str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/run.yaml")}
+    return _matching(sorted(found), incomplete)
+
+
+def settings(incomplete: str) -> list[str]:
+    """Training options, as `--set` takes them."""
+    names = [name for name in Options.model_fields if name != "inference"]
+    names += [f"inference.{name}" for name in InferenceOptions.model_fields]
+    return _matching([f"{name}=" for name in names], incomplete)
+
+
+def _matching(words: list[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]

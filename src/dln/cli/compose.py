@@ -1,0 +1,226 @@
+"""From a configuration to what is trained: the task, the models and the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from dln.cli.config import RunConfig
+from dln.data import Dataset, Task, load_task, split
+from dln.data.dataset import text_key
+from dln.errors import InputError
+from dln.lm.base import LanguageModel, Sampling
+from dln.lm.cached import Cached
+from dln.lm.digests import cache_directory
+from dln.lm.load import load_lm
+from dln.lm.metered import Budget, Meter, Metered
+from dln.lm.store import Store
+from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.nn.saving import load_network
+
+__all__ = ["DECOMPOSE", "Models", "build_models", "build_network", "build_task", "task_label"]
+
+DECOMPOSE = "Decompose the problem to make it simpler:"
+"""Initial prompt of hidden layers (the paper's)."""
+
+_PLAIN = ("classify", "answer", "think", "think_residual", "classify_residual", "answer_residual")
+_PAPER = ("classify_answer", "answer", "think_steps", "think_residual", "classify_residual_answer", "answer_residual")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run; all share one meter, one budget and one cache."""
+
+    lm: LanguageModel
+    prompt_lm: LanguageModel | None
+    hidden_lm: LanguageModel | None
+    meter: Meter
+    notes: tuple[str, ...] = ()
+
+
+def build_task(config: RunConfig) -> Task:
+    """The task with its data, cut to the sizes asked for.
+
+    Raises:
+        InputError: no task or several, an option that it does not have, or data that cannot be used.
+    """
+    task, data = _full_task(config), config.data
+    sizes = {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
+    cut = {part: _cut(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
+    return replace(task, **cut)
+
+
+def task_label(config: RunConfig) -> str:
+    """A short name for the run directory."""
+    wanted = config.task
+    return Path(wanted.csv or wanted.jsonl or wanted.name or "task").stem
+
+
+def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None) -> Models:
+    """Every model as Cached(Metered(engine)), so that only what is computed counts.
+
+    Raises:
+        DlnError: a model cannot be had, or the cache cannot be opened.
+    """
+    wanted, limits = config.lm, config.budget
+    meter = meter or Meter()
+    budget = Budget(
+        limits.max_calls, limits.max_tokens, None if limits.max_minutes is None else 60.0 * limits.max_minutes
+    )
+    store: Store | None = None
+    if wanted.cache:
+        path = Path(wanted.cache_path) if wanted.cache_path else cache_directory() / "lm-cache.sqlite"
+        store = stack.enter_context(Store(path))
+    options = {} if wanted.batch_tokens is None else {"batch_tokens": wanted.batch_tokens}
+
+    def load(spec: str, purpose: str) -> LanguageModel:
+        metered = Metered(load_lm(spec, **options), budget, meter, purpose=purpose)
+        return metered if store is None else Cached(metered, store)
+
+    return Models(
+        lm=load(wanted.spec, "layers"),
+        prompt_lm=None if wanted.prompt_lm is None else load(wanted.prompt_lm, "prompts"),
+        hidden_lm=None if wanted.hidden_lm is None else load(wanted.hidden_lm, "hidden"),
+        meter=meter,
+        notes=tuple(store.notes) if store is not None else (),
+    )
+
+
+def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequential:
+    """The layers with their initial prompts.
+
+    One layer answers. Above that, hidden layers think, and the last one reads the input and the thoughts.
+
+    Raises:
+        InputError: prompts or templates that do not fit the number of layers.
+    """
+    wanted = config.network
+    depth = wanted.layers
+    templates = list(wanted.templates) or _templates(depth, task, str(config.options.get("preset", "default")))
+    prompts = _prompts(config, task, lm)
+    for name, values in (("templates", templates), ("prompts", prompts)):
+        if len(values) != depth:
+            raise InputError(
+                f"one of {name} per layer is needed",
+                where=f"network.{name}",
+                got=f"{len(values)} for {depth} layers",
+                fix=f"repeat --{name.removesuffix('s')} for each layer, first layer first",
+            )
+    sampling = Sampling(max_tokens=wanted.hidden_tokens)
+    layers: list[AnyLayer] = [
+        LanguageLayer(lm, template, prompt, sampling)
+        for template, prompt in zip(templates[:-1], prompts[:-1], strict=True)
+    ]
+    if task.labels is None:
+        layers.append(LanguageLayer(lm, templates[-1], prompts[-1], sampling))
+    else:
+        layers.append(ChoiceLayer(lm, templates[-1], prompts[-1], task.labels))
+    return Sequential(layers)
+
+
+def _full_task(config: RunConfig) -> Task:
+    wanted, data = config.task, config.data
+    sources = [name for name in ("name", "csv", "jsonl") if getattr(wanted, name) is not None]
+    if len(sources) != 1:
+        raise InputError(
+            "say which task to work on" if not sources else "more than one task is given",
+            where="task",
+            got=", ".join(sources) or None,
+            expected="one of --task NAME, --csv FILE or --jsonl FILE",
+            fix="--task questions needs no data",
+        )
+    if wanted.name is None:
+        return _file_task(config)
+    for field in ("input", "target", "free_form", "labels"):
+        if getattr(wanted, field) is not None:
+            raise InputError("a named task does not have that option", where=wanted.name, got=field)
+    # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled one just does not need them
+    directory = None if wanted.name.strip().lower() == "questions" else data.directory
+    task = load_task(wanted.name, directory, leaky=data.leaky, seed=data.seed)
+    return task if wanted.instruction is None else replace(task, instruction=wanted.instruction)
+
+
+def _file_task(config: RunConfig) -> Task:
+    wanted, data = config.task, config.data
+    if data.leaky:
+        raise InputError("a task of one file does not have that option", where="data", got="leaky")
+    if wanted.csv is not None:
+        divider = "\t" if wanted.csv.lower().endswith(".tsv") else None
+        dataset = Dataset.from_csv(
+            wanted.csv,
+            wanted.input,
+            wanted.target,
+            labels=wanted.labels,
+            free_form=wanted.free_form,
+            delimiter=divider,
+        )
+    else:
+        dataset = Dataset.from_jsonl(
+            str(wanted.jsonl), wanted.input, wanted.target, labels=wanted.labels, free_form=wanted.free_form
+        )
+    specs = wanted.labels if isinstance(wanted.labels, list) and not wanted.free_form else None
+    return Task.from_dataset(
+        dataset, instruction=wanted.instruction, labels=specs, seed=data.seed, name=task_label(config)
+    )
+
+
+def _cut(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """At most `size` distinct inputs, with the same class proportions."""
+    if size >= len({text_key(x) for x in dataset.inputs}):
+        return dataset
+    return split(dataset, (size,), seed)[0]
+
+
+def _templates(depth: int, task: Task, preset: str) -> list[str]:
+    only, only_free, first, middle, last, last_free = _PAPER if preset == "paper" else _PLAIN
+    if depth == 1:
+        return [only_free if task.labels is None else only]
+    return [first, *[middle] * (depth - 2), last_free if task.labels is None else last]
+
+
+def _prompts(config: RunConfig, task: Task, lm: LanguageModel) -> list[Prompt]:
+    wanted = config.network
+    if wanted.prompts and wanted.prompts_from:
+        raise InputError("prompts are given twice", where="network", got="--prompt and --prompts-from")
+    if wanted.prompts_from:
+        return _prompts_from(Path(wanted.prompts_from), lm)
+    if wanted.prompts:
+        return [Prompt(text) for text in wanted.prompts]
+    return [Prompt(DECOMPOSE)] * (wanted.layers - 1) + [Prompt(task.instruction)]
+
+
+def _prompts_from(path: Path, lm: LanguageModel) -> list[Prompt]:
+    """Prompts of a run, a network file, a YAML list, or a text divided by lines of `---`."""
+    if path.is_dir():
+        path = path / "network.json"
+    if path.suffix == ".json":
+        return list(load_network(path, lm).parameters())
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = cast(object, yaml.safe_load(text)) if path.suffix in (".yaml", ".yml") else _sections(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError("the prompts cannot be read", where=path, got=str(error)) from error
+    if not isinstance(rows, list) or not rows:
+        raise InputError(
+            "this file is not a list of prompts",
+            where=path,
+            got=json.dumps(rows, default=str)[:60],
+            expected="a YAML list, or a text with lines of --- between the prompts",
+        )
+    return [Prompt.from_json(row, f"{path}, prompt {i}") for i, row in enumerate(cast(Sequence[Any], rows), 1)]
+
+
+def _sections(text: str) -> list[str]:
+    parts: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.strip() == "---":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return ["\n".join(part).strip() for part in parts]

@@ -1,0 +1,207 @@
+"""The configuration of a run: one validated value, the same in files, on the command line and in run.yaml."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dln.errors import InputError
+from dln.train.options import InferenceOptions, Options, resolve_options
+
+__all__ = [
+    "BudgetConfig",
+    "DataConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "RunConfig",
+    "TaskConfig",
+    "config_schema",
+    "parse_config",
+    "training_options",
+]
+
+
+class Section(BaseModel):
+    """Frozen, and unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskConfig(Section):
+    """What is to be learnt: a known task by name, or a file of examples."""
+
+    name: str | None = Field(None, description="a known task, for example questions or subj")
+    csv: str | None = Field(None, description="a CSV or TSV file of examples")
+    jsonl: str | None = Field(None, description="a JSON-lines file of examples")
+    input: str | None = Field(None, description="the column with the inputs; guessed if not given")
+    target: str | None = Field(None, description="the column with the targets; guessed if not given")
+    free_form: bool | None = Field(None, description="targets are free texts, not labels; guessed if not given")
+    labels: list[str] | dict[str, str] | None = Field(
+        None, description='labels with other spellings ("yes|Yes"), or {value in the file: label}'
+    )
+    instruction: str | None = Field(None, description="the initial prompt of the output layer")
+
+
+class DataConfig(Section):
+    """Where data is and how much of it is used."""
+
+    directory: str | None = Field(None, description="directory of the paper's tasks and gsm8k")
+    leaky: bool = Field(False, description="the original loader's splits, leaks included")
+    seed: int = Field(42, description="of the split into train, dev and test")
+    train_size: int | None = Field(None, ge=1, description="train on at most so many examples")
+    dev_size: int | None = Field(None, ge=1, description="validate on at most so many examples")
+    test_size: int | None = Field(None, ge=1, description="test on at most so many examples")
+
+
+class ModelConfig(Section):
+    """Which language models are used, and where their answers are kept."""
+
+    spec: str = Field("smollm2", description="the model of all layers")
+    prompt_lm: str | None = Field(None, description="the model that proposes prompts; default the layers' own")
+    hidden_lm: str | None = Field(None, description="the model that edits hidden texts; default the layers' own")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens per batch of the in-process engine")
+    cache: bool = Field(True, description="keep the model's answers in a file")
+    cache_path: str | None = Field(None, description="that file; default lm-cache.sqlite in the user's cache")
+
+
+class NetworkConfig(Section):
+    """The layers and what they start from."""
+
+    layers: int = Field(1, ge=1, le=32, description="depth of the network")
+    prompts: tuple[str, ...] = Field((), description="initial prompts, one per layer")
+    prompts_from: str | None = Field(None, description="initial prompts from a text, YAML or network file, or a run")
+    templates: tuple[str, ...] = Field((), description="templates, one per layer")
+    hidden_tokens: int = Field(64, ge=1, description="longest hidden text and free answer, in tokens")
+    freeze: tuple[int, ...] = Field((), description="layers that are not trained, counted from 1")
+
+
+class BudgetConfig(Section):
+    """Limits; null is none."""
+
+    max_calls: int | None = Field(None, ge=0, description="requests to models")
+    max_tokens: int | None = Field(None, ge=0, description="tokens read and drawn")
+    max_minutes: float | None = Field(None, ge=0, description="minutes inside models")
+
+
+class RunConfig(Section):
+    """All that `dln train` needs to know."""
+
+    task: TaskConfig = Field(default_factory=lambda: TaskConfig.model_validate({}))
+    data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
+    lm: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
+    network: NetworkConfig = Field(default_factory=lambda: NetworkConfig.model_validate({}))
+    budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig.model_validate({}))
+    options: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="changes to the preset's training options"
+    )
+    run_dir: str | None = Field(None, description="the run directory; default runs/<task>-<layers>l-<time>")
+    test: bool = Field(True, description="evaluate on the test examples at the end")
+
+
+def parse_config(data: Mapping[str, Any], where: str) -> RunConfig:
+    """A configuration from plain data, its options checked too.
+
+    Raises:
+        InputError: naming `where` and the field.
+    """
+    try:
+        config = RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = [str(part) for part in first["loc"]]
+        unknown = first["type"] == "extra_forbidden"
+        known = _names_at(place[:-1]) if unknown else []
+        close = difflib.get_close_matches(place[-1], known, n=1) if unknown else []
+        raise InputError(
+            "there is no such setting" if unknown else f"this setting is not possible: {first['msg']}",
+            where=f"{where}: {'.'.join(place)}" if place else where,
+            got=None if unknown else repr(first["input"])[:80],
+            expected=f"one of {', '.join(known)}" if unknown else None,
+            fix=f"did you mean {'.'.join([*place[:-1], close[0]])}?" if close else None,
+        ) from error
+    check_option_names(config.options, where)
+    _resolved(config, where)
+    return config
+
+
+def training_options(config: RunConfig) -> Options:
+    """The resolved training options: preset, changes, and the frozen layers.
+
+    Raises:
+        InputError: naming the option.
+    """
+    options = _resolved(config, "options")
+    frozen, depth = config.network.freeze, config.network.layers
+    if not frozen:
+        return options
+    if min(frozen) < 1 or max(frozen) > depth:
+        raise InputError("there is no such layer to freeze", where="freeze", got=frozen, expected=f"1 to {depth}")
+    given = options.inference.layer_steps
+    steps = [given] * depth if isinstance(given, int) else list(given)
+    if len(steps) != depth:
+        raise InputError(
+            "one number of steps per layer is needed", where="inference.layer_steps", got=given, expected=depth
+        )
+    steps = [0 if position in frozen else count for position, count in enumerate(steps, 1)]
+    inference = options.inference.model_copy(update={"layer_steps": tuple(steps)})
+    return options.model_copy(update={"inference": inference})
+
+
+def check_option_names(options: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown options, with the nearest known one.
+
+    Raises:
+        InputError: naming `where` and the option.
+    """
+    inner, outer = list(InferenceOptions.model_fields), list(Options.model_fields)
+    nested = options.get("inference", {})
+    names = [(str(name), "", outer) for name in options]
+    if isinstance(nested, Mapping):
+        names += [(str(name), "inference.", inner) for name in cast(Mapping[str, Any], nested)]
+    for name, prefix, known in names:
+        if name in known:
+            continue
+        by_name = {k: f"inference.{k}" for k in inner} | ({} if prefix else {k: k for k in outer})
+        close = difflib.get_close_matches(name, list(by_name), n=1)
+        raise InputError(
+            "there is no such training option",
+            where=f"{where}: {prefix}{name}",
+            expected=f"one of {', '.join(prefix + k for k in known)}",
+            fix=f"did you mean {by_name[close[0]]}?" if close else None,
+        )
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of a configuration file, with the training options in their place."""
+    schema = RunConfig.model_json_schema()
+    options = Options.model_json_schema()
+    definitions = cast(dict[str, Any], schema.setdefault("$defs", {}))
+    definitions |= cast(dict[str, Any], options.pop("$defs", {}))
+    definitions["Options"] = options
+    # what the preset gives need not be repeated: no option is required, and a default depends on the preset
+    properties = cast(dict[str, Any], schema["properties"])
+    properties["options"] = {"$ref": "#/$defs/Options", "description": "changes to the preset's training options"}
+    schema["title"] = "Configuration of dln train"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _resolved(config: RunConfig, where: str) -> Options:
+    changes = dict(config.options)
+    preset = str(changes.pop("preset", "default"))
+    try:
+        return resolve_options(preset, changes)
+    except InputError as error:
+        place = f"{where}: {error.where}"
+        raise InputError(error.message, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
+
+
+def _names_at(place: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in place:
+        model = cast(type[BaseModel], model).model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(cast(type[BaseModel], model).model_fields)

@@ -1,0 +1,148 @@
+"""`dln train --dry-run`: calls, tokens and time, before anything is spent but a second of measuring."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from rich.table import Table
+
+from dln.cli.compose import build_models, build_network, build_task
+from dln.cli.config import RunConfig, training_options
+from dln.cli.show import duration, note, out, print_record
+from dln.data import Dataset, Task
+from dln.keys import Key
+from dln.lm.wrapper import Wrapper
+from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.train.estimate import Cost, Estimate, LayerSize, Speed, estimate
+
+__all__ = ["dry_run", "layer_sizes"]
+
+SHOWN = 20
+"""Examples whose lengths are measured."""
+
+
+def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
+    """Print what a run would cost; with `as_json`, without measuring the model's speed.
+
+    Raises:
+        DlnError: the task, a model or the options cannot be used.
+    """
+    options = training_options(config)
+    task = build_task(config)
+    with ExitStack() as stack:
+        models = build_models(config.model_copy(update={"lm": config.lm.model_copy(update={"cache": False})}), stack)
+        lm = models.lm.unwrapped if isinstance(models.lm, Wrapper) else models.lm
+        network = build_network(config, task, lm)
+        speed, written = (None, config.network.hidden_tokens / 2) if as_json else _probe(network, task)
+        result = estimate(
+            layer_sizes(network, task.train, written),
+            options,
+            train_size=len(task.train),
+            dev_size=len(task.dev),
+            test_size=len(task.test) if config.test else 0,
+        )
+    if as_json:
+        rows = {name: _record(cost) for name, cost in {**result.phases, "total": result.total}.items()}
+        print_record({"kind": "estimate", "phases": rows})
+        return
+    out().print(_table(result, speed))
+    note("at most: what the cache knows already is free, and equal requests are asked once")
+
+
+def layer_sizes(network: Sequential, dataset: Dataset, written: float) -> list[LayerSize]:
+    """Mean sizes of each layer's requests, on examples spread over the data set.
+
+    Args:
+        network: with its initial prompts.
+        dataset: whose lengths are measured.
+        written: tokens of a hidden text or free answer.
+    """
+    stride = max(1, len(dataset) // SHOWN)
+    shown = [dataset[i] for i in range(0, len(dataset), stride)][:SHOWN]
+    text = " ".join(["word"] * max(1, round(written)))
+    sizes: list[LayerSize] = []
+    for position, layer in enumerate(network.layers):
+        rows = [LayerInput(e.input, text if position else e.input) for e in shown]
+        last = position == len(network) - 1
+        outputs = [e.target if last else text for e in shown]
+        worked = tuple(Demonstration(r.x, r.h, o) for r, o in zip(rows, outputs, strict=True))
+        plain = _mean(layer, layer.contexts(rows))
+        with_one = _mean(
+            layer,
+            [
+                layer.with_prompt(Prompt(layer.prompt.instruction, (d,))).contexts([row])[0]
+                for d, row in zip(worked, rows, strict=True)
+            ],
+        )
+        bare = _mean(layer, layer.with_prompt(Prompt(layer.prompt.instruction)).contexts(rows))
+        choice = isinstance(layer, ChoiceLayer)
+        words = [w for label in layer.labels for w in label.split("|")] if isinstance(layer, ChoiceLayer) else []
+        sizes.append(
+            LayerSize(
+                context=plain,
+                demonstration=with_one - bare,
+                written=written if not choice else _mean(layer, outputs),
+                labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if choice else None,
+                prompt=layer.lm.count_tokens(layer.prompt.instruction),
+            )
+        )
+    return sizes
+
+
+def _mean(layer: AnyLayer, texts: list[str]) -> float:
+    return sum(map(layer.lm.count_tokens, texts)) / len(texts)
+
+
+def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
+    """The model's speed at reading and drawing, and how long its texts are; about a second each."""
+    inputs = list(task.train.inputs[:16])
+    rows = [LayerInput(x, x) for x in inputs]
+    first, last = network.layers[0], network.layers[-1]
+    writer = first if isinstance(first, LanguageLayer) else LanguageLayer(first.lm, "think", first.prompt)
+    lm = network.layers[0].lm
+    writer.sample(Key(0), rows[:1], 0.7)  # the first call warms up
+    began = time.perf_counter()
+    drawn, count, turn = 0, 0, 0
+    while time.perf_counter() - began < 0.5 and turn < 8:
+        for draw in writer.sample(Key(0).child("probe", turn), rows, 0.7):
+            drawn += len(draw.token_ids or ()) or max(1, lm.count_tokens(draw.text))
+            count += 1
+        turn += 1
+    drawing = drawn / max(1e-9, time.perf_counter() - began)
+    contexts = last.contexts(rows)
+    began, read, turn = time.perf_counter(), 0, 0
+    while time.perf_counter() - began < 0.5 and turn < 1000:
+        scored = [f"{turn} {context}" for context in contexts]
+        if isinstance(last, ChoiceLayer):
+            last.label_log_masses(scored)
+        else:
+            last.log_prob_contexts(scored, [" yes"] * len(scored))
+        read += sum(map(lm.count_tokens, scored))
+        turn += 1
+    return Speed(read / max(1e-9, time.perf_counter() - began), drawing), drawn / max(1, count)
+
+
+def _record(cost: Cost) -> dict[str, int]:
+    return {
+        "calls": round(cost.calls),
+        "prompt_tokens": round(cost.prompt_tokens),
+        "completion_tokens": round(cost.completion_tokens),
+    }
+
+
+def _table(result: Estimate, speed: Speed | None) -> Table:
+    table = Table(title="Estimate", title_justify="left")
+    for heading in ("", "calls", "tokens read", "tokens drawn", "time"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = {**{name: cost for name, cost in result.phases.items() if cost.calls}, "total": result.total}
+    for name, cost in rows.items():
+        table.add_row(
+            name,
+            f"{cost.calls:,.0f}",
+            f"{cost.prompt_tokens:,.0f}",
+            f"{cost.completion_tokens:,.0f}",
+            "–" if speed is None else duration(cost.seconds(speed)),
+            style="bold" if name == "total" else None,
+        )
+    return table

@@ -1,0 +1,102 @@
+"""`dln eval`: how good a network is, and whether it is better than another one on the same examples."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from dln.cli import complete, flags
+from dln.cli.compose import build_task
+from dln.cli.flags import examples
+from dln.cli.networks import Loader
+from dln.cli.resume import recorded_config
+from dln.cli.show import err, evaluation_table, note, out, print_record
+from dln.cli.sources import load_config
+from dln.train import conclude
+from dln.train.event_log import to_line
+
+__all__ = ["EPILOG", "evaluate"]
+
+EPILOG = examples(
+    "dln eval runs/questions",
+    "dln eval runs/questions --split dev --samples 8",
+    "dln eval network.json --csv mail.csv --input message --target kind --against old.json",
+)
+
+
+def evaluate(
+    network: Annotated[
+        Path,
+        typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
+    ],
+    task: flags.OneTask = None,
+    csv: flags.Csv = None,
+    jsonl: flags.Jsonl = None,
+    input_column: flags.Input = None,
+    target: flags.Target = None,
+    free_form: flags.FreeForm = None,
+    data: flags.DataDirectory = None,
+    leaky: flags.Leaky = None,
+    split: Annotated[
+        Literal["test", "dev", "train"], typer.Option(help="Which examples.", rich_help_panel=flags.DATA)
+    ] = "test",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="At most so many of them.", rich_help_panel=flags.DATA)
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="NETWORK|RUN", help="Compare with this one; default: what the run began with."),
+    ] = None,
+    lm: flags.Model = None,
+    cache: flags.Cache = None,
+    no_cache: flags.NoCache = False,
+    config: flags.Config = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Evaluate a network: accuracy with a 95 % interval, and a paired test against another network."""
+    given: dict[str, Any] = {
+        "task": {
+            "name": task,
+            "csv": csv,
+            "jsonl": jsonl,
+            "input": input_column,
+            "target": target,
+            "free_form": free_form,
+        },
+        "data": {"directory": data, "leaky": leaky, f"{split}_size": size},
+        "lm": {"cache": False if no_cache else None, "cache_path": cache},
+    }
+    is_run = network.is_dir() and (network / "run.yaml").exists()
+    chosen = load_config(given, config)
+    if is_run and chosen.task.name is chosen.task.csv is chosen.task.jsonl is None:
+        recorded = recorded_config(network)
+        limits = recorded.data if size is None else recorded.data.model_copy(update={f"{split}_size": size})
+        chosen = chosen.model_copy(update={"task": recorded.task, "data": limits})
+    problem = build_task(chosen)
+    dataset = cast(Any, {"train": problem.train, "dev": problem.dev, "test": problem.test}[split])
+    for text in dict.fromkeys((*problem.notes, *dataset.notes)):
+        note(f"note: {text}")
+    with ExitStack() as stack:
+        loader = Loader(chosen, lm, stack)
+        after = loader.trained(network)
+        before = loader.trained(against) if against is not None else loader.initial(network) if is_run else None
+        with err().status("evaluating") as status:
+            event = conclude(
+                before,
+                after,
+                dataset,
+                split=split,
+                metric=problem.metric,
+                samples=samples,
+                progress=lambda done, total: status.update(f"evaluating {done}/{total}"),
+            )
+    if as_json:
+        print_record(json.loads(to_line(event)))
+        return
+    names = (against.name if against is not None else "before", network.name if against is not None else "after")
+    out().print(evaluation_table(event, names))

@@ -1,0 +1,113 @@
+"""Flags that several commands share: what they are called, what they mean, how they are completed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dln.cli import complete
+
+__all__ = [
+    "Cache",
+    "Config",
+    "Csv",
+    "DataDirectory",
+    "FreeForm",
+    "Input",
+    "Instruction",
+    "Json",
+    "Jsonl",
+    "Leaky",
+    "Model",
+    "NoCache",
+    "OneTask",
+    "RunDirectory",
+    "Target",
+    "examples",
+]
+
+DATA, MODEL = "Task and data", "Models and cost"
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: commands to copy."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(line.replace("[", r"\[") for line in lines)])
+
+
+OneTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        envvar="DLN_TASK",
+        metavar="NAME|FILE",
+        help="A known task (questions, subj, trec, gsm8k, …) or a .csv, .tsv or .jsonl file.",
+        autocompletion=complete.tasks,
+        rich_help_panel=DATA,
+    ),
+]
+Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="A CSV file of examples.", rich_help_panel=DATA)]
+Jsonl = Annotated[
+    str | None, typer.Option("--jsonl", metavar="FILE", help="A JSON-lines file of examples.", rich_help_panel=DATA)
+]
+Input = Annotated[
+    str | None,
+    typer.Option("--input", metavar="COLUMN", help="Column with the inputs; default: guessed.", rich_help_panel=DATA),
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--target", metavar="COLUMN", help="Column with the targets; default: guessed.", rich_help_panel=DATA),
+]
+FreeForm = Annotated[
+    bool | None,
+    typer.Option("--free-form/--labels", help="Targets are free texts, or labels.", rich_help_panel=DATA),
+]
+Instruction = Annotated[
+    str | None,
+    typer.Option("--instruction", metavar="TEXT", help="What the task is, in a sentence.", rich_help_panel=DATA),
+]
+DataDirectory = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        envvar=["DLN_DATA", "DLN_PAPER_DATA"],
+        metavar="DIR",
+        help="Directory of the paper's tasks and gsm8k.",
+        rich_help_panel=DATA,
+    ),
+]
+Leaky = Annotated[
+    bool | None,
+    typer.Option("--leaky/--no-leaky", help="The original splits, leaks included.", rich_help_panel=DATA),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--lm",
+        envvar="DLN_LM",
+        metavar="SPEC",
+        help="The model of all layers; default smollm2.",
+        autocompletion=complete.models,
+        rich_help_panel=MODEL,
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        envvar="DLN_CACHE",
+        metavar="FILE",
+        help="Where answers of models are kept.",
+        rich_help_panel=MODEL,
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no answers.", rich_help_panel=MODEL)]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="DLN_CONFIG", metavar="FILE", help="A YAML file of settings."),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON records on standard output, and nothing else there.")]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete.runs, show_default=False)
+]

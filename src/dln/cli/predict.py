@@ -1,0 +1,140 @@
+"""`dln predict`: what a network says of texts, with probabilities and the hidden texts behind it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dln.cli import complete, flags
+from dln.cli.flags import examples
+from dln.cli.networks import Loader
+from dln.cli.show import one_line, out, print_record, safe
+from dln.cli.sources import load_config
+from dln.data.columns import INPUT_NAMES
+from dln.data.csv_source import read_csv
+from dln.data.jsonl_source import read_jsonl
+from dln.data.text_file import read_text
+from dln.errors import InputError
+from dln.nn import Prediction
+
+__all__ = ["EPILOG", "predict"]
+
+EPILOG = examples(
+    'dln predict runs/questions "How tall is the tower?"',
+    "dln predict runs/questions --file questions.txt --json",
+    "dln predict network.json --file mail.csv --column message --samples 8",
+    "cat questions.txt | dln predict runs/questions",
+)
+CHUNK = 64
+
+
+def predict(
+    network: Annotated[
+        Path,
+        typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; default: lines of standard input.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inputs: one per line, or a .csv, .tsv or .jsonl file.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the inputs in that file.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
+    seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+    lm: flags.Model = None,
+    cache: flags.Cache = None,
+    no_cache: flags.NoCache = False,
+    as_json: flags.Json = False,
+) -> None:
+    """Predict: the label with its probabilities, and the hidden texts."""
+    inputs = _inputs(texts or [], file, column)
+    config = load_config({"lm": {"cache": False if no_cache else None, "cache_path": cache}})
+    with ExitStack() as stack:
+        trained = Loader(config, lm, stack).trained(network)
+        for start in range(0, len(inputs), CHUNK):
+            part = inputs[start : start + CHUNK]
+            for text, prediction in zip(part, trained.predict_many(part, samples=samples, seed=seed), strict=True):
+                if as_json:
+                    print_record(_record(text, prediction))
+                else:
+                    out().print(_table(text, prediction))
+
+
+def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[str]:
+    if file is not None and texts:
+        raise InputError("inputs are given twice", got="texts and --file")
+    if column is not None and file is None:
+        raise InputError("a column is one of a file", where="--column", got=column, fix="name it with --file")
+    if file is not None:
+        found = _read(file, column)
+    elif texts:
+        found = texts
+    elif sys.stdin.isatty():
+        raise InputError(
+            "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE
+        )
+    else:
+        found = [line.rstrip("\r\n") for line in sys.stdin]
+        found = [line for line in found if line.strip()]
+    if not found:
+        raise InputError("there is nothing to predict", where=file or "standard input", got="no lines")
+    return found
+
+
+EXAMPLE = 'dln predict runs/questions "How tall is the tower?"'
+
+
+def _read(file: Path, column: str | None) -> list[str]:
+    suffix = file.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        if column is not None:
+            raise InputError("this file has lines, not columns", where=file, got=f"--column {column}")
+        return [line for line in read_text(file, "utf-8").splitlines() if line.strip()]
+    if suffix in (".csv", ".tsv"):
+        table = read_csv(file, delimiter="\t" if suffix == ".tsv" else None, wanted=(column,))
+    else:
+        table = read_jsonl(file)
+    by_case = {name.strip().casefold(): name for name in reversed(table.columns)}
+    guess = next((by_case[name] for name in INPUT_NAMES if name in by_case), None)
+    if guess is None and len(table.columns) == 1:
+        guess = table.columns[0]
+    chosen = column or guess
+    if chosen is None or chosen not in table.columns:
+        raise InputError(
+            "cannot tell which column has the inputs" if column is None else f"there is no column {column!r}",
+            where=file,
+            got=f"columns {', '.join(map(repr, table.columns))}",
+            fix="name one of them with --column",
+        )
+    return [str(row.cells[chosen]) for row in table.rows]
+
+
+def _record(text: str, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "input": text,
+        "label": prediction.label,
+        "probabilities": prediction.probabilities,
+        "hidden": [list(chain) for chain in prediction.hidden],
+        "label_mass": prediction.label_mass,
+    }
+
+
+def _table(text: str, prediction: Prediction) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]input[/]", one_line(text, 200))
+    table.add_row("[bold]label[/]", safe(prediction.label) if prediction.scored else "– (no finite score)")
+    best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:10]
+    table.add_row("[bold]probabilities[/]", ", ".join(f"{one_line(name, 40)} {p:.3f}" for name, p in best))
+    for number, chain in enumerate(prediction.hidden[:3], 1):
+        for level, hidden in enumerate(chain, 1):
+            table.add_row(
+                f"[bold]h{level}[/]" + (f" draw {number}" if prediction.draws > 1 else ""), one_line(hidden, 300)
+            )
+    table.add_row("", "")
+    return table

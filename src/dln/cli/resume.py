@@ -1,0 +1,73 @@
+"""`dln resume`: go on with a run that was stopped, from what its directory says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from dln.cli import flags
+from dln.cli.config import RunConfig, parse_config
+from dln.cli.flags import examples
+from dln.cli.session import BUDGET_EXIT, run_training
+from dln.cli.show import note
+from dln.errors import InputError
+from dln.train.event_log import current, of_kind, read_events
+from dln.train.events import Evaluated, Finished
+from dln.train.run import read_meta
+
+__all__ = ["EPILOG", "recorded_config", "resume"]
+
+EPILOG = examples("dln resume runs/questions", "dln resume runs/questions --max-tokens 5000000")
+
+
+def resume(
+    run: flags.RunDirectory,
+    max_calls: Annotated[int | None, typer.Option(min=0, help="Another limit of requests.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=0, help="Another limit of tokens.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="Another limit of model minutes.")] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Go on with a run; it ends exactly as if it had never been stopped."""
+    config = recorded_config(run)
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes}
+    changes = {name: value for name, value in limits.items() if value is not None}
+    budget = config.budget.model_copy(update=changes)
+    state = _state(run, config)
+    if state == "budget" and not changes:
+        note(f"the budget of this run is spent; go on with a higher limit: dln resume {run} --max-tokens …")
+        raise typer.Exit(BUDGET_EXIT)
+    if state == "finished":
+        note(f"this run is finished; see: dln report {run}")
+        return
+    run_training(config.model_copy(update={"budget": budget}), run, resume=True, as_json=as_json)
+
+
+def recorded_config(run: Path) -> RunConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        InputError: there is no run, or it was not started from the command line.
+    """
+    recorded = cast(dict[str, Any], read_meta(run).get("config") or {})
+    if not recorded:
+        raise InputError(
+            "this run was not started by `dln train`: its run.yaml does not say with what",
+            where=run,
+            fix="go on with it from Python: dln.fit(..., run_dir=..., resume=True)",
+        )
+    return parse_config(recorded, str(run / "run.yaml"))
+
+
+def _state(run: Path, config: RunConfig) -> str:
+    log = run / "events.jsonl"
+    events = current(read_events(log)) if log.exists() else []
+    finished = of_kind(events, Finished)
+    if not finished:
+        return "unfinished"
+    if finished[-1].reason == "budget":
+        return "budget"
+    tested = any(event.split == "test" for event in of_kind(events, Evaluated))
+    complete = (tested or not config.test) and (run / "report.html").exists()
+    return "finished" if complete else "unfinished"

@@ -1,0 +1,203 @@
+"""A training session from configuration to report: what `dln train` and `dln resume` have in common."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import typer
+from rich.table import Table
+
+from dln.cli.board import Board
+from dln.cli.command_line import command_of
+from dln.cli.compose import Models, build_models, build_network, build_task
+from dln.cli.config import RunConfig, training_options
+from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
+from dln.cli.stopping import Terminated
+from dln.cli.watch import Watch, choose_watch
+from dln.data import Task
+from dln.errors import BudgetReached
+from dln.lm.metered import Meter, Usage
+from dln.nn import Sequential
+from dln.nn.saving import load_network, network_from_json
+from dln.train import FitResult, Options, Run, conclude, fit
+from dln.train.event_log import current, of_kind, read_events
+from dln.train.events import Evaluated, Event, Finished, StepDone
+from dln.train.run import read_meta
+from dln.view.report import write_report
+
+__all__ = ["run_training"]
+
+BUDGET_EXIT = 4
+
+
+def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as_json: bool = False) -> None:
+    """Train, evaluate on the test examples, write the report and say what came out.
+
+    Args:
+        config: all that there is to know; for a resumed run the one of its run.yaml.
+        directory: of the run.
+        resume: go on with the run that is there.
+        as_json: events as records on standard output, and nothing else there.
+
+    Raises:
+        DlnError: what a user can do something about.
+        typer.Exit: with the code of an interruption (130, 143) or of a spent budget (4).
+    """
+    options = training_options(config)
+    task = build_task(config)
+    for text in dict.fromkeys((*task.notes, *task.train.notes)):
+        note(f"note: {text}")
+    with ExitStack() as stack:
+        models = build_models(config, stack, Meter(_used_before(directory) if resume else Usage()))
+        for text in models.notes:
+            note(f"note: {text}")
+        network = _initial(directory, models) if resume else build_network(config, task, models.lm)
+        board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
+        watch = choose_watch(board, as_json=as_json)
+        try:
+            with watch:
+                result, evaluated = _train(config, options, task, network, models, directory, resume, watch)
+        except KeyboardInterrupt as error:
+            _interrupted(directory, board.step)
+            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
+        report = write_report(directory, command=command_of(config))
+        _tell(result, evaluated, models, board, report, config, as_json=as_json)
+        if result.reason == "budget" or (evaluated is None and config.test):
+            raise typer.Exit(BUDGET_EXIT)
+
+
+def _train(
+    config: RunConfig,
+    options: Options,
+    task: Task,
+    network: Sequential,
+    models: Models,
+    directory: Path,
+    resume: bool,
+    watch: Watch,
+) -> tuple[FitResult, Evaluated | None]:
+    finished = _finished(directory) if resume else None
+    if finished is not None and finished.reason != "budget":
+        trained = load_network(directory / "network.json", models.lm)
+        score = float("nan") if finished.score is None else finished.score
+        result = FitResult(trained, network, finished.best_step, score, finished.reason, finished.step, directory)
+    else:
+        result = fit(
+            network,
+            task.train,
+            task.dev,
+            options=options,
+            run_dir=directory,
+            resume=resume,
+            metric=task.metric,
+            callbacks=[watch.event],
+            prompt_lm=models.prompt_lm,
+            hidden_lm=models.hidden_lm,
+            meter=models.meter,
+            task=task.name,
+            config=config.model_dump(mode="json"),
+        )
+    if not config.test or result.reason == "budget":
+        return result, None
+    with Run.open(directory) as run:
+        try:
+            event = conclude(
+                result.initial,
+                result.network,
+                task.test,
+                metric=task.metric,
+                meter=models.meter,
+                progress=watch.progress,
+            )
+        except BudgetReached as error:
+            note(f"no test evaluation: {error.message}")
+            return result, None
+        run.append(event)
+    watch.event(event)
+    return result, event
+
+
+def _initial(directory: Path, models: Models) -> Sequential:
+    """The network that a run began with, its templates included."""
+    meta = read_meta(directory)
+    return network_from_json(cast(dict[str, Any], meta["network"]), models.lm, str(directory / "run.yaml"))
+
+
+def _events(directory: Path) -> list[Event]:
+    return current(read_events(directory / "events.jsonl"))
+
+
+def _finished(directory: Path) -> Finished | None:
+    found = of_kind(_events(directory), Finished)
+    return found[-1] if found else None
+
+
+def _used_before(directory: Path) -> Usage:
+    """What the run has used up to its last event, so that a budget is one for the whole run."""
+    records: Sequence[dict[str, float]] = [
+        usage for event in _events(directory) if (usage := cast(dict[str, float], getattr(event, "usage", {})))
+    ]
+    if not records:
+        return Usage()
+    last = records[-1]
+    counts = {name: int(last.get(name, 0)) for name in ("calls", "prompt_tokens", "completion_tokens", "scored_tokens")}
+    return Usage(**counts, seconds=float(last.get("seconds", 0.0)))
+
+
+def _interrupted(directory: Path, step: int) -> None:
+    if not (directory / "run.yaml").exists():
+        note("interrupted before the run began; nothing was saved")
+        return
+    done = max((event.step for event in of_kind(_events(directory), StepDone)), default=step)
+    err().print(
+        safe(f"interrupted after step {done}; go on with: dln resume {shlex.quote(str(directory))}"), soft_wrap=True
+    )
+
+
+def _tell(
+    result: FitResult,
+    evaluated: Evaluated | None,
+    models: Models,
+    board: Board,
+    report: Path,
+    config: RunConfig,
+    *,
+    as_json: bool,
+) -> None:
+    used = models.meter.snapshot()
+    if result.reason == "budget":
+        note("the budget is spent: this is the result so far, without a test evaluation")
+        note(f"go on with: dln resume {shlex.quote(str(result.run_dir))} and a higher --max-calls, --max-tokens, ...")
+    if as_json:
+        print_record(
+            {
+                "kind": "result",
+                "reason": result.reason,
+                "steps": result.steps,
+                "best_step": result.best_step,
+                "run_dir": str(result.run_dir),
+                "network": str(Path(str(result.run_dir)) / "network.json"),
+                "report": str(report),
+                "tokens": used.tokens,
+                "calls": used.calls,
+                "seconds": round(board.elapsed, 3),
+            }
+        )
+        return
+    console = out()
+    if evaluated is not None:
+        console.print(evaluation_table(evaluated))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("ended by", f"{result.reason}, after step {result.steps}"),
+        ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
+        ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {duration(board.elapsed)}"),
+        ("run", safe(result.run_dir)),
+        ("report", safe(report)),
+    ):
+        facts.add_row(name, value)
+    console.print(facts, soft_wrap=True)

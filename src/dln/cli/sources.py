@@ -1,0 +1,147 @@
+"""Where settings come from: flag > DLN_* environment > --config file > ./dln.yaml > user's file > default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import platformdirs
+import yaml
+
+from dln.cli.config import RunConfig, check_option_names, parse_config
+from dln.errors import InputError
+
+__all__ = ["PROJECT_FILE", "load_config", "parse_setting", "user_file"]
+
+PROJECT_FILE = Path("dln.yaml")
+
+_PATHS = (("task", "csv"), ("task", "jsonl"), ("data", "directory"), ("lm", "cache_path"), ("network", "prompts_from"))
+_WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals"}
+"""Values that replace a lower one as a whole."""
+
+_EITHER = {"task": ({"name", "csv", "jsonl"},), "network": ({"prompts", "prompts_from"},)}
+"""Fields of a section that exclude one another: a higher source's one puts out a lower one's other."""
+
+_CSV, _JSONL = (".csv", ".tsv"), (".jsonl", ".ndjson")
+
+
+def load_config(
+    flags: Mapping[str, Any], file: Path | None = None, settings: Sequence[str] = (), *, directory: Path | None = None
+) -> RunConfig:
+    """The configuration that all sources together give.
+
+    Args:
+        flags: what the command line and the environment gave, as nested sections; None is not given.
+        file: the file of `--config`.
+        settings: `--set name=value` pairs of training options.
+        directory: where the project file is looked for; default the working directory.
+
+    Raises:
+        InputError: a file cannot be read or has a field that is not possible; it names both.
+    """
+    merged: dict[str, Any] = {}
+    project = (directory or Path()) / PROJECT_FILE
+    for source, needed in ((user_file(), False), (project, False), (file, True)):
+        if source is None or (not needed and not source.is_file()):
+            continue
+        layer = _read(source)
+        parse_config(layer, str(source))
+        merged = _merge(merged, _absolute(layer, source.resolve().parent))
+    given = _given(flags)
+    for setting in settings:
+        given = _merge(given, {"options": parse_setting(setting)})
+    return parse_config(_merge(merged, _absolute(given, Path().resolve())), "command line")
+
+
+def user_file() -> Path:
+    """The user's own settings."""
+    return Path(platformdirs.user_config_dir("dln", appauthor=False)) / "config.yaml"
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """The nested options of one `a.b=value`; the value is YAML.
+
+    >>> parse_setting("inference.demonstrations=[2, 4]")
+    {'inference': {'demonstrations': [2, 4]}}
+
+    Raises:
+        InputError: it has no `=`, an unknown name, or a value that is not YAML.
+    """
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise InputError("not a setting", where="--set", got=setting, expected="name=value, as in steps=3")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("the value is not YAML", where=f"--set {name}", got=text) from error
+    for part in reversed(name.strip().split(".")):
+        value = {part: value}
+    check_option_names(cast(dict[str, Any], value), "--set")
+    return cast(dict[str, Any], value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the configuration file cannot be read", where=path, got=str(error)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        raise InputError(
+            "the configuration file is not YAML", where=place, got=str(getattr(error, "problem", error))
+        ) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError("the configuration file is not a mapping", where=path, got=type(data).__name__)
+    return cast(dict[str, Any], data)
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is None or an empty list, at any depth."""
+    kept: dict[str, Any] = {}
+    for name, value in flags.items():
+        if isinstance(value, Mapping):
+            inner = _given(cast(Mapping[str, Any], value))
+            if inner:
+                kept[name] = inner
+        elif value is not None and value != []:
+            kept[name] = value
+    return kept
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`; another task drops the lower one's file and columns."""
+    merged = dict(base)
+    for name, value in change.items():
+        below = merged.get(name)
+        if not (isinstance(value, Mapping) and isinstance(below, Mapping)) or name in _WHOLE:
+            merged[name] = value
+            continue
+        inner, over = cast(Mapping[str, Any], below), cast(Mapping[str, Any], value)
+        for group in _EITHER.get(name, ()):
+            if group & set(over):
+                inner = {} if name == "task" else {k: v for k, v in inner.items() if k not in group}
+        merged[name] = _merge(inner, over)
+    return merged
+
+
+def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Paths as absolute ones; a task named by a path becomes a file."""
+    result: dict[str, Any] = {
+        k: dict(cast(Mapping[str, Any], v)) if isinstance(v, Mapping) and k != "options" else v
+        for k, v in layer.items()
+    }
+    task = cast(dict[str, Any], result.get("task") or {})
+    name = str(task.get("name") or "")
+    for kind, suffixes in (("csv", _CSV), ("jsonl", _JSONL)):
+        if name.lower().endswith(suffixes):
+            del task["name"]
+            task[kind] = name
+    for section, field in _PATHS:
+        values = cast(dict[str, Any], result.get(section) or {})
+        if values.get(field) is not None:
+            values[field] = str(base / Path(str(values[field])).expanduser())
+    return result

@@ -1,0 +1,188 @@
+"""What a run will cost, before anything is spent: calls and tokens from lengths, counts and options.
+
+An estimate is arithmetic on means. Nothing is asked of a model here; answers that a cache will have and
+repeated requests make a run cheaper than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dln.train.options import Options
+
+__all__ = ["Cost", "Estimate", "LayerSize", "Speed", "estimate"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """Mean sizes of one layer's requests, in tokens.
+
+    Attributes:
+        context: one context with the initial prompt.
+        demonstration: what one worked example adds to it.
+        written: one output text; for labels the wanted label.
+        labels: all labels together, which every context is scored on; None for a layer that writes text.
+        prompt: the initial instruction.
+    """
+
+    context: float
+    demonstration: float
+    written: float
+    labels: float | None = None
+    prompt: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens per second, read (scored) and drawn."""
+
+    read: float
+    drawn: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Requests and tokens of one phase, as a meter counts them."""
+
+    calls: float = 0.0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(self.calls * factor, self.prompt_tokens * factor, self.completion_tokens * factor)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens read and drawn."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def seconds(self, speed: Speed) -> float:
+        """Time at this speed."""
+        return self.prompt_tokens / speed.read + self.completion_tokens / speed.drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Costs of a whole run by phase."""
+
+    phases: dict[str, Cost]
+
+    @property
+    def total(self) -> Cost:
+        """All phases together."""
+        return sum(self.phases.values(), Cost())
+
+
+def estimate(
+    layers: Sequence[LayerSize], options: Options, *, train_size: int, dev_size: int, test_size: int
+) -> Estimate:
+    """steps · (forward + E-step + M-step) + validations + the final test of both networks.
+
+    Args:
+        layers: first to last.
+        options: resolved options.
+        train_size: examples to train on.
+        dev_size: examples of a validation; 0 for none.
+        test_size: examples of the final test; 0 for none.
+    """
+    steps, depth = options.steps, len(layers)
+    batch = min(options.batch_size, train_size)
+    shown = _demonstrations(options) if steps else 0.0
+    present = [_grown(layer, shown) for layer in layers]
+    measured = _forward(present)
+    validations = (1 + -(-steps // options.val_every)) if dev_size else 0
+    inference = Cost()
+    for position in range(depth - 1):
+        inference += _e_step(present[position], present[position + 1], layers[position], options)
+    improvement = Cost()
+    for position in range(depth):
+        improvement += _m_step(layers, present, position, options, batch)
+    return Estimate(
+        {
+            "forward": measured * (batch * steps),
+            "E-step": inference * (batch * steps),
+            "M-step": improvement * steps,
+            "validation": measured * (dev_size * validations),
+            "test": (_forward(layers) + measured) * test_size,
+        }
+    )
+
+
+def _forward(layers: Sequence[LayerSize]) -> Cost:
+    """One example through all layers."""
+    return sum((_write(layer) if layer.labels is None else _score(layer) for layer in layers), Cost())
+
+
+def _write(layer: LayerSize) -> Cost:
+    return Cost(1, layer.context, layer.written)
+
+
+def _score(layer: LayerSize) -> Cost:
+    """One output under one prompt: all labels at once, or the text's own tokens."""
+    return Cost(1, layer.context + (layer.written if layer.labels is None else layer.labels))
+
+
+def _e_step(layer: LayerSize, above: LayerSize, bare: LayerSize, options: Options) -> Cost:
+    """K proposals for one example, each scored under its own layer and the one above."""
+    chosen = options.inference
+    particles = chosen.num_hidden + chosen.include_forward
+    # a proposal that is told the answer is told the bare instruction; the others see the whole prompt
+    told = sum(name != "prior" for name in chosen.hidden_proposals) / len(chosen.hidden_proposals)
+    read = told * bare.context + (1 - told) * layer.context
+    drawn = Cost(1, read, layer.written) * chosen.num_hidden
+    return drawn + (_score(layer) + _score(above)) * particles
+
+
+def _m_step(
+    layers: Sequence[LayerSize], present: Sequence[LayerSize], position: int, options: Options, batch: int
+) -> Cost:
+    """Proposals for one layer and their scores on the batch."""
+    chosen, depth = options.inference, len(layers)
+    repeats = chosen.layer_steps if isinstance(chosen.layer_steps, int) else chosen.layer_steps[position]
+    particles = chosen.num_hidden + chosen.include_forward
+    # a pair is (particle below, particle of this layer); x and y are one each
+    pairs = batch * (1 if position == 0 else particles) * (1 if position == depth - 1 else particles)
+    layer, bare = present[position], layers[position]
+    if not repeats:
+        return _score(layer) * pairs
+    shares = chosen.prompt_proposals
+    with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / sum(shares.values())
+    rewritten = chosen.num_prompts - with_examples
+    sizes = chosen.demonstrations
+    fresh = _grown(bare, sum(sizes) / len(sizes))
+    others = 1 + rewritten + min(options.memory, 1 + options.steps / options.val_every)
+    scored = _score(fresh) * with_examples + _score(layer) * others
+    if chosen.exploration and position < depth - 1:
+        scored += _score(layer) * (0.5 * (others + with_examples) / particles)
+    examples = min(chosen.backward_examples, batch * (0.5 if chosen.held_out_half else 1.0))
+    answers = (
+        rewritten
+        * (shares.get("rewrite", 0.0) + shares.get("sequence", 0.0) / chosen.sequence_count)
+        / max(1e-9, shares.get("rewrite", 0.0) + shares.get("sequence", 0.0))
+    )
+    frame = 70.0 + bare.prompt + examples * (bare.demonstration + 6.0)
+    asked = Cost(1, frame, 0.6 * chosen.prompt_tokens) * answers
+    return (scored * pairs + asked) * repeats
+
+
+def _grown(layer: LayerSize, shown: float) -> LayerSize:
+    return LayerSize(
+        layer.context + shown * layer.demonstration, layer.demonstration, layer.written, layer.labels, layer.prompt
+    )
+
+
+def _demonstrations(options: Options) -> float:
+    """Worked examples in a typical incumbent: none at first, then what wins, if they are proposed at all."""
+    chosen = options.inference
+    if "demonstrations" not in chosen.prompt_proposals or options.steps < 1:
+        return 0.0
+    mean = sum(chosen.demonstrations) / len(chosen.demonstrations)
+    return mean * 0.8 * options.steps / (options.steps + 1)
