@@ -156,7 +156,7 @@ class Weighting:
             hard = np.zeros(total.shape)
             hard[np.arange(len(best)), best] = 1.0
             weights[some] = hard[some]
-        # the heaviest always stays: 1/K is a lower bound of its weight, and prune is far below
-        kept = np.where(weights < min(self.prune, 1.0 / total.shape[1]), 0.0, weights)
+        # the heaviest always stays: 1/K is a lower bound of its weight
+        kept = np.where(weights < min(self.prune, 0.5 / total.shape[1]), 0.0, weights)
         kept[some] /= kept[some].sum(axis=1, keepdims=True)
         return kept
