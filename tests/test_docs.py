@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -110,28 +109,27 @@ def commands_of(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def check(command: click.Command, words: list[str], parents: list[str], place: str) -> None:
-    """Parse without running: unknown commands, options and missing or superfluous arguments are errors."""
-    context = click.Context(command, info_name=" ".join(parents))
-    if isinstance(command, click.Group):
-        options = {name for parameter in command.params for name in parameter.opts}
-        while words and words[0] in {*options, "--help"}:
+def check(command: Any, words: list[str], path: list[str], place: str) -> None:
+    """Parse without running: unknown commands, options and missing or superfluous arguments are errors.
+
+    `command` is a Click command or Typer's own copy of one, so what it can do is asked and not what it is.
+    """
+    children: dict[str, Any] | None = getattr(command, "commands", None)
+    if children is not None:
+        flags = {name for parameter in command.params for name in parameter.opts}
+        while words and words[0] in {*flags, "--help", "-h"}:
             words = words[1:]
-        if not words:
-            return
-        child = command.get_command(context, words[0])
-        assert child is not None, f"{place}\n  no command {' '.join([*parents, words[0]])}"
-        check(child, words[1:], [*parents, words[0]], place)
+        if words:
+            assert words[0] in children, f"{place}\n  no command {' '.join([*path, words[0]])}"
+            check(children[words[0]], words[1:], [*path, words[0]], place)
         return
-    if "--help" in words:
+    if {"--help", "-h"} & set(words):
         return
-    for parameter in command.params:
-        # parsing must not look for the files that the page speaks of
-        if isinstance(parameter.type, click.Path):
-            parameter.type = click.STRING
     try:
-        command.make_context(" ".join(parents), list(words), resilient_parsing=False)
-    except click.exceptions.UsageError as error:
+        command.make_context(" ".join(path), list(words))
+    except Exception as error:  # a usage error of Click, or of Typer's copy of it
+        if not hasattr(error, "format_message"):
+            raise
         pytest.fail(f"{place}\n  {error.format_message()}")
 
 
@@ -193,3 +191,14 @@ def test_every_departure_from_the_paper_is_explained():
 def flat(options: dict[str, Any]) -> dict[str, Any]:
     inner = {f"inference.{name}": value for name, value in options["inference"].items()}
     return {name: value for name, value in options.items() if name != "inference"} | inner
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["tarin", "train --taks questions", "train --steps many", "resume", "model pull now", "runs one two"],
+)
+def test_the_check_of_commands_can_fail(line: str):
+    from dln.cli.main import app
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(typer.main.get_command(app), line.split(), ["dln"], line)
