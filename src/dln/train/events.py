@@ -130,7 +130,7 @@ class Interrupted(Event):
 
 
 class Resumed(Event):
-    """The run goes on from the checkpoint after `step`; later steps in the file are void."""
+    """The run goes on from the checkpoint after `step` (−1: from the beginning); what followed is void."""
 
     kind: Literal["resumed"] = "resumed"
     step: int

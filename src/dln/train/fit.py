@@ -22,6 +22,7 @@ from dln.nn.saving import network_to_json
 from dln.schema import dump
 from dln.train.assemble import algorithm, calibrator
 from dln.train.evaluate import judge
+from dln.train.event_log import of_kind
 from dln.train.events import Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
 from dln.train.options import Options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, measure
@@ -117,10 +118,10 @@ def fit(
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
         emit = _emitter(run, callbacks, meter)
-        if progress is None:
+        if run is None or not of_kind(run.events(), Started):
             emit(_started(run_dir, network, train, dev, chosen, task, meta))
-        elif resume:
-            emit(Resumed(step=progress.state.step))
+        else:
+            emit(Resumed(step=-1 if progress is None else progress.state.step))
         return _loop(network, progress, recipe, run, emit, meter)
 
 
@@ -135,9 +136,10 @@ def _loop(
     reason: str | None = None
     current = progress or Progress(vi.init(network))
     try:
+        started = time.perf_counter()
         if progress is None:
             current, events = measure(current, recipe)
-            _commit(current, events, run, emit)
+            _commit(current, events, run, emit, time.perf_counter() - started)
         while (reason := current.done(recipe.options)) is None:
             started = time.perf_counter()
             current, events = advance(current, recipe)
@@ -167,10 +169,11 @@ def _loop(
 
 
 def _commit(
-    progress: Progress, events: list[Event], run: Run | None, emit: Callable[..., None], seconds: float = 0.0
+    progress: Progress, events: list[Event], run: Run | None, emit: Callable[..., None], seconds: float
 ) -> None:
     """Events first, then the checkpoint: a kill in between repeats the step, it never loses one."""
-    emit(*(e.model_copy(update={"seconds": seconds}) if isinstance(e, StepDone) else e for e in events))
+    # the seconds are those of all events together and are written to the first
+    emit(*(event if i else event.model_copy(update={"seconds": seconds}) for i, event in enumerate(events)))
     if run is not None:
         run.save_checkpoint(progress.to_json())
 
