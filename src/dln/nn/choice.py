@@ -106,7 +106,7 @@ class ChoiceLayer:
 
     def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
         """F(h, x, π) for each input."""
-        return [render(self.template, self.prompt, item, self.target_prefix) for item in inputs]
+        return [render(self.template, self.prompt, item) for item in inputs]
 
     def index(self, target: Target) -> int:
         """Position of a label given by its name or by one of its wordings.

@@ -65,13 +65,17 @@ class Layer(Protocol):
         ...
 
 
-def render(template: Template, prompt: Prompt, item: LayerInput, target_prefix: str) -> str:
+def render(template: Template, prompt: Prompt, item: LayerInput) -> str:
     """One context: the instruction, the demonstrations in the template's own form, then the input.
 
     A demonstration is the same template without prompt, followed by its output: what the model reads
-    before the question has the very form that the question has.
+    before the question has the very form that the question has. A chat model reads them within its
+    user's turn, so the template's own separator stands before the output there too.
     """
-    shown = [template.render(prompt="", x=d.x, h=d.h).lstrip("\n") + target_prefix + d.y for d in prompt.demonstrations]
+    shown = [
+        template.render(prompt="", x=d.x, h=d.h).lstrip("\n") + template.target_prefix + d.y
+        for d in prompt.demonstrations
+    ]
     text = "\n\n".join(part for part in (prompt.instruction, *shown) if part)
     return template.render(prompt=text, x=item.x, h=item.h)
 
@@ -120,7 +124,7 @@ class LanguageLayer:
 
     def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
         """F(h, x, π) for each input."""
-        return [render(self.template, self.prompt, item, self.target_prefix) for item in inputs]
+        return [render(self.template, self.prompt, item) for item in inputs]
 
     def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
         """One draw per input. The shown text is stripped; the ids stay as drawn."""

@@ -88,7 +88,7 @@ class Template:
         """
         try:
             return _compiled(self.text).render(**values)
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 "the template cannot be rendered", where=f"template {self.name}", got=str(error)
             ) from error
