@@ -20,7 +20,7 @@ def run(example: Path, folder: Path) -> str:
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"}
     command = [sys.executable, str(example)]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=240, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=290, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "an example shows something"
