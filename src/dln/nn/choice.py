@@ -24,6 +24,9 @@ from dln.numerics import Floats, log_softmax, logsumexp
 
 __all__ = ["ChoiceLayer"]
 
+# log of the largest total mass that is still rounding; half-precision engines are this noisy, broken ones worse
+MASS_TOLERANCE = 0.05
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class ChoiceLayer:
@@ -34,7 +37,8 @@ class ChoiceLayer:
         template: name, path or `Template` of kind `forward`.
         prompt: the initial π.
         labels: each a name, or verbalizers `name|other wording|…` whose masses are added; the name
-            is what `predict` returns and what targets are compared with.
+            is what `predict` returns and what targets are compared with. Blanks around a word are
+            dropped: what stands before a label is the template's business.
         bias: b, one per label, in nats; default zeros.
         temperature: T > 0; the slope of the layer is a = 1 / T.
     """
@@ -68,7 +72,7 @@ class ChoiceLayer:
             ("lm", lm),
             ("template", load_template(template, "forward")),
             ("prompt", as_prompt(prompt)),
-            ("labels", tuple(labels)),
+            ("labels", tuple("|".join(word.strip() for word in label.split("|")) for label in labels)),
             ("bias", values),
             ("temperature", float(temperature)),
         ):
@@ -79,7 +83,7 @@ class ChoiceLayer:
         if len(self.labels) < 2:
             raise InputError("a ChoiceLayer needs two labels or more", where="labels", got=list(self.labels))
         words = [word for label in self.labels for word in label.split("|")]
-        if any(not word.strip() for word in words) or len(set(words)) != len(words):
+        if any(not word for word in words) or len(set(words)) != len(words):
             raise InputError("labels and verbalizers must be distinct and not empty", where="labels", got=words)
         if self.bias.shape != (len(self.labels),) or not np.isfinite(self.bias).all():
             raise InputError("bias needs one finite number per label", where="bias", got=self.bias.tolist())
@@ -121,9 +125,14 @@ class ChoiceLayer:
         raise InputError("not a label of this layer", got=wanted, expected=list(self.names))
 
     def label_log_masses(self, contexts: Sequence[str]) -> Floats:
-        """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats."""
+        """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats.
+
+        A row that cannot be one (a NaN, or masses of more than one together) is all NaN.
+        """
         words = [[self.target_prefix + word for word in label.split("|")] for label in self.labels]
         masses = self.lm.choice_log_probs(contexts, [word for group in words for word in group])
+        impossible = ~(logsumexp(masses, axis=1) <= MASS_TOLERANCE)
+        masses = np.where(impossible[:, None], np.nan, masses)
         ends = np.cumsum([len(group) for group in words])
         return np.stack(
             [logsumexp(masses[:, end - len(g) : end], axis=1) for g, end in zip(words, ends, strict=True)], 1

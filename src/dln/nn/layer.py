@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from dln.errors import InputError
 from dln.keys import Key
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template
 
@@ -144,5 +144,12 @@ class LanguageLayer:
 
     def log_prob_contexts(self, contexts: Sequence[str], outputs: Sequence[Target]) -> list[TokenLogProbs]:
         """The same for contexts that are rendered already."""
-        targets = [self.target_prefix + o if isinstance(o, str) else o for o in outputs]
-        return self.lm.log_prob(contexts, targets)
+        model = self.lm.fingerprint()
+
+        def target(output: Target) -> Target:
+            if isinstance(output, Completion) and output.token_ids is not None and output.model == model:
+                return output
+            # ids of another model mean nothing here: its draw is a plain text, and its blank was stripped
+            return self.target_prefix + text_of(output)
+
+        return self.lm.log_prob(contexts, [target(output) for output in outputs])
