@@ -61,7 +61,8 @@ def load(rest: str, spec: str, options: dict[str, Any]) -> TableLM:
     if kind == "broken":
         raise ZeroDivisionError("nobody can cause this")
     thoughts = (HOSTILE,) if kind == "hostile" else THOUGHTS
-    texts = [" " + text for text in (*LABELS, *thoughts)]
+    # templates with a label on a line of its own ask for it without the space in front
+    texts = [space + text for space in (" ", "") for text in (*LABELS, *thoughts)]
     return FakeLM(spec, texts, int(kind) if kind.isdigit() else 0, 0.02 if speed == "slow" else 0.0)
 
 

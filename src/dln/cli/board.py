@@ -41,8 +41,8 @@ class Board:
         if isinstance(event, Started):
             self.phase = "first validation" if event.dev_size else "step 1"
         elif isinstance(event, Resumed):
-            self.step = event.step
-            self.phase = f"step {event.step + 1}"
+            self.step = max(0, event.step)
+            self.phase = f"step {self.step + 1}"
         elif isinstance(event, StepDone):
             self.step, self.batch_accuracy = event.step, event.accuracy
             self._durations.append(event.seconds)

@@ -7,7 +7,7 @@ repeated requests make a run cheaper than this.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dln.train.options import Options
 
@@ -93,25 +93,26 @@ def estimate(
         dev_size: examples of a validation; 0 for none.
         test_size: examples of the final test; 0 for none.
     """
-    steps, depth = options.steps, len(layers)
+    depth = len(layers)
     batch = min(options.batch_size, train_size)
-    shown = _demonstrations(options) if steps else 0.0
-    present = [_grown(layer, shown) for layer in layers]
-    measured = _forward(present)
-    validations = (1 + -(-steps // options.val_every)) if dev_size else 0
-    inference = Cost()
-    for position in range(depth - 1):
-        inference += _e_step(present[position], present[position + 1], layers[position], options)
-    improvement = Cost()
-    for position in range(depth):
-        improvement += _m_step(layers, present, position, options, batch)
+    inference = improvement = forward = Cost()
+    for step in range(options.steps):
+        present = _present(layers, options, batch, step)
+        forward += _forward(present) * batch
+        for position in range(depth - 1):
+            inference += _e_step(present[position], present[position + 1], layers[position], options) * batch
+        for position in range(depth):
+            improvement += _m_step(layers, present, position, options, batch, step)
+    due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
+    validation = sum((_forward(_present(layers, options, batch, step)) for step in [0, *due]), Cost())
+    trained = _present(layers, options, batch, options.steps)
     return Estimate(
         {
-            "forward": measured * (batch * steps),
-            "E-step": inference * (batch * steps),
-            "M-step": improvement * steps,
-            "validation": measured * (dev_size * validations),
-            "test": (_forward(layers) + measured) * test_size,
+            "forward": forward,
+            "E-step": inference,
+            "M-step": improvement,
+            "validation": validation * dev_size,
+            "test": (_forward(layers) + _forward(trained)) * test_size,
         }
     )
 
@@ -142,47 +143,61 @@ def _e_step(layer: LayerSize, above: LayerSize, bare: LayerSize, options: Option
 
 
 def _m_step(
-    layers: Sequence[LayerSize], present: Sequence[LayerSize], position: int, options: Options, batch: int
+    layers: Sequence[LayerSize],
+    present: Sequence[LayerSize],
+    position: int,
+    options: Options,
+    batch: int,
+    step: int,
 ) -> Cost:
     """Proposals for one layer and their scores on the batch."""
     chosen, depth = options.inference, len(layers)
-    repeats = chosen.layer_steps if isinstance(chosen.layer_steps, int) else chosen.layer_steps[position]
-    particles = chosen.num_hidden + chosen.include_forward
-    # a pair is (particle below, particle of this layer); x and y are one each
-    pairs = batch * (1 if position == 0 else particles) * (1 if position == depth - 1 else particles)
+    repeats = _repeats(options, position)
+    particles = float(chosen.num_hidden + chosen.include_forward)
+    # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out
+    heavy = 0.5 * (1 + particles) if chosen.prune else particles
+    pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
     layer, bare = present[position], layers[position]
     if not repeats:
         return _score(layer) * pairs
-    shares = chosen.prompt_proposals
-    with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / sum(shares.values())
+    shares, weight = chosen.prompt_proposals, sum(chosen.prompt_proposals.values())
+    shown = _demonstrations(options, depth, batch, step)
+    with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / weight
     rewritten = chosen.num_prompts - with_examples
-    sizes = chosen.demonstrations
-    fresh = _grown(bare, sum(sizes) / len(sizes))
-    others = 1 + rewritten + min(options.memory, 1 + options.steps / options.val_every)
-    scored = _score(fresh) * with_examples + _score(layer) * others
+    if with_examples and depth > 1 and step == 0:
+        pairs /= 2  # half of the first batch is shown, and not scored
+    others = 1 + rewritten + (min(options.memory, step / options.val_every) if step else 0)
+    scored = _score(_grown(bare, shown)) * with_examples + _score(layer) * others
     if chosen.exploration and position < depth - 1:
-        scored += _score(layer) * (0.5 * (others + with_examples) / particles)
+        scored += _score(layer) * (0.5 * (others + with_examples) / heavy)
     examples = min(chosen.backward_examples, batch * (0.5 if chosen.held_out_half else 1.0))
     answers = (
-        rewritten
-        * (shares.get("rewrite", 0.0) + shares.get("sequence", 0.0) / chosen.sequence_count)
-        / max(1e-9, shares.get("rewrite", 0.0) + shares.get("sequence", 0.0))
+        chosen.num_prompts * (shares.get("rewrite", 0.0) + shares.get("sequence", 0.0) / chosen.sequence_count) / weight
     )
     frame = 70.0 + bare.prompt + examples * (bare.demonstration + 6.0)
     asked = Cost(1, frame, 0.6 * chosen.prompt_tokens) * answers
     return (scored * pairs + asked) * repeats
 
 
+def _present(layers: Sequence[LayerSize], options: Options, batch: int, step: int) -> list[LayerSize]:
+    """The layers as they are after so many steps: most incumbents show worked examples once those were proposed."""
+    shown = 0.8 * _demonstrations(options, len(layers), batch, step - 1) if step else 0.0
+    return [_grown(layer, shown if _repeats(options, i) else 0.0) for i, layer in enumerate(layers)]
+
+
+def _repeats(options: Options, position: int) -> int:
+    given = options.inference.layer_steps
+    return given if isinstance(given, int) else given[position]
+
+
 def _grown(layer: LayerSize, shown: float) -> LayerSize:
-    return LayerSize(
-        layer.context + shown * layer.demonstration, layer.demonstration, layer.written, layer.labels, layer.prompt
-    )
+    return replace(layer, context=layer.context + shown * layer.demonstration)
 
 
-def _demonstrations(options: Options) -> float:
-    """Worked examples in a typical incumbent: none at first, then what wins, if they are proposed at all."""
+def _demonstrations(options: Options, depth: int, batch: int, step: int) -> float:
+    """Worked examples of a proposal in this step; deep networks have only those that they have worked out so far."""
     chosen = options.inference
-    if "demonstrations" not in chosen.prompt_proposals or options.steps < 1:
+    if "demonstrations" not in chosen.prompt_proposals:
         return 0.0
-    mean = sum(chosen.demonstrations) / len(chosen.demonstrations)
-    return mean * 0.8 * options.steps / (options.steps + 1)
+    pool = float("inf") if depth == 1 else batch / 2 if step == 0 else float(min(batch * step, chosen.reservoir))
+    return sum(min(size, pool) for size in chosen.demonstrations) / len(chosen.demonstrations)

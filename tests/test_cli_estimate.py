@@ -1,0 +1,74 @@
+"""The estimate of a run's cost agrees with what its meter counts, within a factor of two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dln.cli.dry_run import layer_sizes
+from dln.data import Dataset
+from dln.lm.metered import Meter, Metered
+from dln.lm.table import TableLM
+from dln.nn import ChoiceLayer, LanguageLayer, Sequential
+from dln.train import fit, resolve_options
+from dln.train.conclude import conclude
+from dln.train.estimate import LayerSize, estimate
+
+LABELS = ("order", "return")
+THOUGHTS = [f" {a} words {b} about {c}" for a in "abcdefgh" for b in "abcdefgh" for c in "ab"]
+DATA = Dataset.from_pairs(
+    [(f"text number {i} of a box of {i * 7 % 13} tiles", LABELS[i % 2]) for i in range(90)], LABELS
+)
+TRAIN, DEV, TEST = DATA[:50], DATA[50:70], DATA[70:]
+CASES: list[tuple[int, str, dict[str, Any]]] = [
+    (1, "default", {}),
+    (2, "default", {}),
+    (3, "default", {"inference": {"num_hidden": 2}}),
+    (2, "paper", {"inference": {"num_prompts": 6}}),
+    (2, "default", {"inference": {"layer_steps": [1, 0]}}),
+    (1, "default", {"val_every": 1, "inference": {"prompt_proposals": {"demonstrations": 1}, "demonstrations": [3]}}),
+]
+
+
+@pytest.mark.parametrize(("depth", "preset", "changes"), CASES)
+def test_the_estimate_is_right_within_a_factor_of_two(depth: int, preset: str, changes: dict[str, Any]):
+    options = resolve_options(preset, {"steps": 3, "batch_size": 6, **changes})
+    meter = Meter()
+    lm = Metered(TableLM.random([*(f" {label}" for label in LABELS), *THOUGHTS], seed=3), meter=meter)
+    hidden = [LanguageLayer(lm, "think" if i == 0 else "think_residual", "Think first:") for i in range(depth - 1)]
+    top = ChoiceLayer(lm, "classify" if depth == 1 else "classify_residual", "Is it order or return?", LABELS)
+    network = Sequential([*hidden, top])
+    written = lm.count_tokens(THOUGHTS[0]) + 1.0
+    expected = estimate(
+        layer_sizes(network, TRAIN, written), options, train_size=len(TRAIN), dev_size=len(DEV), test_size=len(TEST)
+    ).total
+    result = fit(network, TRAIN, DEV, options=options, meter=meter)
+    conclude(result.initial, result.network, TEST, meter=meter)
+    used = meter.snapshot()
+    assert used.calls / 2 <= expected.calls <= 2 * used.calls
+    assert used.prompt_tokens / 2 <= expected.prompt_tokens <= 2 * used.prompt_tokens
+
+
+def test_more_of_anything_costs_more():
+    layers = [LayerSize(50, 20, 10), LayerSize(60, 30, 1, labels=4)]
+    options = resolve_options("default", {"steps": 4})
+    sizes = {"train_size": 100, "dev_size": 40, "test_size": 60}
+    base = estimate(layers, options, **sizes).total.tokens
+    assert estimate(layers, options, **{**sizes, "dev_size": 41}).total.tokens > base
+    assert estimate(layers, options, **{**sizes, "test_size": 61}).total.tokens > base
+    for change in (
+        {"steps": 5},
+        {"batch_size": 21},
+        {"inference": {"num_hidden": 6}},
+        {"inference": {"num_prompts": 9}},
+    ):
+        assert estimate(layers, resolve_options("default", {"steps": 4, **change}), **sizes).total.tokens > base
+    longer = [replace(layers[0], context=51), layers[1]]
+    assert estimate(longer, options, **sizes).total.tokens > base
+
+
+def test_nothing_costs_nothing():
+    options = resolve_options("default", {"steps": 0})
+    assert estimate([LayerSize(5, 2, 1, labels=2)], options, train_size=9, dev_size=0, test_size=0).total.calls == 0
