@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from dln.errors import CorruptDataError, InputError
 from dln.lm.base import LanguageModel, Sampling
@@ -36,13 +36,19 @@ def save_network(network: Sequential, path: str | Path, provenance: Mapping[str,
         network: what to save.
         path: the file; it is replaced as a whole or not at all.
         provenance: where the prompts come from (task, run, metrics), kept beside them.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     body = network_to_json(network) | {"provenance": dict(provenance or {})}
     document = {"schema": SCHEMA, "sha256": _digest(body), **body}
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    draft.replace(target)
+    try:
+        draft.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        draft.replace(target)
+    except OSError as error:
+        raise InputError("the network file cannot be written", where=target, got=error.strerror) from error
 
 
 def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> Sequential:
@@ -114,9 +120,15 @@ def load_state_dict(network: Sequential, state: Mapping[str, object]) -> Sequent
     if len(parameters) != len(network):
         raise InputError("the state has another number of layers", got=len(parameters), expected=len(network))
     layers: list[AnyLayer] = []
-    for layer, values in zip(network.layers, parameters, strict=True):
+    for position, (layer, values) in enumerate(zip(network.layers, parameters, strict=True)):
         changed = layer.with_prompt(values.prompt)
-        if isinstance(changed, ChoiceLayer) and values.bias is not None:
+        if values.bias is not None:
+            if not isinstance(changed, ChoiceLayer):
+                raise InputError(
+                    "the state has a bias for a layer that has none",
+                    where=f"state_dict, layer {position}",
+                    expected="the state of a network with the same layers",
+                )
             changed = changed.with_calibration(values.bias, values.temperature)
         layers.append(changed)
     return Sequential(layers)
@@ -158,6 +170,8 @@ class NetworkRecord:
 @dataclass(frozen=True)
 class ParameterRecord:
     """One layer's parameters in a state."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     prompt: Prompt
     bias: list[float] | None = None

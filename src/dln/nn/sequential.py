@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -55,15 +56,13 @@ class Sequential:
         layers: first to last, as one iterable or as separate arguments.
 
     Raises:
-        InputError: no layer, or a `ChoiceLayer` below the top.
+        InputError: no layer, something that is no layer, or a `ChoiceLayer` below the top.
     """
 
     layers: tuple[AnyLayer, ...]
 
     def __init__(self, *layers: AnyLayer | Iterable[AnyLayer]) -> None:
-        flat: list[AnyLayer] = []
-        for item in layers:
-            flat.extend([item] if isinstance(item, LanguageLayer | ChoiceLayer) else item)
+        flat = _flat(layers)
         if not flat:
             raise InputError("a network needs at least one layer")
         for position, layer in enumerate(flat[:-1]):
@@ -91,7 +90,9 @@ class Sequential:
         return Sequential(layer.with_prompt(p) for layer, p in zip(self.layers, prompts, strict=True))
 
     def with_layer(self, position: int, layer: AnyLayer) -> Sequential:
-        """The same network with one layer exchanged."""
+        """The same network with one layer (0-based) exchanged."""
+        if not 0 <= position < len(self.layers):
+            raise InputError("there is no layer here", got=position, expected=f"0 to {len(self.layers) - 1}")
         return Sequential((*self.layers[:position], layer, *self.layers[position + 1 :]))
 
     def sample(self, key: Key, x: Sequence[str], temperature: float | None = None) -> Trace:
@@ -134,3 +135,15 @@ class Sequential:
                 row |= {"bias": layer.bias.tolist(), "temperature": layer.temperature}
             rows.append(row)
         return {"layers": rows}
+
+
+def _flat(items: Iterable[object]) -> list[AnyLayer]:
+    flat: list[AnyLayer] = []
+    for item in items:
+        if isinstance(item, LanguageLayer | ChoiceLayer):
+            flat.append(item)
+        elif isinstance(item, Iterable) and not isinstance(item, str):
+            flat.extend(_flat(cast("Iterable[object]", item)))
+        else:
+            raise InputError("this is no layer", got=repr(item), expected="a LanguageLayer or a ChoiceLayer")
+    return flat
