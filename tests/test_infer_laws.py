@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.infer import vi
+from dln.infer.demonstrations import DemonstrationProposal
 from dln.infer.hidden import HiddenDraw, HiddenRequest, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.prompts import Proposal
 from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
@@ -157,6 +158,28 @@ def test_mutual_information_is_zero_when_the_text_says_nothing_of_the_input():
     assert second.posterior.hidden[0].weights == pytest.approx(first.posterior.hidden[0].weights)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_elbo_is_a_bound_whatever_the_candidates_show(seed):
+    """Demonstrations decide who may judge, never what the bound is a mean of."""
+    net = network(2, seed)
+    choices = vi.build(q_prompt=DemonstrationProposal((1, 2)), q_hidden=Enumerate(), include_forward=False)
+    state = vi.init(net)
+    for step in range(4):
+        exact = np.mean([exact_log_likelihood(state.network, x, y) for x, y in zip(X, Y, strict=True)])
+        state, info = vi.update(state, vi.Batch(X, Y), Key(step), choices)
+        assert info.elbo == pytest.approx(exact, abs=1e-9)
+
+
+def test_a_prompt_that_shows_the_batch_is_dropped():
+    """Somebody must be left to judge."""
+    net = Sequential(ChoiceLayer(TableLM.random([" yes", " no"], seed=1), "classify", "p", LABELS))
+    choices = vi.build(q_prompt=DemonstrationProposal((2,)), num_prompts=6)
+    _, info = vi.update(vi.init(net), vi.Batch(X, Y), Key(0), choices)
+    (layer,) = info.layers
+    assert layer.used.any()
+    assert len(layer.proposals) > 1
+
+
 def test_a_step_is_a_function_of_its_arguments():
     net = network(3, 5)
     runs = [vi.update(vi.init(net), vi.Batch(X, Y), Key(9), algorithm())[0] for _ in range(2)]
@@ -169,7 +192,7 @@ def test_frozen_layers_keep_their_prompts():
     choices = algorithm(layer_steps=(0, 1), q_hidden=Enumerate(), include_forward=False)
     for step in range(12):
         state, info = vi.update(state, vi.Batch(X, Y), Key(step), choices)
-        assert [len(layer.proposals) for layer in info.layers] == [1, 4]
+        assert [layer.position for layer in info.layers] == [1]
         assert np.isfinite(info.elbo)
     assert state.network.layers[0].prompt == net.layers[0].prompt
     assert state.network.layers[1].prompt != net.layers[1].prompt

@@ -44,6 +44,11 @@ class Candidates:
     step: int
 
     @property
+    def pairs(self) -> Pairs:
+        """The weighted pairs that the candidates are scored on."""
+        return Pairs.of(self.position, self.trace, self.posterior, self.counted)
+
+    @property
     def is_output(self) -> bool:
         """Whether this is the network's last layer."""
         return self.position == self.depth - 1
@@ -56,13 +61,10 @@ class Scored:
     Attributes:
         layers: [N] the candidates, with their fitted bias and temperature where that applies.
         per_example: [N, B] terms of the objective, NaN for examples that were not used.
-        expected_log_prob: Σ w w log p of the incumbent as it is, mean over examples, in nats: its part
-            of the ELBO. NaN where it was not measured.
     """
 
     layers: tuple[AnyLayer, ...]
     per_example: Floats
-    expected_log_prob: float
 
     @property
     def used(self) -> npt.NDArray[np.bool_]:
@@ -86,19 +88,18 @@ class Pairs:
     examples: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, candidates: Candidates) -> Pairs:
-        """The pairs of every counted example."""
+    def of(cls, position: int, trace: Trace, posterior: Posterior, counted: npt.NDArray[np.bool_]) -> Pairs:
+        """The pairs of the layer at `position`, for every counted example."""
         inputs: list[LayerInput] = []
         outputs: list[Target] = []
         weights: list[float] = []
         examples: list[int] = []
-        levels = candidates.posterior.levels
-        for i in np.flatnonzero(candidates.counted):
-            below, above = levels[candidates.position][i], levels[candidates.position + 1][i]
+        for i in np.flatnonzero(counted):
+            below, above = posterior.levels[position][i], posterior.levels[position + 1][i]
             for h, w in zip(below.values, below.weights, strict=True):
                 for target, v in zip(above.values, above.weights, strict=True):
                     if w * v > 0:
-                        inputs.append(LayerInput(candidates.trace.x[i], text_of(h)))
+                        inputs.append(LayerInput(trace.x[i], text_of(h)))
                         outputs.append(target)
                         weights.append(float(w * v))
                         examples.append(int(i))

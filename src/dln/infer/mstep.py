@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,7 +41,6 @@ class LayerInfo:
         dropped: screened-out proposals by reason.
         used: [B] the examples that the scores are a mean of.
         missing: [B] examples that should have been used but could not be scored.
-        expected_log_prob: the incumbent's part of the ELBO, in nats.
     """
 
     position: int
@@ -53,7 +53,6 @@ class LayerInfo:
     dropped: dict[str, int]
     used: npt.NDArray[np.bool_]
     missing: npt.NDArray[np.bool_]
-    expected_log_prob: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class MStep:
     def __call__(
         self, key: Key, situation: Candidates, feedback: Feedback, remembered: tuple[Prompt, ...]
     ) -> tuple[AnyLayer, tuple[LayerInfo, ...]]:
-        """The improved layer and one `LayerInfo` per repetition (a frozen layer has one, of itself alone).
+        """The improved layer and one `LayerInfo` per repetition (none for a frozen layer).
 
         Args:
             key: randomness of the step.
@@ -92,17 +91,13 @@ class MStep:
             remembered: the memory's prompts of this layer; they are candidates too.
         """
         layer = situation.layers[0]
-        incumbent = Proposal(layer.prompt, "incumbent")
-        repeats = self.repeats(situation.position, situation.depth)
-        if repeats == 0:
-            # a frozen layer is measured, for the ELBO, and left as it is
-            return layer, (self._choose(situation, (incumbent,), {}),)
         infos: list[LayerInfo] = []
-        for repeat in range(repeats):
+        for repeat in range(self.repeats(situation.position, situation.depth)):
             address = key.child("prompts", situation.position, repeat)
             drawn = self.proposal(address, layer, feedback, self.num_prompts)
             memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
             kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens)
+            kept = _leave_judges(kept, layer, situation, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)
             candidates = replace(
                 situation,
@@ -144,8 +139,24 @@ class MStep:
             dropped=dropped,
             used=scored.used,
             missing=candidates.counted & ~scored.used,
-            expected_log_prob=scored.expected_log_prob,
         )
+
+
+def _leave_judges(
+    proposals: list[Proposal], layer: AnyLayer, situation: Candidates, dropped: Counter[str]
+) -> list[Proposal]:
+    """Drop the proposals whose demonstrations would leave less than a quarter of the batch to judge."""
+    kept: list[Proposal] = []
+    shown = {d.x for d in layer.prompt.demonstrations}
+    for proposal in proposals:
+        more = shown | {d.x for d in proposal.prompt.demonstrations}
+        judges = sum(x not in more for x in situation.trace.x)
+        if more != shown and 4 * judges < len(situation.trace):
+            dropped["shows the batch"] += 1
+            continue
+        shown = more
+        kept.append(proposal)
+    return kept
 
 
 def _unseen(proposals: tuple[Proposal, ...], situation: Candidates) -> npt.NDArray[np.bool_]:

@@ -55,11 +55,11 @@ class ExpectedLogProb:
 
     def __call__(self, candidates: Candidates) -> Scored:
         """One request to the model for all candidates and pairs."""
-        pairs = Pairs.of(candidates)
+        pairs = candidates.pairs
         scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
         layers, values = calibrated(self.calibrator, candidates.layers, scores, pairs, self.convention)
         size = len(candidates.trace)
-        return Scored(layers, pairs.sum_by_example(values, size), _own_part(scores, pairs, size))
+        return Scored(layers, pairs.sum_by_example(values, size))
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ class NoiseContrastive:
                 w * ((values[:, span] - logsumexp(values[:, span], axis=1)[:, None]) @ v) for w, span, v in parts
             )
         terms[:, np.isnan(terms).any(axis=0)] = np.nan
-        pairs = Pairs.of(candidates)
-        own = score_pairs(candidates.layers[:1], pairs.inputs, pairs.outputs)
-        return Scored(candidates.layers, terms, _own_part(own, pairs, size))
+        return Scored(candidates.layers, terms)
 
 
 @dataclass(frozen=True)
@@ -117,15 +115,13 @@ class Accuracy:
         """Greedy predictions of every candidate, compared with the targets."""
         if not candidates.is_output:
             raise InputError("the accuracy objective is for the output layer", where="inference.hidden_objective")
-        pairs = Pairs.of(candidates)
+        pairs = candidates.pairs
         size = len(candidates.trace)
         first = candidates.layers[0]
         layers = candidates.layers
-        own = float("nan")
         if isinstance(first, ChoiceLayer):
             scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
             layers, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
-            own = _own_part(scores, pairs, size)
             rows = [
                 [
                     self.correct(c.text, first.names[first.index(target)])
@@ -143,7 +139,7 @@ class Accuracy:
                 ]
                 for layer in layers
             ]
-        return Scored(layers, pairs.sum_by_example(np.array(rows, dtype=np.float64), size), own)
+        return Scored(layers, pairs.sum_by_example(np.array(rows, dtype=np.float64), size))
 
 
 def calibrated(
@@ -162,14 +158,6 @@ def calibrated(
         values[n, usable] = calibration.log_prob
         fitted.append(calibration.layer)
     return tuple(fitted), values
-
-
-def _own_part(scores: PairScores, pairs: Pairs, size: int) -> float:
-    """The incumbent's E_q[log p], mean over examples, as it is (no new bias), in nats."""
-    own = np.where(scores.usable[:1], scores.log_prob[:1], np.nan)
-    totals = pairs.sum_by_example(own, size)[0]
-    finite = np.isfinite(totals)
-    return float(totals[finite].mean()) if finite.any() else float("nan")
 
 
 def _choices(layers: Sequence[AnyLayer]) -> list[ChoiceLayer]:

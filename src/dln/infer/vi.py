@@ -19,6 +19,7 @@ from dln.errors import RunFailed
 from dln.infer.calibrate import FixedOutput
 from dln.infer.candidates import Candidates
 from dln.infer.demonstrations import DemonstrationProposal
+from dln.infer.elbo import elbo
 from dln.infer.feedback import layer_feedback, worked_examples
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.memory import Reservoir, Snapshot
@@ -146,9 +147,9 @@ class Info:
         trace: the forward pass.
         correct: [B] whether each prediction was right.
         posterior: the inferred hidden texts.
-        layers: M-steps in the order they were taken.
-        elbo: E_q[Σ_l log p(h_l | h_{l-1}, π_l)] + H[q] before the M-step, mean over examples, in nats:
-            a lower bound of log p(y|x) for any q. NaN where a layer could not be scored.
+        layers: M-steps in the order they were taken; a frozen layer has none.
+        elbo: of the batch before the M-step, in nats per example (see `dln.infer.elbo`); NaN if no
+            example could be scored.
         excluded: examples left out because a score was missing or not finite.
     """
 
@@ -217,19 +218,13 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         correct=tuple(correct),
         posterior=posterior,
         layers=tuple(steps),
-        elbo=_elbo(steps, posterior),
+        elbo=elbo(network, trace, posterior),
         excluded=_excluded(steps, posterior),
     )
     reservoir = state.reservoir
     if len(network) > 1:
         reservoir = reservoir.add(worked_examples(trace, posterior), limit=vi.reservoir)
     return replace(state, network=improved, step=state.step + 1, reservoir=reservoir), info
-
-
-def _elbo(steps: list[LayerInfo], posterior: Posterior) -> float:
-    """E_q[Σ_l log p(h_l | h_{l-1}, π_l)] + H[q], from the incumbents' scores of the first M-steps."""
-    first = {info.position: info.expected_log_prob for info in reversed(steps)}
-    return sum(first.values()) + posterior.entropy()
 
 
 def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:
