@@ -110,6 +110,15 @@ def test_a_broken_file_is_named_with_its_line(cli: Shell):
     assert "dln.yaml, line 3" in done.err
 
 
+def test_a_file_on_the_command_line_beats_a_task_in_the_environment(cli: Shell, monkeypatch: pytest.MonkeyPatch):
+    mail_csv(cli.folder / "mail.csv")
+    monkeypatch.setenv("DLN_TASK", "questions")
+    words = ["--lm", "fake/1", "--steps", 0, "--no-test", "--run-dir", "runs/a"]
+    assert cli("train", "--csv", "mail.csv", *words).code == 0
+    assert recorded(cli.folder / "runs/a")["task"]["csv"] == str(cli.folder / "mail.csv")
+    assert cli("train", "--csv", "mail.csv", "--task", "questions", *words).code == 2
+
+
 def test_a_wrong_environment_variable_is_named(cli: Shell, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DLN_STEPS", "many")
     done = cli("train", "--task", "questions")
@@ -169,8 +178,10 @@ def test_the_command_that_is_reported_gives_the_same_configuration(cli: Shell):
 
 
 def test_the_schema_names_every_setting(cli: Shell):
-    schema = cli("train", "--print-schema").records[0]
+    schema = json.loads(cli("train", "--print-schema").out)
     assert schema == config_schema()
+    published = Path(__file__).parents[1] / "docs" / "config.schema.json"
+    assert json.loads(published.read_text("utf-8")) == schema, f"run: dln train --print-schema > {published.name}"
     assert set(schema["properties"]) == set(RunConfig.model_fields)
     assert set(schema["$defs"]["Options"]["properties"]) == set(Options.model_fields)
     assert set(schema["$defs"]["InferenceOptions"]["properties"]) == set(InferenceOptions.model_fields)

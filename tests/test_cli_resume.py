@@ -89,29 +89,29 @@ def test_two_signals_in_a_row_end_the_process_too(cli: Shell):
     "kills", [pytest.param(2, id="two kills"), pytest.param(10, id="ten kills", marks=pytest.mark.slow)]
 )
 def test_killed_at_random_moments_the_result_is_the_same(cli: Shell, kills: int):
-    began = time.monotonic()
+    rng = random.Random(kills)  # noqa: S311 - moments, not secrets
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    assert cli.process(*WORDS, "--run-dir", "runs/whole", "--cache", "whole.sqlite", **quiet).wait(120) == 0
-    whole = time.monotonic() - began
-    rng, done = random.Random(kills), 0  # noqa: S311 - moments, not secrets
-    run = cli.folder / "runs/cut"
-    words: list[object] = [*WORDS, "--run-dir", "runs/cut"]
+    train = [*WORDS, "--steps", kills + 2]
+    assert cli(*train, "--run-dir", "runs/whole", "--cache", "whole.sqlite").code == 0
+    run, done = cli.folder / "runs/cut", 0
+    log = run / "events.jsonl"
+
+    def lines() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
     while done < kills:
-        process = cli.process(*words, **quiet)
-        try:
-            process.wait(rng.uniform(0.2, 1.0) * whole * (0.5 if done else 1.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            done += 1
-        assert process.wait(60) in (0, -signal.SIGKILL)
-        if process.returncode == 0:
-            break
-        words = ["resume", "runs/cut"] if (run / "run.yaml").exists() else words
-    if (run / "run.yaml").exists():
-        assert cli("resume", "runs/cut").code == 0
-    else:
-        assert cli(*words).code == 0
+        going_on = (run / "run.yaml").exists()
+        wanted = lines() + rng.choice((1, 1, 2, 3))
+        process = cli.process(*(["resume", "runs/cut"] if going_on else [*train, "--run-dir", "runs/cut"]), **quiet)
+        while lines() < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        if process.wait(60) == 0:
+            break  # it was faster
+        done += 1
     assert done
+    assert cli("resume", "runs/cut").code == 0
     assert outcome(run) == outcome(cli.folder / "runs/whole")
     assert (run / "report.html").is_file()
 

@@ -71,10 +71,11 @@ def test_free_texts_end_in_an_answer(cli: Shell):
     # a table model cannot write these answers, so they are ranked by being right, not by their probability
     objective = ["--set", "inference.output_objective=accuracy", "--set", "inference.posterior_terms=[prior]"]
     done = cli("train", *words, *QUICK, *small, *objective, "--run-dir", "runs/a")
-    layers = (yaml.safe_load((cli.folder / "runs/a/run.yaml").read_text("utf-8")))["network"]["layers"]
+    assert done.code == 0, done.err
+    layers = network_of(cli.folder / "runs/a")
     assert [layer["template"]["name"] for layer in layers] == ["think", "answer_residual"]
     assert all(layer["sampling"]["max_tokens"] == 7 for layer in layers)
-    assert "bug" not in done.err
+    assert of_kind(read_events(cli.folder / "runs/a/events.jsonl"), Evaluated)[0].after.n == 4
 
 
 def test_initial_prompts_are_given_or_taken_from_elsewhere(cli: Shell):

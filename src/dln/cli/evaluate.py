@@ -29,6 +29,7 @@ EPILOG = examples(
 
 
 def evaluate(
+    context: typer.Context,
     network: Annotated[
         Path,
         typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
@@ -61,7 +62,7 @@ def evaluate(
     """Evaluate a network: accuracy with a 95 % interval, and a paired test against another network."""
     given: dict[str, Any] = {
         "task": {
-            "name": task,
+            "name": flags.named_task(context, task, csv, jsonl),
             "csv": csv,
             "jsonl": jsonl,
             "input": input_column,

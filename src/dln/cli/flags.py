@@ -26,6 +26,7 @@ __all__ = [
     "RunDirectory",
     "Target",
     "examples",
+    "named_task",
 ]
 
 DATA, MODEL = "Task and data", "Models and cost"
@@ -34,6 +35,12 @@ DATA, MODEL = "Task and data", "Models and cost"
 def examples(*lines: str) -> str:
     """The end of a help text: commands to copy."""
     return "\n\n".join(["[bold]Examples[/bold]", *(line.replace("[", r"\[") for line in lines)])
+
+
+def named_task(context: typer.Context, task: str | None, *files: str | None) -> str | None:
+    """`--task`, unless it stands in the environment only and a flag names a file."""
+    source = context.get_parameter_source("task")
+    return None if any(files) and source is not None and source.name == "ENVIRONMENT" else task
 
 
 OneTask = Annotated[

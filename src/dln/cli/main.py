@@ -19,7 +19,7 @@ from typer.main import get_command
 import dln
 from dln.cli import evaluate, model, predict, report, resume, runs, train
 from dln.cli.flags import examples
-from dln.cli.show import err, safe
+from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
 from dln.errors import DlnError
 
@@ -34,6 +34,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
+            note("interrupted")
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
 
 

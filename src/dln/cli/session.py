@@ -23,7 +23,7 @@ from dln.errors import BudgetReached
 from dln.lm.metered import Meter, Usage
 from dln.nn import Sequential
 from dln.nn.saving import load_network, network_from_json
-from dln.train import FitResult, Options, Run, conclude, fit
+from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Event, Finished, StepDone
 from dln.train.run import read_meta
@@ -109,6 +109,7 @@ def _train(
                 result.initial,
                 result.network,
                 task.test,
+                fitted=fitted_initial(result.initial, task.dev, task.metric, options),
                 metric=task.metric,
                 meter=models.meter,
                 progress=watch.progress,

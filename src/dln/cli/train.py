@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,6 @@ from dln.cli.config import RunConfig, config_schema
 from dln.cli.dry_run import dry_run
 from dln.cli.flags import examples
 from dln.cli.session import run_training
-from dln.cli.show import print_record
 from dln.cli.sources import load_config
 
 __all__ = ["EPILOG", "train"]
@@ -31,6 +32,7 @@ EPILOG = examples(
 
 
 def train(
+    context: typer.Context,
     task: flags.OneTask = None,
     csv: flags.Csv = None,
     jsonl: flags.Jsonl = None,
@@ -156,11 +158,11 @@ def train(
 ) -> None:
     """Train the prompts of a network, evaluate it, and write a report."""
     if print_schema:
-        print_record(config_schema())
+        sys.stdout.write(json.dumps(config_schema(), indent=2) + "\n")
         return
     given: dict[str, Any] = {
         "task": {
-            "name": task,
+            "name": flags.named_task(context, task, csv, jsonl),
             "csv": csv,
             "jsonl": jsonl,
             "input": input_column,
