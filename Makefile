@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)  ## train a network on the bundled task with the embedded model, offline
-	$(BIN)/python examples/demo.py
+	$(BIN)/dln train --task questions --steps 6
 
 test: $(STAMP)  ## lint, types and tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dln.data import Dataset, number_presence
+from dln.data import Dataset, exact_match, number_presence
 from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
-from dln.train import compare, conclude, evaluate
+from dln.train import compare, conclude, evaluate, fitted_initial, resolve_options
 from dln.train.statistics import interval, paired
 
 outcomes = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=80)
@@ -113,6 +113,18 @@ def test_conclude_pairs_the_same_examples():
     assert event.difference[0] == pytest.approx(event.after.accuracy - event.before.accuracy)
     test, _ = compare(evaluate(network(1), DATA), evaluate(network(2), DATA))
     assert event.p_value == test.p_value
+
+
+def test_the_fitted_initial_network_keeps_its_prompts_and_is_compared():
+    initial, dev = network(1), DATA
+    fitted = fitted_initial(initial, dev, exact_match, resolve_options())
+    assert fitted.parameters() == initial.parameters()
+    assert fitted.layers[-1].bias.any()
+    event = conclude(initial, network(2), DATA, fitted=fitted)
+    assert event.fitted.accuracy == evaluate(fitted, DATA).accuracy.mean
+    assert 0 <= event.fitted_p_value <= 1
+    assert fitted_initial(initial, dev, exact_match, resolve_options("paper")) is None
+    assert fitted_initial(initial, None, exact_match, resolve_options()) is None
 
 
 def test_free_text_is_scored_by_the_metric():

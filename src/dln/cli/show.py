@@ -99,13 +99,16 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
     table = Table(title=f"{safe(event.split)} accuracy, n = {event.after.n}", title_justify="left")
     for heading in ("", "accuracy", "95 % interval"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, result in zip(names, (event.before, event.after), strict=True):
+    rows = ((names[0], event.before), ("… output layer fitted", event.fitted), (names[1], event.after))
+    for name, result in rows:
         if result is not None:
             table.add_row(name, percent(result.accuracy), f"{percent(result.low)} … {percent(result.high)}")
     if event.difference is not None:
         mean, low, high = (f"{100 * value:+.1f}" for value in event.difference)
         table.add_row("difference", f"{mean} points", f"{low} … {high}")
         table.add_row("paired test", f"p = {p_value(event.p_value)}", f"{event.fixed} fixed, {event.broken} broken")
+    if event.fitted is not None:
+        table.add_row("prompts alone", f"p = {p_value(event.fitted_p_value)}", "after against fitted")
     if event.after.unscored:
         table.add_row("unscored", str(event.after.unscored), "counted as wrong")
     return table

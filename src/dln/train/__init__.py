@@ -1,6 +1,6 @@
 """Training: the loop, evaluation, and the run directory."""
 
-from dln.train.conclude import conclude
+from dln.train.conclude import conclude, fitted_initial
 from dln.train.evaluate import Evaluation, compare, evaluate
 from dln.train.fit import FitResult, fit
 from dln.train.options import PRESETS, InferenceOptions, Options, resolve_options
@@ -17,5 +17,6 @@ __all__ = [
     "conclude",
     "evaluate",
     "fit",
+    "fitted_initial",
     "resolve_options",
 ]

@@ -8,10 +8,15 @@ from collections.abc import Callable
 from dln.data import Dataset, Metric, exact_match
 from dln.lm.metered import Meter
 from dln.nn import Sequential
+from dln.nn.choice import ChoiceLayer
+from dln.train.assemble import calibrator
 from dln.train.evaluate import compare, evaluate
 from dln.train.events import Evaluated
+from dln.train.options import Options
+from dln.train.statistics import paired
+from dln.train.validate import validate
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "fitted_initial"]
 
 
 def conclude(
@@ -19,17 +24,24 @@ def conclude(
     after: Sequential,
     dataset: Dataset,
     *,
+    fitted: Sequential | None = None,
     split: str = "test",
     metric: Metric = exact_match,
     samples: int | None = None,
     meter: Meter | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
-    """Evaluate `after`, and `before` on the same examples if it is given."""
+    """Evaluate `after`, and `before` and `fitted` on the same examples if they are given.
+
+    `fitted` is the initial network with its output layer fitted (see `fitted_initial`): the difference
+    between `before` and `fitted` is what bias and temperature give, the rest is what the prompts give.
+    """
     started = time.perf_counter()
     old = None if before is None else evaluate(before, dataset, metric=metric, samples=samples, progress=progress)
     new = evaluate(after, dataset, metric=metric, samples=samples, progress=progress)
+    middle = None if fitted is None else evaluate(fitted, dataset, metric=metric, samples=samples, progress=progress)
     test, rows = compare(old, new)
+    against = None if middle is None else paired(middle.scores, new.scores)
     return Evaluated(
         split=split,
         before=None if old is None else old.to_record(),
@@ -39,6 +51,15 @@ def conclude(
         p_value=None if test is None else test.p_value,
         difference=None if test is None else (test.difference.mean, test.difference.low, test.difference.high),
         examples=rows,
+        fitted=None if middle is None else middle.to_record(),
+        fitted_p_value=None if against is None else against.p_value,
         usage={} if meter is None else {k: float(v) for k, v in meter.snapshot().to_dict().items()},
         seconds=time.perf_counter() - started,
     )
+
+
+def fitted_initial(initial: Sequential, dev: Dataset | None, metric: Metric, options: Options) -> Sequential | None:
+    """The initial network with its output layer fitted on the dev set, or None where nothing is fitted."""
+    if dev is None or options.inference.output_layer == "fixed" or not isinstance(initial.layers[-1], ChoiceLayer):
+        return None
+    return validate(initial, dev, metric, calibrator(options.inference)).network

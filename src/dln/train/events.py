@@ -167,6 +167,9 @@ class Evaluated(Event):
         p_value: exact McNemar test of the paired outcomes (Wilcoxon's where the metric is graded).
         difference: accuracy after − before, with its 95 % interval.
         examples: all of them, with both predictions.
+        fitted: the initial prompts under an output layer fitted as the trained network's was: what bias
+            and temperature alone give. None where nothing is fitted.
+        fitted_p_value: the paired test of the trained network against that.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -178,6 +181,8 @@ class Evaluated(Event):
     p_value: float | None
     difference: tuple[float, float, float] | None
     examples: list[ComparedRecord]
+    fitted: ResultRecord | None = None
+    fitted_p_value: float | None = None
     usage: dict[str, float] = Field(default_factory=dict)
     seconds: float = 0.0
 

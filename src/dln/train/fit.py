@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from dln.train.event_log import of_kind
 from dln.train.events import Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
 from dln.train.options import Options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, measure
+from dln.train.provenance import provenance
 from dln.train.run import Run
 
 __all__ = ["Callback", "FitResult", "fit"]
@@ -114,7 +112,7 @@ def fit(
         dev=dev,
         metric=metric,
     )
-    meta = _meta(network, train, dev, chosen, metric, task, config)
+    meta = provenance(network, train, dev, chosen, metric, task, config)
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
         emit = _emitter(run, callbacks, meter)
@@ -241,29 +239,6 @@ def _check(network: Sequential, train: Dataset, dev: Dataset | None) -> None:
             )
 
 
-def _meta(
-    network: Sequential,
-    train: Dataset,
-    dev: Dataset | None,
-    options: Options,
-    metric: Metric,
-    task: str,
-    config: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    content = "".join(d.content_hash() for d in (train, dev) if d is not None)
-    return {
-        "schema": 1,
-        "task": task or train.name,
-        "config": dict(config or {}),
-        "metric": metric.name,
-        "options": options.model_dump(mode="json"),
-        "network": network_to_json(network),
-        "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
-        "data_hash": hashlib.sha256(content.encode()).hexdigest(),
-        "versions": _versions(),
-    }
-
-
 def _started(
     run_dir: str | Path | None,
     network: Sequential,
@@ -285,16 +260,6 @@ def _started(
         versions=meta["versions"],
         data_hash=meta["data_hash"],
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("dln", "numpy", "scipy", "torch", "transformers"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 def _usage(meter: Meter | None) -> dict[str, float]:
