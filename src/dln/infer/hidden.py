@@ -60,11 +60,17 @@ class HiddenRequest:
 
 @dataclass(frozen=True)
 class HiddenDraw:
-    """A proposed text, where it comes from, and log q of it, in nats (0 where it is not known)."""
+    """A proposed text, where it comes from, and log q of it, in nats (NaN where it is not known)."""
 
     completion: Completion
     source: str
     log_q: float
+
+    @classmethod
+    def of(cls, completion: Completion, source: str) -> HiddenDraw:
+        """A draw with the density that the model drew it with."""
+        known = completion.sampling_log_probs
+        return cls(completion, source, float("nan") if known is None else float(sum(known)))
 
 
 class HiddenProposal(Protocol):
@@ -156,6 +162,8 @@ class MixtureProposal:
     def __post_init__(self) -> None:
         if not self.proposals or (self.weights is not None and len(self.weights) != len(self.proposals)):
             raise InputError("a mixture needs proposals, and one weight for each", got=self.weights)
+        if self.weights is not None and not (min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")):
+            raise InputError("the weights of a mixture must be ≥ 0 and not all 0", got=self.weights)
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
         """Draws in random proportion, example by example."""
@@ -191,5 +199,5 @@ def _draw(
 
 
 def _group(completions: Sequence[Completion], num: int, source: str) -> list[list[HiddenDraw]]:
-    draws = [HiddenDraw(c, source, float(sum(c.sampling_log_probs or ()))) for c in completions]
+    draws = [HiddenDraw.of(c, source) for c in completions]
     return [draws[i : i + num] for i in range(0, len(draws), num)]

@@ -129,7 +129,7 @@ class EStep:
         return Posterior(tuple(levels), tuple(hidden), scored)
 
     def _draws(self, key: Key, request: HiddenRequest, rewrite: Sequence[bool] | None) -> list[list[HiddenDraw]]:
-        own = [HiddenDraw(h, "forward", float(sum(h.sampling_log_probs or ()))) for h in request.outputs]
+        own = [HiddenDraw.of(h, "forward") for h in request.outputs]
         rows = self.proposal(key, request, self.num_hidden)
         if self.include_forward:
             rows = [[forward, *row] for forward, row in zip(own, rows, strict=True)]

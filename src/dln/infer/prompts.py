@@ -63,6 +63,8 @@ class MixturePrompts:
     def __post_init__(self) -> None:
         if not self.proposals or (self.shares is not None and len(self.shares) != len(self.proposals)):
             raise InputError("a mixture needs proposals, and one share for each", got=self.shares)
+        if self.shares is not None and not (min(self.shares) >= 0 and 0 < sum(self.shares) < float("inf")):
+            raise InputError("the shares of a mixture must be ≥ 0 and not all 0", got=self.shares)
 
     def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """Proposals of all ways, `num` together."""

@@ -41,7 +41,8 @@ class Evidence:
         proposals: [B][K] texts.
         alpha: [B, K] log prior, NaN where unusable.
         beta: [B, K] log-likelihood of what is wanted above, NaN where unusable.
-        log_q: [B, K] log-probability under the proposal that drew each text, in nats (a sum over tokens).
+        log_q: [B, K] log-probability under the proposal that drew each text, in nats (a sum over tokens);
+            NaN where it is not known.
         convention: how alpha and beta are measured.
     """
 
@@ -95,6 +96,12 @@ class MinusProposal:
                 where="posterior weights",
                 fix='score="log_prob", or leave the proposal term out',
             )
+        if np.isnan(evidence.log_q).all():
+            raise InputError(
+                "the model does not say how probable its own draws were, which the proposal term needs",
+                where=f"posterior weights, model {evidence.request.layer.lm.name}",
+                fix="leave the proposal term out (posterior_terms=likelihood,prior)",
+            )
         return -evidence.log_q
 
 
@@ -146,13 +153,16 @@ class Weighting:
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
-        total = np.sum([term(evidence) for term in self.terms], axis=0) / self.temperature
+        total = np.asarray(np.sum([term(evidence) for term in self.terms], axis=0), dtype=np.float64)
         usable = np.isfinite(total)
         weights = np.full(total.shape, np.nan)
         some = usable.any(axis=1)
-        weights[some] = softmax(np.where(usable, total, -np.inf)[some], axis=1)
+        total = np.where(usable, total, -np.inf)
+        # relative to the best, so that a temperature near zero leaves the best at 0 and sends the rest to −∞
+        with np.errstate(over="ignore"):
+            weights[some] = softmax((total[some] - total[some].max(axis=1, keepdims=True)) / self.temperature, axis=1)
         if self.argmax_only:
-            best = np.argmax(np.where(usable, total, -np.inf), axis=1)
+            best = np.argmax(total, axis=1)
             hard = np.zeros(total.shape)
             hard[np.arange(len(best)), best] = 1.0
             weights[some] = hard[some]
