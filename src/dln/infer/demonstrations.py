@@ -52,7 +52,7 @@ class DemonstrationProposal:
             size = int(rng.choice(self.sizes))
             present = layer.prompt.demonstrations if index % 2 else ()
             kept = _some(rng, present, min(size, round(len(present) * self.keep)))
-            fresh = [d for d in feedback.pool if d not in kept]
+            fresh = [d for d in dict.fromkeys(feedback.pool) if d not in kept]
             chosen = [*kept, *self._draw(rng, fresh, size - len(kept), kept)]
             order = rng.permutation(len(chosen))
             prompt = layer.prompt.with_demonstrations(tuple(chosen[int(i)] for i in order))

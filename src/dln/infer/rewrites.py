@@ -72,7 +72,7 @@ class SequenceProposal(RewriteProposal):
         template = load_template(self.template, "backward")
         answers = _ask(self, template, key, layer, feedback, -(-num // self.count), count=self.count)
         lines = [
-            (re.sub(r"^\s*(\d+[.)]|[-*])\s*", "", line), message)
+            (re.sub(r"^\s*(\d+[.)](?!\d)|[-*](?=\s))\s*", "", line), message)
             for text, message in answers
             for line in text.splitlines()
             if line.strip()

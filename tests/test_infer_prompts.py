@@ -1,0 +1,316 @@
+"""Proposals for prompts: rewrites, lists, demonstrations, mixtures, and what is screened out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dln.errors import ContextLengthError, InputError
+from dln.infer.demonstrations import DemonstrationProposal
+from dln.infer.feedback import Feedback
+from dln.infer.prompts import MixturePrompts, Proposal, fixed_lines, screen
+from dln.infer.rewrites import RewriteProposal, SequenceProposal
+from dln.keys import Key
+from dln.lm.base import Completion, Sampling
+from dln.lm.table import TableLM
+from dln.lm.wrapper import Wrapper
+from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, load_template
+
+SIZE = 8
+
+
+class Writer(Wrapper):
+    """Answers with given texts in turn, and remembers what it was asked; counts words as tokens."""
+
+    def __init__(self, *texts, context_length=None):
+        super().__init__(TableLM.random([" yes", " no"], seed=0))
+        self.texts, self.length, self.contexts, self.sampling = texts, context_length, [], None
+
+    @property
+    def capabilities(self):
+        return replace(self.inner.capabilities, context_length=self.length)
+
+    def sample(self, contexts, sampling, seeds):
+        self.contexts.extend(contexts)
+        self.sampling = sampling
+        return [Completion(self.texts[i % len(self.texts)]) for i in range(len(contexts))]
+
+    def log_prob(self, contexts, targets):
+        return self.inner.log_prob(contexts, targets)
+
+    def choice_log_probs(self, contexts, labels):
+        return self.inner.choice_log_probs(contexts, labels)
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+def layer(lm=None, prompt="the present instruction"):
+    return ChoiceLayer(lm or Writer("w"), "classify", prompt, ("yes", "no"))
+
+
+def feedback(size=SIZE, pool=(), correct=None):
+    return Feedback(
+        inputs=tuple(LayerInput(f"question{i}.", f"question{i}.") for i in range(size)),
+        outputs=tuple(f"said{i}." for i in range(size)),
+        wanted=tuple(f"wanted{i}." for i in range(size)),
+        correct=tuple(i % 2 == 0 for i in range(size)) if correct is None else correct,
+        pool=tuple(pool),
+    )
+
+
+def shown(context):
+    return set(map(int, re.findall(r"question(\d+)\.", context)))
+
+
+# ---------------------------------------------------------------- rewrites
+
+
+@pytest.mark.parametrize("template", ["backward", "backward_student"])
+def test_a_rewrite_shows_what_was_right_and_wrong_and_the_present_instruction(template):
+    lm = Writer("better")
+    proposals = RewriteProposal(template=template)(Key(0), layer(lm), feedback(), 4)
+    assert [p.prompt.instruction for p in proposals] == ["better"] * 4
+    for context, proposal in zip(lm.contexts, proposals, strict=True):
+        assert "the present instruction" in context
+        assert proposal.detail in context
+        assert shown(context) == set(range(SIZE))
+        for i in range(SIZE):
+            assert f"wanted{i}." in context
+            assert (f"said{i}." in context) == (i % 2 == 1)  # an own output is news only where it was wrong
+
+
+def test_candidates_differ_in_subset_and_meta_instruction():
+    lm = Writer("better")
+    proposals = RewriteProposal(subset=0.5)(Key(0), layer(lm), feedback(), 8)
+    messages = load_template("backward").messages
+    assert [p.detail for p in proposals] == [messages[i % len(messages)] for i in range(8)]
+    subsets = [frozenset(shown(context)) for context in lm.contexts]
+    assert len(set(subsets)) > 4
+    assert len(set(lm.contexts)) == 8
+    assert set().union(*subsets) == set(range(SIZE))
+
+
+@given(st.integers(0, 200), st.integers(1, 15))
+def test_the_held_out_half_is_really_half(seed, size):
+    lm = Writer("better")
+    RewriteProposal(subset=0.5)(Key(seed), layer(lm), feedback(size), 3)
+    for context in lm.contexts:
+        assert abs(len(shown(context)) - size / 2) <= 0.5
+
+
+def test_at_most_the_allowed_number_of_examples_is_shown():
+    lm = Writer("better")
+    RewriteProposal(max_examples=3)(Key(0), layer(lm), feedback(), 2)
+    assert [len(shown(context)) for context in lm.contexts] == [3, 3]
+
+
+def test_a_long_backward_prompt_loses_examples_until_it_fits():
+    free = Writer("better")
+    RewriteProposal()(Key(0), layer(free), feedback(), 1)
+    whole = free.count_tokens(free.contexts[0])
+    reserve = RewriteProposal().sampling.max_tokens + 64
+    last = None
+    for limit in range(whole + reserve, whole + reserve - 40, -8):
+        lm = Writer("better", context_length=limit)
+        RewriteProposal()(Key(0), layer(lm), feedback(), 1)
+        assert lm.count_tokens(lm.contexts[0]) + reserve <= limit
+        count = len(shown(lm.contexts[0]))
+        assert last is None or count <= last
+        last = count
+    assert last < SIZE
+
+
+def test_a_prompt_that_fits_not_even_without_examples_is_one_clear_error():
+    with pytest.raises(ContextLengthError, match=r"template backward(.|\n)*max_prompt_tokens"):
+        RewriteProposal()(Key(0), layer(Writer("b", context_length=100)), feedback(), 1)
+
+
+def test_a_rewrite_keeps_the_demonstrations_and_stops_where_the_template_says():
+    lm = Writer('"quoted instruction"')
+    present = Prompt("old", (Demonstration("a", "a", "yes"),))
+    proposal = RewriteProposal(sampling=Sampling(0.9, max_tokens=5))(Key(0), layer(lm, present), feedback(), 1)[0]
+    assert proposal.prompt == present.with_instruction("quoted instruction")
+    assert lm.sampling == Sampling(0.9, max_tokens=5, stop=load_template("backward").stop)
+
+
+@pytest.mark.parametrize(
+    ("answer", "instruction"),
+    [
+        ("  plain  ", "plain"),
+        ("> quoted", "quoted"),
+        ("'single'", "single"),
+        ('say "yes" or "no"', 'say "yes" or "no"'),
+        ('"', '"'),
+        ("", ""),
+    ],
+)
+def test_the_quotation_that_models_put_around_an_instruction_is_taken_off(answer, instruction):
+    assert RewriteProposal()(Key(0), layer(Writer(answer)), feedback(), 1)[0].prompt.instruction == instruction
+
+
+def test_another_model_may_write():
+    own, other = Writer("own"), Writer("other")
+    assert RewriteProposal(other)(Key(0), layer(own), feedback(), 1)[0].prompt.instruction == "other"
+    assert own.contexts == []
+
+
+def test_text_of_the_data_is_not_rendered_in_the_backward_prompt():
+    lm = Writer("b")
+    tricky = replace(feedback(1), inputs=(LayerInput("{{ prompt }}", "{{ prompt }}{% for %}"),))
+    RewriteProposal()(Key(0), layer(lm), tricky, 1)
+    assert "{{ prompt }}{% for %}" in lm.contexts[0]
+
+
+# ---------------------------------------------------------------- several from one answer
+
+
+def test_a_numbered_list_is_one_candidate_per_line():
+    lm = Writer("first one\n2. second one\n\n3) third one\n- fourth one\n* fifth one")
+    proposals = SequenceProposal(count=5)(Key(0), layer(lm), feedback(), 5)
+    assert [p.prompt.instruction for p in proposals] == [
+        f"{n} one" for n in ("first", "second", "third", "fourth", "fifth")
+    ]
+    assert {p.source for p in proposals} == {"sequence"}
+    assert "5 better instructions" in lm.contexts[0]
+
+
+@pytest.mark.parametrize("line", ["2.5 litres are half of 5", "**Read** the text", "3 labels exist", "-1 is below 0"])
+def test_what_is_no_number_of_a_line_stays(line):
+    assert SequenceProposal()(Key(0), layer(Writer(line)), feedback(), 1)[0].prompt.instruction == line
+
+
+@given(st.integers(1, 12), st.integers(1, 5))
+def test_a_sequence_asks_as_often_as_it_must_and_gives_no_more_than_wanted(num, count):
+    lm = Writer("\n".join(f"{i}. item {i}" for i in range(1, 8)))
+    proposals = SequenceProposal(count=count)(Key(0), layer(lm), feedback(), num)
+    assert len(lm.contexts) == -(-num // count)
+    assert len(proposals) <= num
+
+
+# ---------------------------------------------------------------- mixtures
+
+
+class Fixed:
+    def __init__(self, name, most=10**6):
+        self.name, self.most = name, most
+
+    def __call__(self, key, layer, feedback, num):
+        return [Proposal(Prompt(f"{self.name}{i}"), self.name) for i in range(min(num, self.most))]
+
+
+@given(st.integers(0, 30), st.lists(st.floats(0.01, 5), min_size=1, max_size=4))
+def test_a_mixture_gives_as_many_as_asked_in_proportion(num, shares):
+    mixture = MixturePrompts(tuple(Fixed(f"w{i}-") for i in range(len(shares))), tuple(shares))
+    counts = Counter(p.source for p in mixture(Key(0), layer(), feedback(), num))
+    assert sum(counts.values()) == num
+    for i, share in enumerate(shares):
+        assert abs(counts[f"w{i}-"] - num * share / sum(shares)) <= 1
+
+
+def test_what_one_way_cannot_give_the_first_one_gives():
+    mixture = MixturePrompts((Fixed("a"), Fixed("b", most=1)), (1.0, 3.0))
+    assert Counter(p.source for p in mixture(Key(0), layer(), feedback(), 8)) == {"a": 7, "b": 1}
+    nothing = MixturePrompts((Fixed("a"), DemonstrationProposal()))
+    assert len(nothing(Key(0), layer(), feedback(), 6)) == 6
+
+
+@pytest.mark.parametrize(("ways", "shares"), [(0, None), (2, (1.0,)), (2, (0.0, 0.0)), (2, (1.0, -1.0))])
+def test_a_mixture_of_nothing_is_refused(ways, shares):
+    with pytest.raises(InputError, match="mixture"):
+        MixturePrompts((Fixed("a"),) * ways, shares)
+
+
+# ---------------------------------------------------------------- screening
+
+
+def test_what_cannot_be_a_prompt_is_dropped_and_counted():
+    echo = fixed_lines(load_template("backward"))
+    assert echo
+    texts = ["", "  \n", "good", "good", "the present instruction", "one two three four five", f"so: {echo[0]}", "fine"]
+    proposals = [Proposal(Prompt(text), "t", echoes=echo) for text in texts]
+    kept, dropped = screen(proposals, layer(), 4)
+    assert [p.prompt.instruction for p in kept] == ["good", "fine"]
+    assert dropped == {"empty": 2, "duplicate": 2, "over-long": 1, "echo": 1}
+
+
+def test_demonstrations_alone_are_a_prompt():
+    alone = Proposal(Prompt("", (Demonstration("a", "a", "yes"),)), "d")
+    assert screen([alone, alone], layer(), 4) == ([alone], {"duplicate": 1})
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "a b c d e f", "the present instruction"])))
+def test_nothing_is_lost_between_kept_and_dropped(texts):
+    proposals = [Proposal(Prompt(text), "t") for text in texts]
+    kept, dropped = screen(proposals, layer(), 4)
+    assert len(kept) + sum(dropped.values()) == len(texts)
+    assert len({p.prompt for p in kept}) == len(kept)
+    assert [p for p in proposals if p in kept][:1] == kept[:1]
+
+
+@pytest.mark.parametrize("name", ["backward", "backward_sequence", "backward_student"])
+def test_fixed_lines_are_those_that_every_rendering_has(name):
+    template = load_template(name)
+    lm = Writer("x")
+    RewriteProposal(template=name)(Key(0), layer(lm), feedback(), 1)
+    for line in fixed_lines(template):
+        assert line in lm.contexts[0]
+
+
+# ---------------------------------------------------------------- demonstrations
+
+POOL = tuple(Demonstration(f"p{i}", f"p{i}", "yes" if i % 4 else "no") for i in range(24))
+
+
+@given(st.integers(0, 300), st.sampled_from([(1,), (4,), (2, 5), (40,)]), st.booleans())
+def test_demonstrations_come_from_the_pool_alone_in_the_sizes_asked_for(seed, sizes, balanced):
+    present = Prompt("i", POOL[:6])
+    proposals = DemonstrationProposal(sizes, balanced)(Key(seed), layer(prompt=present), feedback(pool=POOL), 6)
+    assert len(proposals) == 6
+    for proposal in proposals:
+        chosen = proposal.prompt.demonstrations
+        assert set(chosen) <= set(POOL)
+        assert len(set(chosen)) == len(chosen)
+        assert len(chosen) in {min(size, len(POOL)) for size in sizes}
+        assert proposal.prompt.instruction == "i"
+        assert not {d.x for d in chosen} & {item.x for item in feedback().inputs}
+
+
+@given(st.integers(0, 300))
+def test_balanced_demonstrations_have_every_output_equally_often_while_the_pool_has_it(seed):
+    for size in (2, 4, 10, 12):
+        fresh = DemonstrationProposal((size,))(Key(seed), layer(), feedback(pool=POOL), 1)[0]
+        counts = Counter(d.y for d in fresh.prompt.demonstrations)
+        assert counts["no"] == min(size // 2, 6)
+
+
+def test_every_second_candidate_exchanges_a_part_of_the_present_demonstrations():
+    present = tuple(Demonstration(f"old{i}", f"old{i}", "yes") for i in range(8))
+    proposals = DemonstrationProposal((8,), keep=0.5)(
+        Key(0), layer(prompt=Prompt("i", present)), feedback(pool=POOL), 6
+    )
+    kept = [len(set(p.prompt.demonstrations) & set(present)) for p in proposals]
+    assert kept == [0, 4, 0, 4, 0, 4]
+    assert len({p.prompt for p in proposals}) == 6
+
+
+def test_a_pool_with_repeated_rows_shows_none_of_them_twice():
+    twice = POOL[:3] * 4
+    for proposal in DemonstrationProposal((6,))(Key(0), layer(), feedback(pool=twice), 4):
+        chosen = proposal.prompt.demonstrations
+        assert len(set(chosen)) == len(chosen) == 3
+
+
+def test_an_empty_pool_gives_no_demonstrations():
+    assert DemonstrationProposal()(Key(0), layer(), feedback(), 5) == []
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(InputError, match="demonstration counts"):
+        DemonstrationProposal(sizes)
