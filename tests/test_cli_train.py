@@ -55,9 +55,9 @@ def test_every_depth_and_preset_has_its_templates(cli: Shell, depth: int, preset
     small = ["--set", "inference.num_hidden=2", "--dev-size", 4, "--test-size", 4]
     done = cli("train", *words, *QUICK, *small)
     assert done.code == 0, done.err
-    first, last = ("think_steps", "classify_residual_answer") if preset == "paper" else ("think", "classify_residual")
+    first, last = ("think_steps", "classify_residual_answer") if preset == "paper" else ("analyse", "classify_residual")
     only = "classify_answer" if preset == "paper" else "classify"
-    expected = [only] if depth == 1 else [first, *["think_residual"] * (depth - 2), last]
+    expected = [only] if depth == 1 else [first, *["analyse_residual"] * (depth - 2), last]
     layers = network_of(cli.folder / "runs/a")
     assert [layer["template"]["name"] for layer in layers] == expected
     assert [layer["kind"] for layer in layers] == ["language"] * (depth - 1) + ["choice"]
@@ -73,7 +73,7 @@ def test_free_texts_end_in_an_answer(cli: Shell):
     done = cli("train", *words, *QUICK, *small, *objective, "--run-dir", "runs/a")
     assert done.code == 0, done.err
     layers = network_of(cli.folder / "runs/a")
-    assert [layer["template"]["name"] for layer in layers] == ["think", "answer_residual"]
+    assert [layer["template"]["name"] for layer in layers] == ["analyse", "answer_residual"]
     assert all(layer["sampling"]["max_tokens"] == 7 for layer in layers)
     assert of_kind(read_events(cli.folder / "runs/a/events.jsonl"), Evaluated)[0].after.n == 4
 
@@ -183,6 +183,7 @@ def test_eval_compares_with_the_initial_or_another_network(cli: Shell):
     own = cli("eval", "runs/a", "--json").records[0]
     assert own["after"] == json.loads(recorded.after.model_dump_json())
     assert own["p_value"] == recorded.p_value
+    assert own["fitted"] == json.loads(recorded.model_dump_json())["fitted"]
     other = cli("eval", "runs/a", "--against", "runs/b/network.json", "--json").records[0]
     assert other["before"]["n"] == own["after"]["n"] == 12
     alone = cli("eval", "runs/a/network.json", "--csv", "mail.csv", "--size", 5, "--split", "dev", "--json").records[0]

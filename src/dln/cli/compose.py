@@ -29,8 +29,8 @@ __all__ = ["DECOMPOSE", "Models", "build_models", "build_network", "build_task",
 DECOMPOSE = "Decompose the problem to make it simpler:"
 """Initial prompt of hidden layers (the paper's)."""
 
-_PLAIN = ("classify", "answer", "think", "think_residual", "classify_residual", "answer_residual")
-_PAPER = ("classify_answer", "answer", "think_steps", "think_residual", "classify_residual_answer", "answer_residual")
+_PLAIN = ("classify", "answer", "analyse", "analyse_residual", "classify_residual", "answer_residual")
+_PAPER = ("classify_answer", "answer", "think_steps", "analyse_residual", "classify_residual_answer", "answer_residual")
 
 
 @dataclass(frozen=True)
