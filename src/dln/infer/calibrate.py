@@ -78,7 +78,9 @@ class PenalisedLikelihood:
     def __call__(
         self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
-        """Fit on all pairs; judge every example by a fit that left its fold out."""
+        """Fit on all pairs; judge every example by a fit that left its fold out. Without a pair nothing changes."""
+        if not len(targets):
+            return Calibration(layer, np.zeros(0))
         bias, slope = self.fit(log_masses, targets, weights)
         examples = np.unique(groups)
         folds = min(self.folds, len(examples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -32,11 +33,18 @@ class Snapshot:
 
 
 def remember(memory: Sequence[Snapshot], snapshot: Snapshot, size: int) -> tuple[Snapshot, ...]:
-    """The `size` best snapshots, best first, each set of prompts once; the earlier of equals stays ahead."""
+    """The `size` best snapshots, best first, each set of prompts once; the earlier of equals stays ahead.
+
+    A score that is not a number is worse than any other.
+    """
     kept = [s for s in memory if s.prompts != snapshot.prompts]
     same = [s for s in memory if s.prompts == snapshot.prompts]
-    best = max([*same, snapshot], key=lambda s: s.score)
-    return tuple(sorted([*kept, best], key=lambda s: (-s.score, s.step))[:size])
+    best = min([*same, snapshot], key=_rank)
+    return tuple(sorted([*kept, best], key=_rank)[:size])
+
+
+def _rank(snapshot: Snapshot) -> tuple[float, int]:
+    return (math.inf if math.isnan(snapshot.score) else -snapshot.score, snapshot.step)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,9 @@ class Reservoir:
         present = self.layers or ((),) * len(rows)
         merged: list[tuple[Demonstration, ...]] = []
         for old, row in zip(present, rows, strict=True):
-            latest = {d.x: d for d in old} | {d.x: d for d in row}
-            merged.append(tuple(latest.values())[-limit:])
+            latest = {d.x: d for d in row}
+            together = [*(d for d in old if d.x not in latest), *latest.values()]
+            merged.append(tuple(together[max(0, len(together) - limit) :]))
         return Reservoir(tuple(merged))
 
     def outside(self, position: int, inputs: Collection[str]) -> tuple[Demonstration, ...]:
