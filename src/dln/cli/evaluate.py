@@ -11,12 +11,13 @@ import typer
 
 from dln.cli import complete, flags
 from dln.cli.compose import build_task
+from dln.cli.config import training_options
 from dln.cli.flags import examples
 from dln.cli.networks import Loader
 from dln.cli.resume import recorded_config
 from dln.cli.show import err, evaluation_table, note, out, print_record
 from dln.cli.sources import load_config
-from dln.train import conclude
+from dln.train import conclude, fitted_initial
 from dln.train.event_log import to_line
 
 __all__ = ["EPILOG", "evaluate"]
@@ -74,6 +75,7 @@ def evaluate(
     }
     is_run = network.is_dir() and (network / "run.yaml").exists()
     chosen = load_config(given, config)
+    recorded = None
     if is_run and chosen.task.name is chosen.task.csv is chosen.task.jsonl is None:
         recorded = recorded_config(network)
         limits = recorded.data if size is None else recorded.data.model_copy(update={f"{split}_size": size})
@@ -86,11 +88,16 @@ def evaluate(
         loader = Loader(chosen, lm, stack)
         after = loader.trained(network)
         before = loader.trained(against) if against is not None else loader.initial(network) if is_run else None
+        # as at the end of training: what fitting the output layer alone, on the whole dev set, would have given
+        fitted, whole = None, split != "dev" or size is None
+        if before is not None and against is None and recorded is not None and whole:
+            fitted = fitted_initial(before, problem.dev, problem.metric, training_options(recorded))
         with err().status("evaluating") as status:
             event = conclude(
                 before,
                 after,
                 dataset,
+                fitted=fitted,
                 split=split,
                 metric=problem.metric,
                 samples=samples,
