@@ -124,7 +124,8 @@ class Accuracy:
             layers, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
             rows = [
                 [
-                    self.correct(c.text, first.names[first.index(target)])
+                    # an empty draw is an input that the model could not score: excluded, not wrong
+                    float(self.correct(c.text, first.names[first.index(target)])) if c.text else np.nan
                     for c, target in zip(
                         layer.draw(candidates.key, layer.normalise(masses), 0.0), pairs.outputs, strict=True
                     )
@@ -134,7 +135,7 @@ class Accuracy:
         else:
             rows = [
                 [
-                    self.correct(c.text, text_of(target))
+                    float(self.correct(c.text, text_of(target)))
                     for c, target in zip(layer.sample(candidates.key, pairs.inputs, 0.0), pairs.outputs, strict=True)
                 ]
                 for layer in layers

@@ -29,7 +29,8 @@ class Penalty(Protocol):
 class TrustRegion:
     """trust_factor · KL( p(y|ĥ, π^n) ‖ p(y|ĥ, π) ), output layer only: a step size (released code, not the paper).
 
-    The divergence is the mean over the batch's forward inputs, in nats; the incumbent's is zero.
+    The divergence is the mean over the batch's forward inputs, in nats; the incumbent's is zero unless its
+    bias and temperature were fitted anew.
     """
 
     trust_factor: float
@@ -71,6 +72,10 @@ class Exploration:
     weight: float
     total_steps: int
     convention: Convention
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise InputError("total_steps must be 1 or more", where="exploration", got=self.total_steps)
 
     def at(self, step: int) -> float:
         """λ_t = weight · max(0, 1 − t / total_steps)."""

@@ -1,0 +1,274 @@
+"""Objectives and penalties of the M-step against hand computation on exact models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dln.errors import InputError
+from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
+from dln.infer.candidates import Candidates
+from dln.infer.hidden import PriorProposal
+from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive
+from dln.infer.posterior import EStep
+from dln.infer.regularize import Exploration, TrustRegion
+from dln.infer.weights import Weighting
+from dln.keys import Key
+from dln.lm.base import TokenLogProbs
+from dln.lm.table import TableLM
+from dln.lm.wrapper import Wrapper
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+
+HIDDEN = (" a", " b", " a b", " c d")
+LABELS = ("yes", "no")
+X = ("one", "two", "three", "four")
+Y = ("yes", "no", "yes", "yes")
+EXPECTED = ExpectedLogProb("log_prob", FixedOutput())
+
+
+class Holes(Wrapper):
+    """A model whose scores are NaN wherever the context holds one of the given words."""
+
+    def __init__(self, inner, *words):
+        super().__init__(inner)
+        self.words = words
+
+    def sample(self, contexts, sampling, seeds):
+        return self.inner.sample(contexts, sampling, seeds)
+
+    def log_prob(self, contexts, targets):
+        rows = self.inner.log_prob(contexts, targets)
+        return [
+            TokenLogProbs(r.values * math.nan, r.text_tokens) if self.hit(c) else r
+            for c, r in zip(contexts, rows, strict=True)
+        ]
+
+    def choice_log_probs(self, contexts, labels):
+        rows = self.inner.choice_log_probs(contexts, labels)
+        rows[[self.hit(c) for c in contexts]] = math.nan
+        return rows
+
+    def hit(self, context):
+        return any(word in context for word in self.words)
+
+
+def network(depth=2, seed=0, holes=()):
+    hidden = Holes(TableLM.random(HIDDEN, seed=seed), *holes)
+    output = Holes(TableLM.random([" yes", " no"], seed=seed + 1), *holes)
+    layers = [LanguageLayer(hidden, "think" if i == 0 else "think_residual", f"p{i}") for i in range(depth - 1)]
+    return Sequential(*layers, ChoiceLayer(output, "classify_residual" if depth > 1 else "classify", "out", LABELS))
+
+
+def candidates(net, position, prompts=("q1", "q2"), counted=None, step=0, y=Y):
+    trace = net.sample(Key(0), X)
+    e_step = EStep(PriorProposal(1.0), Weighting(), 3, "log_prob")
+    posterior = e_step(Key(1), net, trace, y)
+    layer = net.layers[position]
+    return Candidates(
+        key=Key(2),
+        layers=(layer, *(layer.with_prompt(p) for p in prompts)),
+        position=position,
+        depth=len(net),
+        trace=trace,
+        posterior=posterior,
+        correct=np.array([p == t for p, t in zip(trace.predictions, y, strict=True)]),
+        counted=posterior.scored if counted is None else np.array(counted),
+        step=step,
+    )
+
+
+def pair_score(layer, x, h, target):
+    return layer.log_prob([LayerInput(x, h)], [target])[0].log_prob
+
+
+# ---------------------------------------------------------------- pairs and the expected log-probability
+
+
+@given(st.integers(0, 200), st.integers(1, 3), st.data())
+@settings(max_examples=25, deadline=None)
+def test_weights_of_pairs_sum_to_one_per_counted_example(seed, depth, data):
+    net = network(depth, seed)
+    position = data.draw(st.integers(0, depth - 1))
+    counted = data.draw(st.lists(st.booleans(), min_size=4, max_size=4))
+    pairs = candidates(net, position, counted=counted).pairs
+    totals = np.bincount(pairs.examples, pairs.weights, minlength=4)
+    assert totals == pytest.approx(np.array(counted, dtype=float))
+    assert (pairs.weights > 0).all()
+    assert len(pairs.inputs) == len(pairs.outputs) == len(pairs.weights)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_the_expected_log_prob_is_the_double_sum_of_the_algorithm(position):
+    situation = candidates(network(3, 4), position)
+    scored = EXPECTED(situation)
+    levels = situation.posterior.levels
+    for n, layer in enumerate(situation.layers):
+        for i, x in enumerate(X):
+            below, above = levels[position][i], levels[position + 1][i]
+            total = sum(
+                w * v * pair_score(layer, x, str(h), target)
+                for h, w in zip(below.values, below.weights, strict=True)
+                for target, v in zip(above.values, above.weights, strict=True)
+            )
+            assert scored.per_example[n, i] == pytest.approx(total)
+    assert scored.scores == pytest.approx(scored.per_example.mean(axis=1))
+    assert scored.used.all()
+
+
+@pytest.mark.parametrize("objective", [EXPECTED, Accuracy(str.__eq__, FixedOutput())])
+def test_what_one_candidate_cannot_score_counts_for_none(objective):
+    """Candidate 2 of 3 has a NaN on the second example only; all are compared on the other three."""
+    net = network(1, holes=("holed\n\nInput: two",))
+    scored = objective(candidates(net, 0, ("fine", "holed")))
+    assert np.isnan(scored.per_example[:, 1]).all()
+    assert scored.used.tolist() == [True, False, True, True]
+    assert scored.scores == pytest.approx(scored.per_example[:, [0, 2, 3]].mean(axis=1))
+
+
+def test_noise_contrastive_leaves_out_what_one_candidate_cannot_score():
+    net = network(2, holes=("holed\n\nInput: two",))
+    scored = NoiseContrastive("log_prob")(candidates(net, 0, ("fine", "holed")))
+    assert np.isnan(scored.per_example[:, 1]).all()
+    assert np.isfinite(np.delete(scored.per_example, 1, axis=1)).all()
+
+
+def test_without_any_counted_example_there_is_no_score_and_no_error():
+    for depth, position in ((1, 0), (2, 0), (2, 1)):
+        for calibrator in (FixedOutput(), PenalisedLikelihood()):
+            situation = candidates(network(depth), position, counted=[False] * 4)
+            scored = ExpectedLogProb("log_prob", calibrator)(situation)
+            assert np.isnan(scored.scores).all()
+
+
+def test_calibrated_candidates_carry_their_own_numbers():
+    net = Sequential(network(1, 3).layers[0])
+    situation = candidates(net, 0)
+    scored = ExpectedLogProb("log_prob", PenalisedLikelihood())(situation)
+    biases = [tuple(layer.bias) for layer in scored.layers]
+    assert len(set(biases)) == 3
+    assert [layer.prompt for layer in scored.layers] == [layer.prompt for layer in situation.layers]
+
+
+# ---------------------------------------------------------------- noise contrast and accuracy
+
+
+@given(st.integers(0, 100))
+@settings(max_examples=15, deadline=None)
+def test_noise_contrastive_agrees_with_hand_computation(seed):
+    situation = candidates(network(2, seed), 0)
+    scored = NoiseContrastive("log_prob")(situation)
+    for n, layer in enumerate(situation.layers):
+        for i, x in enumerate(X):
+            particles = situation.posterior.levels[1][i]
+            values = [pair_score(layer, x, x, h) for h in particles.values]
+            noise = math.log(sum(math.exp(v) for v in values))
+            by_hand = sum(w * (v - noise) for w, v in zip(particles.weights, values, strict=True))
+            assert scored.per_example[n, i] == pytest.approx(by_hand)
+    assert (scored.per_example <= 1e-12).all()
+
+
+def test_accuracy_is_the_part_of_right_answers():
+    situation = candidates(network(1, 2), 0, ("q1", "q2", "q3"))
+    scored = Accuracy(str.__eq__, FixedOutput())(situation)
+    for n, layer in enumerate(situation.layers):
+        answers = [c.text for c in layer.sample(Key(0), [LayerInput(x, x) for x in X])]
+        assert scored.per_example[n].tolist() == [float(a == y) for a, y in zip(answers, Y, strict=True)]
+
+
+def test_accuracy_of_free_text():
+    layer = LanguageLayer(TableLM.random([" yes", " no"], seed=3), "answer", "p")
+    situation = candidates(Sequential(layer), 0)
+    scored = Accuracy(str.__eq__, FixedOutput())(situation)
+    for n, candidate in enumerate(situation.layers):
+        answers = [c.text for c in candidate.sample(Key(0), [LayerInput(x, x) for x in X])]
+        assert scored.per_example[n].tolist() == [float(a == y) for a, y in zip(answers, Y, strict=True)]
+
+
+def test_objectives_know_their_place():
+    net = network(2)
+    with pytest.raises(InputError, match="hidden layers"):
+        NoiseContrastive("log_prob")(candidates(net, 1))
+    with pytest.raises(InputError, match="output layer"):
+        Accuracy(str.__eq__, FixedOutput())(candidates(net, 0))
+
+
+# ---------------------------------------------------------------- penalties
+
+
+@given(st.integers(0, 200), st.floats(0.1, 5))
+@settings(max_examples=20, deadline=None)
+def test_the_trust_region_is_zero_for_the_incumbent_and_the_mean_kl_for_others(seed, factor):
+    situation = candidates(network(2, seed), 1)
+    penalties = TrustRegion(factor)(situation, situation.layers)
+    inputs = situation.trace.inputs(1)
+    old = situation.layers[0].label_log_probs(inputs)
+    for n, layer in enumerate(situation.layers):
+        new = layer.label_log_probs(inputs)
+        kl = (np.exp(new) * (new - old)).sum(axis=1).mean()
+        assert penalties[n] == pytest.approx(factor * kl)
+    assert penalties[0] == 0
+    assert (penalties >= 0).all()
+
+
+def test_the_trust_region_grows_with_the_distance_and_with_its_factor():
+    situation = candidates(network(1), 0, ())
+    incumbent = situation.layers[0]
+    biases = (0.0, 0.5, 1.0, 2.0, 4.0)
+    moved = tuple(incumbent.with_calibration([b, -b], 1.0) for b in biases)
+    same = replace(situation, layers=(incumbent,) * len(biases))
+    penalties = TrustRegion(1.0)(same, moved)
+    assert penalties[0] == 0
+    assert (np.diff(penalties) > 0).all()
+    assert TrustRegion(3.0)(same, moved) == pytest.approx(3 * penalties)
+
+
+def test_the_trust_region_leaves_hidden_layers_and_unusable_examples_alone():
+    situation = candidates(network(2), 0)
+    assert TrustRegion(1.0)(situation, situation.layers).tolist() == [0, 0, 0]
+    holed = candidates(network(1, holes=("holed",)), 0, ("holed",))
+    assert TrustRegion(1.0)(holed, holed.layers).tolist() == [0, 0]
+
+
+def test_the_trust_region_needs_labels():
+    free = Sequential(LanguageLayer(TableLM.random([" yes", " no"], seed=0), "answer", "p"))
+    situation = candidates(free, 0)
+    with pytest.raises(InputError, match="trust_factor"):
+        TrustRegion(1.0)(situation, situation.layers)
+    assert TrustRegion(0.0)(situation, situation.layers).tolist() == [0, 0, 0]
+
+
+def test_exploration_is_the_mean_log_prob_of_what_led_astray():
+    situation = candidates(network(2, 5), 0, y=("no", "no", "yes", "no"))
+    wrong = np.flatnonzero(~situation.correct)
+    assert len(wrong) > 0
+    penalties = Exploration(2.0, 10, "log_prob")(situation, situation.layers)
+    for n, layer in enumerate(situation.layers):
+        scores = [pair_score(layer, X[i], X[i], situation.trace.hidden[0][i]) for i in wrong]
+        assert penalties[n] == pytest.approx(2.0 * np.mean(scores))
+    assert (penalties <= 0).all()  # a reward: it is subtracted
+
+
+def test_exploration_is_annealed_to_nothing():
+    exploration = Exploration(2.0, 4, "log_prob")
+    assert [exploration.at(t) for t in range(6)] == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+    situation = candidates(network(2, 5), 0, step=4)
+    assert exploration(situation, situation.layers).tolist() == [0, 0, 0]
+
+
+def test_exploration_is_for_wrong_examples_of_hidden_layers():
+    net = network(2, 5)
+    exploration = Exploration(2.0, 4, "log_prob")
+    right = replace(candidates(net, 0), correct=np.ones(4, dtype=bool))
+    assert exploration(right, right.layers).tolist() == [0, 0, 0]
+    top = replace(candidates(net, 1), correct=np.zeros(4, dtype=bool))
+    assert exploration(top, top.layers).tolist() == [0, 0, 0]
+
+
+def test_exploration_over_no_steps_is_refused():
+    with pytest.raises(InputError, match="total_steps"):
+        Exploration(1.0, 0, "log_prob")
