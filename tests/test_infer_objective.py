@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from dln.errors import InputError
 from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
-from dln.infer.candidates import Candidates
+from dln.infer.candidates import Candidates, comparable
 from dln.infer.hidden import PriorProposal
 from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive
 from dln.infer.posterior import EStep
 from dln.infer.regularize import Exploration, TrustRegion
+from dln.infer.select import BestByMargin
 from dln.infer.weights import Weighting
 from dln.keys import Key
 from dln.lm.base import TokenLogProbs
@@ -272,3 +273,24 @@ def test_exploration_is_for_wrong_examples_of_hidden_layers():
 def test_exploration_over_no_steps_is_refused():
     with pytest.raises(InputError, match="total_steps"):
         Exploration(1.0, 0, "log_prob")
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_comparable_is_what_all_have_who_have_anything(rows):
+    usable = np.array(rows)
+    alive = [row for row in rows if any(row)]
+    assert comparable(usable).tolist() == [bool(alive) and all(row[m] for row in alive) for m in range(5)]
+
+
+@pytest.mark.parametrize("objective", [EXPECTED, Accuracy(str.__eq__, FixedOutput())])
+@pytest.mark.parametrize("calibrator", [FixedOutput(), PenalisedLikelihood()])
+def test_a_candidate_without_any_score_is_out_and_changes_nothing_for_the_others(objective, calibrator):
+    judge = replace(objective, calibrator=calibrator)
+    with_it = judge(candidates(network(1, holes=("holed",)), 0, ("fine", "holed")))
+    without = judge(candidates(network(1, holes=("holed",)), 0, ("fine",)))
+    assert np.isnan(with_it.per_example[2]).all()
+    assert with_it.per_example[:2] == pytest.approx(without.per_example)
+    assert with_it.scores[:2] == pytest.approx(without.scores)
+    assert math.isnan(with_it.scores[2])
+    assert with_it.used.all()
+    assert BestByMargin(0.0)(with_it.scores, with_it.per_example) == int(np.argmax(without.scores))

@@ -14,7 +14,7 @@ from dln.nn.layer import LayerInput
 from dln.nn.sequential import AnyLayer, Trace
 from dln.numerics import Floats
 
-__all__ = ["Candidates", "Pairs", "Scored"]
+__all__ = ["Candidates", "Pairs", "Scored", "comparable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +69,11 @@ class Scored:
     @property
     def used(self) -> npt.NDArray[np.bool_]:
         """[B] whether an example counted."""
-        return np.asarray(np.isfinite(self.per_example).all(axis=0))
+        return comparable(np.isfinite(self.per_example))
 
     @property
     def scores(self) -> Floats:
-        """[N] mean over the used examples; NaN if there was none."""
+        """[N] mean over the used examples; NaN if there was none, and for a candidate without any score."""
         used = self.used
         return self.per_example[:, used].mean(axis=1) if used.any() else np.full(len(self.per_example), np.nan)
 
@@ -109,8 +109,17 @@ class Pairs:
         """[N, P] → [N, B]: weighted sums; NaN for an example without pairs, or with a NaN for any candidate."""
         totals = np.full((len(values), size), np.nan)
         # a pair that is unusable for one candidate makes its example NaN for all: never averaged in
-        clean = np.where(np.isfinite(values).all(axis=0), values, np.nan)
+        clean = np.where(np.isfinite(values) & comparable(np.isfinite(values)), values, np.nan)
         for example in np.unique(self.examples):
             inside = self.examples == example
             totals[:, example] = clean[:, inside] @ self.weights[inside]
         return totals
+
+
+def comparable(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[N, M] → [M]: what is usable for every candidate, those aside that are usable nowhere.
+
+    A candidate that cannot be scored at all is out of the election; it must not spoil it for the others.
+    """
+    nowhere = ~usable.any(axis=1, keepdims=True)
+    return np.asarray((usable | nowhere).all(axis=0) & ~nowhere.all(), dtype=np.bool_)

@@ -91,12 +91,13 @@ class MStep:
             remembered: the memory's prompts of this layer; they are candidates too.
         """
         layer = situation.layers[0]
+        seen = [*feedback.inputs, *situation.pairs.inputs]
         infos: list[LayerInfo] = []
         for repeat in range(self.repeats(situation.position, situation.depth)):
             address = key.child("prompts", situation.position, repeat)
             drawn = self.proposal(address, layer, feedback, self.num_prompts)
             memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
-            kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens)
+            kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens, seen)
             kept = _leave_judges(kept, layer, situation, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)
             candidates = replace(

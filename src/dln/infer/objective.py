@@ -17,7 +17,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator
-from dln.infer.candidates import Candidates, Pairs, Scored
+from dln.infer.candidates import Candidates, Pairs, Scored, comparable
 from dln.infer.score import Convention, PairScores, score_pairs
 from dln.lm.base import Target, text_of
 from dln.nn.choice import ChoiceLayer
@@ -95,7 +95,7 @@ class NoiseContrastive:
             terms[:, i] = sum(
                 w * ((values[:, span] - logsumexp(values[:, span], axis=1)[:, None]) @ v) for w, span, v in parts
             )
-        terms[:, np.isnan(terms).any(axis=0)] = np.nan
+        terms[:, ~comparable(np.isfinite(terms))] = np.nan
         return Scored(candidates.layers, terms)
 
 
@@ -149,10 +149,13 @@ def calibrated(
     """Candidates with fitted output numbers, and [N, P] their (held-out) scores; NaN where unusable."""
     if scores.label_log_masses is None or scores.targets is None:
         return tuple(layers), np.where(scores.usable, scores.by(convention), np.nan)
-    usable = scores.usable.all(axis=0)
+    usable = comparable(scores.usable)
     values = np.full(scores.log_prob.shape, np.nan)
     fitted: list[AnyLayer] = []
     for n, (layer, masses) in enumerate(zip(_choices(layers), scores.label_log_masses, strict=True)):
+        if not scores.usable[n].any():
+            fitted.append(layer)
+            continue
         calibration = calibrator(
             layer, masses[usable], scores.targets[usable], pairs.weights[usable], pairs.examples[usable]
         )

@@ -15,6 +15,8 @@ from typing import Protocol
 from dln.errors import InputError
 from dln.infer.feedback import Feedback
 from dln.keys import Key
+from dln.nn.choice import ChoiceLayer
+from dln.nn.layer import LayerInput
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer
 from dln.nn.template import Template
@@ -80,11 +82,14 @@ class MixturePrompts:
         return found
 
 
-def screen(proposals: Sequence[Proposal], layer: AnyLayer, max_tokens: int) -> tuple[list[Proposal], Counter[str]]:
+def screen(
+    proposals: Sequence[Proposal], layer: AnyLayer, max_tokens: int, inputs: Sequence[LayerInput] = ()
+) -> tuple[list[Proposal], Counter[str]]:
     """Drop what cannot be a prompt, and count why.
 
-    Dropped are proposals that are `empty`, `over-long` (more than `max_tokens` tokens of instruction),
-    an `echo` of the backward template, or a `duplicate` of the incumbent or of an earlier one.
+    Dropped are proposals that are `empty`, `over-long` (more than `max_tokens` tokens of instruction, or
+    with one of `inputs` more than the model's context), an `echo` of the backward template, or a
+    `duplicate` of the incumbent or of an earlier one.
     """
     kept: list[Proposal] = []
     dropped: Counter[str] = Counter()
@@ -97,7 +102,7 @@ def screen(proposals: Sequence[Proposal], layer: AnyLayer, max_tokens: int) -> t
             reason = "empty"
         elif any(line in prompt.instruction for line in proposal.echoes):
             reason = "echo"
-        elif layer.lm.count_tokens(prompt.instruction) > max_tokens:
+        elif layer.lm.count_tokens(prompt.instruction) > max_tokens or not _fits(layer.with_prompt(prompt), inputs):
             reason = "over-long"
         else:
             seen.add(prompt)
@@ -105,6 +110,20 @@ def screen(proposals: Sequence[Proposal], layer: AnyLayer, max_tokens: int) -> t
             continue
         dropped[reason] += 1
     return kept, dropped
+
+
+def _fits(layer: AnyLayer, inputs: Sequence[LayerInput]) -> bool:
+    """Whether the longest input, the prompt and the output together fit the model's context."""
+    limit = layer.lm.capabilities.context_length
+    if limit is None or not inputs:
+        return True
+    (context,) = layer.contexts([max(inputs, key=lambda item: len(item.x) + len(item.h))])
+    if isinstance(layer, ChoiceLayer):
+        output = max(layer.lm.count_tokens(word) for label in layer.labels for word in label.split("|"))
+    else:
+        output = layer.sampling.max_tokens
+    # the chat frame around the text is not counted by count_tokens: 64 tokens are left for it
+    return layer.lm.count_tokens(context) + output + 64 <= limit
 
 
 def fixed_lines(template: Template, shortest: int = 24) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from dln.errors import InputError
-from dln.infer.candidates import Candidates
+from dln.infer.candidates import Candidates, comparable
 from dln.infer.score import Convention, score_pairs
 from dln.nn.choice import ChoiceLayer
 from dln.nn.sequential import AnyLayer
@@ -55,10 +55,10 @@ class TrustRegion:
             raise InputError("the output layer returned no label scores", where="inference.trust_factor")
         old = incumbent.normalise(masses[0])
         divergences = np.stack([kl_divergence(new.normalise(m), old) for new, m in zip(layers, masses, strict=True)])
-        finite = np.isfinite(divergences).all(axis=0) & candidates.counted
+        finite = comparable(np.isfinite(divergences)) & candidates.counted
         if not finite.any():
             return np.zeros(len(layers))
-        return self.trust_factor * np.asarray(divergences[:, finite].mean(axis=1), dtype=np.float64)
+        return self.trust_factor * _known(divergences[:, finite].mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,12 @@ class Exploration:
         inputs = candidates.trace.inputs(candidates.position)
         outputs = candidates.trace.outputs(candidates.position)
         scores = score_pairs(candidates.layers, [inputs[i] for i in wrong], [outputs[i] for i in wrong])
-        usable = scores.usable.all(axis=0)
+        usable = comparable(scores.usable)
         if not usable.any():
             return np.zeros(len(candidates.layers))
-        return strength * np.asarray(scores.by(self.convention)[:, usable].mean(axis=1), dtype=np.float64)
+        return strength * _known(scores.by(self.convention)[:, usable].mean(axis=1))
+
+
+def _known(means: Floats) -> Floats:
+    """A candidate that cannot be scored at all has no penalty: it has no score either."""
+    return np.where(np.isfinite(means), means, 0.0)

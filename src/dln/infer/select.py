@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dln.infer.candidates import comparable
 from dln.numerics import Floats
 
 __all__ = ["Best", "BestByMargin", "Selector"]
@@ -42,7 +43,7 @@ class BestByMargin:
 
     def __call__(self, scores: Floats, per_example: Floats) -> int:
         """The incumbent unless somebody is clearly better."""
-        used = np.isfinite(per_example).all(axis=0)
+        used = comparable(np.isfinite(per_example))
         count = int(used.sum())
         if count < 2:
             return 0
