@@ -205,3 +205,9 @@ def test_no_draw_is_no_prediction(samples):
 def test_no_inputs_give_no_predictions():
     assert network().predict_many([]) == []
     assert network().predict_many([], samples=3) == []
+
+
+def test_draws_for_an_input_do_not_depend_on_its_neighbours():
+    net = network(2)
+    alone = net.predict("three", samples=5, seed=4)
+    assert net.predict_many(["one", "two", "three", "four"], samples=5, seed=4)[2] == alone

@@ -50,6 +50,16 @@ class HiddenRequest:
     wanted: tuple[Target, ...]
     y: tuple[str, ...]
 
+    def subset(self, members: Sequence[int]) -> HiddenRequest:
+        """The same request for some of the examples."""
+        return replace(
+            self,
+            inputs=tuple(self.inputs[i] for i in members),
+            outputs=tuple(self.outputs[i] for i in members),
+            wanted=tuple(self.wanted[i] for i in members),
+            y=tuple(self.y[i] for i in members),
+        )
+
     @property
     def language_layer(self) -> LanguageLayer:
         """The layer as one that writes text (hidden layers always do)."""
@@ -175,20 +185,10 @@ class MixtureProposal:
             for count in sorted({int((row == index).sum()) for row in picks} - {0}):
                 # examples that want equally many draws from this component are asked together
                 members = [i for i in range(size) if int((picks[i] == index).sum()) == count]
-                drawn = proposal(key.child("component", index, count), _subset(request, members), count)
+                drawn = proposal(key.child("component", index, count), request.subset(members), count)
                 for i, draws in zip(members, drawn, strict=True):
                     rows[i].extend(draws)
         return rows
-
-
-def _subset(request: HiddenRequest, members: Sequence[int]) -> HiddenRequest:
-    return replace(
-        request,
-        inputs=tuple(request.inputs[i] for i in members),
-        outputs=tuple(request.outputs[i] for i in members),
-        wanted=tuple(request.wanted[i] for i in members),
-        y=tuple(request.y[i] for i in members),
-    )
 
 
 def _draw(

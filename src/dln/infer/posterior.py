@@ -130,14 +130,13 @@ class EStep:
 
     def _draws(self, key: Key, request: HiddenRequest, rewrite: Sequence[bool] | None) -> list[list[HiddenDraw]]:
         own = [HiddenDraw.of(h, "forward") for h in request.outputs]
-        rows = self.proposal(key, request, self.num_hidden)
-        if self.include_forward:
-            rows = [[forward, *row] for forward, row in zip(own, rows, strict=True)]
-        if rewrite is not None:
-            # an example that keeps ĥ has as many copies of it as the others have particles
-            rows = [
-                row if again else [forward] * len(row) for row, forward, again in zip(rows, own, rewrite, strict=True)
-            ]
+        again = [i for i in range(len(own)) if rewrite is None or rewrite[i]]
+        drawn = self.proposal(key, request.subset(again), self.num_hidden) if again else []
+        head = 1 if self.include_forward else 0
+        # an example that keeps ĥ has as many copies of it as the others have particles
+        rows = [[forward] * (self.num_hidden + head) for forward in own]
+        for i, row in zip(again, drawn, strict=True):
+            rows[i] = [own[i]] * head + row
         return rows
 
     def _weigh(self, request: HiddenRequest, draws: list[list[HiddenDraw]]) -> HiddenLevel:

@@ -132,8 +132,12 @@ class LanguageLayer:
 
     def sample_contexts(self, key: Key, contexts: Sequence[str], temperature: float | None = None) -> list[Completion]:
         """The same for contexts that are rendered already (a proposal's, for example)."""
+        return self.draw(contexts, key.seeds(len(contexts)), temperature)
+
+    def draw(self, contexts: Sequence[str], seeds: Sequence[int], temperature: float | None = None) -> list[Completion]:
+        """The same with a seed per context."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
-        draws = self.lm.sample(contexts, sampling, key.seeds(len(contexts)))
+        draws = self.lm.sample(contexts, sampling, seeds)
         return [draw.with_text(draw.text.strip()) for draw in draws]
 
     def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:

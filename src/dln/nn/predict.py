@@ -10,6 +10,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.keys import Key
+from dln.lm.base import Completion
 from dln.nn.choice import ChoiceLayer
 from dln.nn.layer import LanguageLayer, LayerInput
 from dln.numerics import Floats, log_softmax, logsumexp
@@ -51,6 +52,8 @@ def predict(
 ) -> list[Prediction]:
     """p(y|x) ≈ (1/S) Σ_s p(y | h^s), h^s ~ p(h|x) at temperature 1; one greedy chain if `samples` is None.
 
+    The draws for an input depend on the key and the input alone, not on the inputs beside it.
+
     Raises:
         InputError: `samples` is below 1.
     """
@@ -60,7 +63,7 @@ def predict(
     rows = [LayerInput(text, text) for text in x for _ in range(draws)]
     chains: list[tuple[str, ...]] = [()] * len(rows)
     for position, layer in enumerate(layers[:-1]):
-        hidden = layer.sample(key.child("layer", position), rows, temperature)
+        hidden = _draw(layer, key.child("layer", position), rows, draws, temperature)
         rows = [LayerInput(row.x, h.text) for row, h in zip(rows, hidden, strict=True)]
         chains = [(*chain, h.text) for chain, h in zip(chains, hidden, strict=True)]
     groups = [tuple(chains[i * draws : (i + 1) * draws]) for i in range(len(x))]
@@ -68,7 +71,7 @@ def predict(
     if isinstance(last, ChoiceLayer):
         masses = last.label_log_masses(last.contexts(rows)).reshape(len(x), draws, len(last.labels))
         return [label_prediction(last, m, g) for m, g in zip(masses, groups, strict=True)]
-    answers = last.sample(key.child("layer", len(layers) - 1), rows, temperature)
+    answers = _draw(last, key.child("layer", len(layers) - 1), rows, draws, temperature)
     return [_from_texts([a.text for a in answers[i * draws : (i + 1) * draws]], groups[i]) for i in range(len(x))]
 
 
@@ -87,6 +90,15 @@ def label_prediction(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str
         label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
         draws=int(usable.sum()),
     )
+
+
+def _draw(
+    layer: LanguageLayer | ChoiceLayer, key: Key, rows: Sequence[LayerInput], draws: int, temperature: float
+) -> list[Completion]:
+    if isinstance(layer, ChoiceLayer):
+        raise InputError("a ChoiceLayer can only be the last layer", got=layer.names)
+    seeds = [key.integer("draw", row.x, i % draws) for i, row in enumerate(rows)]
+    return layer.draw(layer.contexts(rows), seeds, temperature)
 
 
 def _from_texts(texts: Sequence[str], hidden: tuple[tuple[str, ...], ...]) -> Prediction:

@@ -42,7 +42,7 @@ class InferenceOptions(Strict):
     prune: float = Field(
         0.01, ge=0, lt=1, description="hidden texts of less posterior weight are left out of the M-step; 0 keeps all"
     )
-    include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
+    include_forward: bool = Field(False, description="the forward pass's own hidden text is a particle too")
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
     hidden_proposals: tuple[HiddenSource, ...] = Field(
         ("prior", "labelled_prior"), min_length=1, description="where hidden texts are proposed from, in equal parts"
@@ -111,6 +111,7 @@ PAPER: dict[str, Any] = {
         "score": "mean_token_log_prob",
         "posterior_terms": ["likelihood", "prior"],
         "prune": 0.0,
+        "include_forward": True,
         "hidden_proposals": ["prior", "labelled_prior"],
         "prompt_proposals": {"rewrite": 1.0},
         "prompt_tokens": 256,
