@@ -210,3 +210,29 @@ def test_a_reader_that_leaves_is_no_error(cli: Shell):
     assert "Traceback" not in complaint
     assert "bug" not in complaint
     assert cli("resume", "runs/a").code == 0
+
+
+@pytest.mark.parametrize("row", ['{"b": 1}', '{"text": null}', '{"text": {"a": 1}}', '{"text": " "}'])
+def test_predict_names_the_line_without_a_usable_text(cli: Shell, row: str):
+    mail_csv(cli.folder / "mail.csv", rows=24)
+    assert cli("train", "--csv", "mail.csv", "--lm", "fake/1", "--run-dir", "runs/a", *SMALL).code == 0
+    (cli.folder / "rows.jsonl").write_text('{"text": "fine"}\n' + row + "\n", "utf-8")
+    done = cli("predict", "runs/a", "--file", "rows.jsonl", "--json")
+    assert done.code == 2
+    assert "rows.jsonl, line 2: column 'text'" in done.err
+    assert not done.out
+
+
+def test_a_run_that_is_in_the_way_is_named_as_a_command_to_copy(cli: Shell):
+    mail_csv(cli.folder / "mail.csv", rows=24)
+    words = ("train", "--csv", "mail.csv", "--lm", "fake/1", "--run-dir", "runs/my run", *SMALL)
+    assert cli(*words).code == 0
+    assert "dln resume 'runs/my run'" in cli(*words).err
+
+
+def test_a_file_without_a_prompt_is_an_error(cli: Shell):
+    mail_csv(cli.folder / "mail.csv", rows=24)
+    (cli.folder / "p.txt").write_text("\n \n", "utf-8")
+    done = cli("train", "--csv", "mail.csv", "--lm", "fake/1", "--prompts-from", "p.txt", *SMALL)
+    assert done.code == 2
+    assert "p.txt" in done.err

@@ -161,3 +161,22 @@ def test_a_run_whose_data_has_changed_is_not_resumed(cli: Shell):
     done = cli("resume", "runs/a")
     assert done.code == 2
     assert "data hash has changed" in done.err
+
+
+def test_a_network_that_was_lost_is_written_again(cli: Shell):
+    assert cli(*WORDS, "--run-dir", "runs/a").code == 0
+    network = cli.folder / "runs/a/network.json"
+    before = json.loads(network.read_text("utf-8"))
+    network.unlink()
+    assert "dln resume" in cli("predict", "runs/a", "hello").err
+    assert cli("resume", "runs/a").code == 0
+    assert json.loads(network.read_text("utf-8"))["layers"] == before["layers"]
+
+
+@pytest.mark.parametrize("command", ["resume", "report"])
+def test_a_binary_run_file_is_corrupt_data_not_a_bug(cli: Shell, command: str):
+    (cli.folder / "runs/a").mkdir(parents=True)
+    (cli.folder / "runs/a/run.yaml").write_bytes(b"\xff\xfe\x00options: {}")
+    done = cli(command, "runs/a")
+    assert done.code == 5
+    assert "run.yaml: this file of the run is damaged" in done.err

@@ -190,3 +190,15 @@ def test_labels_that_are_prefixes_of_each_other(tmp_path: Path) -> None:
     task = load_task(write(tmp_path / "t.csv", "text,label\n" + rows))
     assert task.labels == tuple(names)
     assert task.metric("new york", "new") == 0.0
+
+
+def test_a_named_column_may_be_called_like_one_of_its_values(tmp_path: Path):
+    path = write(tmp_path / "spam.csv", "message,spam\n" + "win now,spam\nhello there,ham\nwin more,spam\n")
+    check(path, 1, "--target")
+    data = Dataset.from_csv(path, "message", "spam")
+    assert data.targets == ("spam", "ham", "spam")
+
+
+def test_an_empty_last_column_without_a_name_is_no_missing_header(tmp_path: Path):
+    path = write(tmp_path / "excel.csv", "text,label,\n" + "".join(row + ",\n" for row in ROWS.splitlines()))
+    assert len(Dataset.from_csv(path)) == 4

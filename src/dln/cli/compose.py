@@ -206,7 +206,7 @@ def _prompts_from(path: Path, lm: LanguageModel) -> list[Prompt]:
         rows = cast(object, yaml.safe_load(text)) if path.suffix in (".yaml", ".yml") else _sections(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError("the prompts cannot be read", where=path, got=str(error)) from error
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not any(cast(Sequence[Any], rows)):
         raise InputError(
             "this file is not a list of prompts",
             where=path,

@@ -19,6 +19,7 @@ from dln.cli.show import err, evaluation_table, note, out, print_record
 from dln.cli.sources import load_config
 from dln.train import conclude, fitted_initial
 from dln.train.event_log import to_line
+from dln.train.room import check_room
 
 __all__ = ["EPILOG", "evaluate"]
 
@@ -88,6 +89,7 @@ def evaluate(
         loader = Loader(chosen, lm, stack)
         after = loader.trained(network)
         before = loader.trained(against) if against is not None else loader.initial(network) if is_run else None
+        check_room(after, dataset)
         # as at the end of training: what fitting the output layer alone, on the whole dev set, would have given
         fitted, whole = None, split != "dev" or size is None
         if before is not None and against is None and recorded is not None and whole:

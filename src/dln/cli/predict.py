@@ -18,6 +18,7 @@ from dln.cli.sources import load_config
 from dln.data.columns import INPUT_NAMES
 from dln.data.csv_source import read_csv
 from dln.data.jsonl_source import read_jsonl
+from dln.data.table import cell_text
 from dln.data.text_file import read_text
 from dln.errors import InputError
 from dln.nn import Prediction
@@ -112,7 +113,7 @@ def _read(file: Path, column: str | None) -> list[str]:
             got=f"columns {', '.join(map(repr, table.columns))}",
             fix="name one of them with --column",
         )
-    return [str(row.cells[chosen]) for row in table.rows]
+    return [cell_text(table, row, chosen) for row in table.rows]
 
 
 def _record(text: str, prediction: Prediction) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -36,10 +37,11 @@ def resume(
     budget = config.budget.model_copy(update=changes)
     state = _state(run, config)
     if state == "budget" and not changes:
-        note(f"the budget of this run is spent; go on with a higher limit: dln resume {run} --max-tokens …")
+        command = f"dln resume {shlex.quote(str(run))} --max-tokens …"
+        note(f"the budget of this run is spent; go on with a higher limit: {command}")
         raise typer.Exit(BUDGET_EXIT)
     if state == "finished":
-        note(f"this run is finished; see: dln report {run}")
+        note(f"this run is finished; see: dln report {shlex.quote(str(run))}")
         return
     run_training(config.model_copy(update={"budget": budget}), run, resume=True, as_json=as_json)
 
@@ -69,5 +71,5 @@ def _state(run: Path, config: RunConfig) -> str:
     if finished[-1].reason == "budget":
         return "budget"
     tested = any(event.split == "test" for event in of_kind(events, Evaluated))
-    complete = (tested or not config.test) and (run / "report.html").exists()
+    complete = (tested or not config.test) and all((run / name).exists() for name in ("report.html", "network.json"))
     return "finished" if complete else "unfinished"

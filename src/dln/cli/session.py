@@ -26,6 +26,7 @@ from dln.nn.saving import load_network, network_from_json
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Event, Finished, StepDone
+from dln.train.room import check_room
 from dln.train.run import read_meta
 from dln.view.report import write_report
 
@@ -56,6 +57,7 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         for text in models.notes:
             note(f"note: {text}")
         network = _initial(directory, models) if resume else build_network(config, task, models.lm)
+        check_room(network, task.train, task.dev, task.test if config.test else ())
         board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
         watch = choose_watch(board, as_json=as_json)
         try:
@@ -81,7 +83,7 @@ def _train(
     watch: Watch,
 ) -> tuple[FitResult, Evaluated | None]:
     finished = _finished(directory) if resume else None
-    if finished is not None and finished.reason != "budget":
+    if finished is not None and finished.reason != "budget" and (directory / "network.json").exists():
         trained = load_network(directory / "network.json", models.lm)
         score = float("nan") if finished.score is None else finished.score
         result = FitResult(trained, network, finished.best_step, score, finished.reason, finished.step, directory)

@@ -73,7 +73,8 @@ def read_csv(
         raise InputError(
             "the file has a header line but no rows", where=f"{name}, line {header_line}", got=", ".join(columns)
         )
-    _check_header(name, header_line, columns, rows)
+    if not set(wanted) & set(columns):  # somebody who names a column knows that there is a header
+        _check_header(name, header_line, columns, rows)
     notes = () if delimiter is not None or chosen == "," else (f"{name}: cells are divided by {chosen!r}",)
     return Table(name, columns, tuple(rows), notes)
 
@@ -131,11 +132,11 @@ def _delimiter_of(text: str, wanted: tuple[str | None, ...]) -> str:
 def _check_header(name: str, line: int, columns: tuple[str, ...], rows: list[Row]) -> None:
     """A first line that repeats as a value below is data: the file has no header."""
     for column in columns:
-        if sum(row.cells[column] == column for row in rows) > 1:
+        if column and sum(row.cells[column] == column for row in rows) > 1:
             raise InputError(
                 "the first line looks like data, not like column names",
                 where=f"{name}, line {line}",
                 got=f"{column!r}, which is also a value of its column",
                 expected="a header such as: text,label",
-                fix="add a header line",
+                fix="add a header line; if this is one, name its columns (--input, --target)",
             )

@@ -44,6 +44,7 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
                 where=f"{name}, line {number}",
                 got=line.strip()[:60],
                 expected='an object such as {"input": "…", "target": "…"}',
+                fix="write each item of the list on a line of its own" if isinstance(value, list) else None,
             )
         rows.append(Row(number, cast(dict[str, object], value)))
     columns = tuple(dict.fromkeys(key for row in rows for key in row.cells))

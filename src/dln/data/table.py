@@ -11,7 +11,7 @@ from dln.data.dataset import Dataset, Example, text_key
 from dln.data.labels import label_names, label_order, label_specs
 from dln.errors import InputError
 
-__all__ = ["MAX_LABELS", "Row", "Table", "dataset_of_table"]
+__all__ = ["MAX_LABELS", "Row", "Table", "cell_text", "dataset_of_table"]
 
 MAX_LABELS = 100
 """More distinct targets than this are free-form texts, unless labels are given."""
@@ -79,8 +79,8 @@ def dataset_of_table(
     choice = choose_columns(table.columns, [row.cells for row in table.rows], table.source, input_column, target_column)
     examples = [
         Example(
-            input=_text(table, row, choice.input),
-            target=_text(table, row, choice.target),
+            input=cell_text(table, row, choice.input),
+            target=cell_text(table, row, choice.target),
             id=f"{table.source}:{row.line}",
         )
         for row in table.rows
@@ -99,7 +99,12 @@ def dataset_of_table(
     return Dataset(tuple(examples), names_of, tuple(notes), table.source)
 
 
-def _text(table: Table, row: Row, column: str) -> str:
+def cell_text(table: Table, row: Row, column: str) -> str:
+    """A cell as a stripped text; numbers and truth values become texts.
+
+    Raises:
+        InputError: it is missing, empty, or no text; with its place.
+    """
     value = row.cells.get(column)
     if isinstance(value, str):
         text = value.strip()

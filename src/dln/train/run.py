@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,7 @@ class Run:
             raise InputError(
                 "there is a run in this directory already",
                 where=directory,
-                fix=f"dln resume {directory}, or another --run-dir",
+                fix=f"dln resume {shlex.quote(str(directory))}, or another --run-dir",
             )
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         meta: object = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError("there is no run here", where=path, got=error.strerror) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _damaged(source, str(error)) from error
     if not isinstance(meta, dict):
         raise _damaged(source, "not a mapping")
