@@ -210,7 +210,9 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, uninterrupted, damage
     shutil.copytree(uninterrupted[0], run_dir)
     path = run_dir / "checkpoint.json"
     text = path.read_text()
-    path.write_text({"truncate": text[:-30], "flip": text.replace("decide", "recide", 1), "empty": ""}[damage])
+    flipped = text.replace('"stale": ', '"stale": 1', 1)
+    assert flipped != text
+    path.write_text({"truncate": text[:-30], "flip": flipped, "empty": ""}[damage])
     with pytest.raises(CorruptDataError, match=r"checkpoint\.json"):
         train(run_dir, resume=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dln.errors import ContextLengthError
 from dln.lm.base import Capabilities, Sampling
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
+from dln.numerics import Floats
 from dln.train.room import check_room
 
 LIMIT = 200
@@ -75,3 +77,24 @@ def test_a_huge_cell_stops_training_before_it_starts(
     assert done.code == 2
     assert "mail.csv:62: this input is too long" in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_that_is_learnt_leaves_room_for_the_longest_example(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cli = Shell(monkeypatch, tmp_path, capsys)
+    narrow = Capabilities(scores_targets=True, scores_labels=True, token_ids=True, chat=False, context_length=400)
+    monkeypatch.setattr(cli_fake_engine.FakeLM, "capabilities", narrow)
+    asked = cli_fake_engine.FakeLM.choice_log_probs
+
+    def refuse(lm: cli_fake_engine.FakeLM, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        if max(map(lm.count_tokens, contexts)) > 400:
+            raise ContextLengthError("too long", where="request")
+        return asked(lm, contexts, labels)
+
+    monkeypatch.setattr(cli_fake_engine.FakeLM, "choice_log_probs", refuse)
+    rows = [f"{i} {'word ' * (250 if i % 12 == 0 else 20)},{('order', 'return')[i % 2]}" for i in range(60)]
+    (tmp_path / "mail.csv").write_text("\n".join(["message,kind", *rows]) + "\n", "utf-8")
+    few = ("--set", "batch_size=4", "--set", "inference.demonstrations=[3,9]", "--steps", 4)
+    done = cli("train", "--csv", "mail.csv", "--lm", "fake/1", "--run-dir", "runs/a", *few)
+    assert done.code == 0, done.err

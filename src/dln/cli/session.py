@@ -102,6 +102,7 @@ def _train(
             meter=models.meter,
             task=task.name,
             config=config.model_dump(mode="json"),
+            readable=task.test.inputs if config.test else (),
         )
     if not config.test or result.reason == "budget":
         return result, None

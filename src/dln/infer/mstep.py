@@ -19,6 +19,7 @@ from dln.infer.prompts import PromptProposal, Proposal, screen
 from dln.infer.regularize import Penalty
 from dln.infer.select import Best, Selector
 from dln.keys import Key
+from dln.nn.layer import LayerInput
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer
 from dln.numerics import Floats
@@ -68,6 +69,7 @@ class MStep:
         select: picks the winner.
         layer_steps: repetitions per layer; 0 freezes a layer. One number for all, or one each.
         max_prompt_tokens: longer instructions are dropped.
+        longest: the longest x that the network is to read; candidates that leave no room for it are dropped.
     """
 
     proposal: PromptProposal
@@ -78,6 +80,7 @@ class MStep:
     select: Selector = field(default_factory=Best)
     layer_steps: int | tuple[int, ...] = 1
     max_prompt_tokens: int = 256
+    longest: str = ""
 
     def __call__(
         self, key: Key, situation: Candidates, feedback: Feedback, remembered: tuple[Prompt, ...]
@@ -92,6 +95,8 @@ class MStep:
         """
         layer = situation.layers[0]
         seen = [*feedback.inputs, *situation.pairs.inputs]
+        h = max((item.h for item in seen), key=len, default="") if situation.position else self.longest
+        seen.append(LayerInput(self.longest, h))
         infos: list[LayerInfo] = []
         for repeat in range(self.repeats(situation.position, situation.depth)):
             address = key.child("prompts", situation.position, repeat)

@@ -26,6 +26,7 @@ def algorithm(
     *,
     prompt_lm: LanguageModel | None = None,
     hidden_lm: LanguageModel | None = None,
+    longest: str = "",
 ) -> vi.VariationalInference:
     """The training step that `options` describe.
 
@@ -34,6 +35,7 @@ def algorithm(
         correct: (prediction, target) → whether the prediction is right.
         prompt_lm: the model that proposes prompts; default each layer's own.
         hidden_lm: the model of the "edit" proposal of hidden texts; default each layer's own.
+        longest: the longest input that learnt prompts must leave room for.
     """
     chosen = options.inference
     fit = calibrator(chosen)
@@ -60,6 +62,7 @@ def algorithm(
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
         layer_steps=chosen.layer_steps,
         max_prompt_tokens=chosen.max_prompt_tokens,
+        longest=longest,
         include_forward=chosen.include_forward,
         rewrite_only_wrong=chosen.rewrite_only_wrong,
         reservoir=chosen.reservoir,

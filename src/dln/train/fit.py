@@ -73,6 +73,7 @@ def fit(
     meter: Meter | None = None,
     task: str = "",
     config: Mapping[str, Any] | None = None,
+    readable: Sequence[str] = (),
 ) -> FitResult:
     """Train the prompts of `network`.
 
@@ -93,6 +94,7 @@ def fit(
         meter: whose usage is written into the events.
         task: a name for reports.
         config: what the command line needs to build the same run again; kept in run.yaml.
+        readable: further inputs (the test examples') that learnt prompts must leave room for in the context.
 
     Raises:
         InputError: options, data and network do not fit together, or the run cannot be written.
@@ -105,7 +107,13 @@ def fit(
     _check(network, train, dev)
     score = judge(metric, network.labels)
     recipe = Recipe(
-        algorithm=algorithm(chosen, lambda p, y: score(p, y) >= 0.5, prompt_lm=prompt_lm, hidden_lm=hidden_lm),
+        algorithm=algorithm(
+            chosen,
+            lambda p, y: score(p, y) >= 0.5,
+            prompt_lm=prompt_lm,
+            hidden_lm=hidden_lm,
+            longest=max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len),
+        ),
         calibrator=calibrator(chosen.inference),
         options=chosen,
         train=train,
