@@ -204,6 +204,18 @@ def test_what_has_changed_is_named(tmp_path, uninterrupted, changed):
             train(run_dir, resume=True, **changed)
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_lost_events_are_noticed(tmp_path, uninterrupted, kept):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run_dir)
+    path = run_dir / "events.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
+    with pytest.raises(CorruptDataError, match=r"events\.jsonl: events are missing"):
+        train(run_dir, resume=True)
+    (run_dir / "checkpoint.json").unlink()
+    assert train(run_dir, resume=True).network.state_dict() == uninterrupted[1].network.state_dict()
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, uninterrupted, damage):
     run_dir = tmp_path / "run"

@@ -27,8 +27,8 @@ import yaml
 
 from dln.errors import CorruptDataError, InputError
 from dln.nn import Sequential, save_network
-from dln.train.event_log import read_events, to_line
-from dln.train.events import Event
+from dln.train.event_log import of_kind, read_events, to_line
+from dln.train.events import Event, StepDone
 
 __all__ = ["Run"]
 
@@ -108,7 +108,8 @@ class Run:
         """The last checkpoint, or None if the run was stopped before its first.
 
         Raises:
-            CorruptDataError: the file is damaged.
+            CorruptDataError: the file is damaged, or it is of a later step than the last event: events are
+                written first, so some have been lost since.
         """
         path = self.path / "checkpoint.json"
         if not path.exists():
@@ -122,6 +123,15 @@ class Run:
             raise _damaged(path, str(error)) from error
         if not intact:
             raise _damaged(path, "content and hash differ, or another schema")
+        last = max((event.step for event in of_kind(self.events(), StepDone)), default=0)
+        if last < int(progress.get("step", 0)):
+            raise CorruptDataError(
+                "events are missing at the end of this file",
+                where=self.path / "events.jsonl",
+                got=f"events up to step {last}",
+                expected=f"up to step {progress['step']}, as in checkpoint.json",
+                fix="restore the file, or remove checkpoint.json to train again from the start",
+            )
         return progress
 
     def save_network(self, network: Sequential, provenance: Mapping[str, object]) -> Path:
