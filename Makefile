@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+# one process per core, one thread in each: two pools of threads on the same cores only wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -27,10 +29,10 @@ test: $(STAMP)  ## lint, types and tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
-	$(BIN)/pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
