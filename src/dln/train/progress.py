@@ -89,8 +89,9 @@ def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     """One update, and a validation where one is due; everything is derived from (seed, step)."""
     options, state = recipe.options, progress.state
     key = Key(options.seed).child("step", state.step)
-    state, info = vi.update(state, _batch(recipe, key), key, recipe.algorithm)
-    events: list[Event] = [step_event(state, info, _targets(recipe, key))]
+    batch = _batch(recipe, key)
+    state, info = vi.update(state, batch, key, recipe.algorithm)
+    events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)
     if recipe.dev is not None and (state.step % options.val_every == 0 or state.step >= options.steps):
         progress, more = measure(progress, recipe)
@@ -124,21 +125,11 @@ def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
 
 
 def _batch(recipe: Recipe, key: Key) -> vi.Batch:
-    chosen = _indices(recipe, key)
-    inside = set(chosen)
-    x = tuple(recipe.train[i].input for i in chosen)
-    shown = set(x)
-    pool = tuple((e.input, e.target) for i, e in enumerate(recipe.train) if i not in inside and e.input not in shown)
-    return vi.Batch(x, _targets(recipe, key), pool)
-
-
-def _targets(recipe: Recipe, key: Key) -> tuple[str, ...]:
-    return tuple(recipe.train[i].target for i in _indices(recipe, key))
-
-
-def _indices(recipe: Recipe, key: Key) -> tuple[int, ...]:
     size = min(recipe.options.batch_size, len(recipe.train))
-    return batch_indices(recipe.train, size, key.child("batch"), recipe.options.balanced)
+    chosen = recipe.train.select(batch_indices(recipe.train, size, key.child("batch"), recipe.options.balanced))
+    inside = set(chosen.inputs)
+    pool = tuple((e.input, e.target) for e in recipe.train if e.input not in inside)
+    return vi.Batch(chosen.inputs, chosen.targets, pool)
 
 
 def _snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
