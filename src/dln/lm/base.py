@@ -15,7 +15,10 @@ import numpy as np
 from dln.errors import InputError
 from dln.numerics import Floats
 
-__all__ = ["Capabilities", "Completion", "LanguageModel", "Sampling", "Target", "TokenLogProbs", "text_of"]
+__all__ = ["Capabilities", "Completion", "LanguageModel", "Rung", "Sampling", "Target", "TokenLogProbs", "text_of"]
+
+Rung = Literal["target scoring", "prompt log-probs", "forced decoding", "top-k", "Monte-Carlo", "accuracy"]
+"""How log-probabilities are had, best first; the last is what is left where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,18 @@ class TokenLogProbs:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, so that callers choose by ability and not by name."""
+    """What an engine can do, so that callers choose by ability and not by name.
+
+    Attributes:
+        scores_targets: `log_prob` works: any text can be scored.
+        scores_labels: `choice_log_probs` works: labels can be scored, by `rung`.
+        token_ids: draws carry the ids they were drawn as.
+        chat: a context becomes a user's turn, and the answer is the assistant's.
+        context_length: in tokens; None where there is no limit or it is not known.
+        top_log_probs: how many of the next token's log-probabilities can be asked for; 0 for none.
+        rung: how a softmax over labels is had; "accuracy" where it cannot be had.
+        target_rung: how a text's log-probability is had; "accuracy" where it cannot be had.
+    """
 
     scores_targets: bool
     scores_labels: bool
@@ -133,6 +147,8 @@ class Capabilities:
     chat: bool
     context_length: int | None
     top_log_probs: int = 0
+    rung: Rung = "target scoring"
+    target_rung: Rung = "target scoring"
 
 
 @runtime_checkable
