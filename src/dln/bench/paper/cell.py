@@ -1,0 +1,181 @@
+"""One cell of the table: a method on a task under a seed, and what came out. A cell is a file.
+
+Cells are written as a whole or not at all, so that a bench which is stopped anywhere goes on with the cells
+that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dln.errors import CorruptDataError, InputError
+
+__all__ = ["Cell", "CellResult", "Cells", "Spent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Which experiment."""
+
+    task: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task} · {self.method} · seed {self.seed}"
+
+
+class Record(BaseModel):
+    """Frozen, and unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Spent(Record):
+    """What a part of a cell used, as the meter counts it (see `dln.lm.metered.Usage`)."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and drawn."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class CellResult(Record):
+    """What a cell gave.
+
+    Attributes:
+        task: name of the task.
+        method: name of the method.
+        seed: of everything random.
+        correct: per test example, in the order of the test set: whether the answer was right.
+        accuracy: their mean.
+        balanced_accuracy: mean of the per-class accuracies.
+        unscored: test examples without a usable score; they count as wrong.
+        train: what was spent to find the prompts.
+        test: what was spent to answer the test examples.
+        prompts: the prompts of the network that was tested, or what stands for them.
+        dev_score: by which the method chose, where it chose.
+        notes: what a reader should know.
+    """
+
+    task: str
+    method: str
+    seed: int
+    correct: list[bool]
+    accuracy: float
+    balanced_accuracy: float | None
+    unscored: int
+    train: Spent
+    test: Spent
+    prompts: list[str] = []
+    dev_score: float | None = None
+    notes: list[str] = []
+
+
+class Cells:
+    """The cells of one bench, in a directory that also says under which protocol they were made.
+
+    Args:
+        directory: made if it does not exist.
+        protocol: everything that all cells share; cells made under another protocol are not mixed in.
+
+    Raises:
+        InputError: the directory holds cells of another protocol, or is not writable.
+    """
+
+    def __init__(self, directory: Path, protocol: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self._cells = directory / "cells"
+        try:
+            self._cells.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("the bench directory cannot be written", where=directory, got=error.strerror) from error
+        text = json.dumps(dict(protocol), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        path = directory / "protocol.json"
+        if not path.exists():
+            _write(path, text)
+        elif path.read_text(encoding="utf-8") != text:
+            before = _object(path)
+            changed = sorted(k for k in {*before, *protocol} if before.get(k) != json.loads(text).get(k))
+            raise InputError(
+                "this directory holds cells that were made under another protocol",
+                where=directory,
+                got=f"another {', '.join(changed)}",
+                fix="take another --out, or the same settings as before",
+            )
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell's result is or will be."""
+        return self._cells / f"{cell.task}.{cell.method}.{cell.seed}.json"
+
+    def network(self, cell: Cell) -> Path:
+        """Where the network that a cell found is kept, if it found one."""
+        return self._cells / f"{cell.task}.{cell.method}.{cell.seed}.network.json"
+
+    def workspace(self, cell: Cell) -> Path:
+        """An empty directory for what a cell writes while it is made: a cell begun anew begins at the beginning."""
+        path = self.directory / "work" / f"{cell.task}.{cell.method}.{cell.seed}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def load(self, cell: Cell) -> CellResult | None:
+        """The result of a cell, None where it is still to be made.
+
+        Raises:
+            CorruptDataError: the file is damaged.
+        """
+        path = self.path(cell)
+        if not path.exists():
+            return None
+        document = _object(path)
+        body = document.get("result")
+        try:
+            if document.get("sha256") != _digest(body):
+                raise CorruptDataError("this cell is damaged", where=path, fix="delete it; it will be made again")
+            return CellResult.model_validate(body)
+        except ValidationError as error:
+            raise CorruptDataError("this cell is damaged", where=path, got=str(error).splitlines()[0]) from error
+
+    def save(self, result: CellResult) -> None:
+        """Write a result, atomically."""
+        body = result.model_dump(mode="json")
+        document = {"sha256": _digest(body), "result": body}
+        path = self.path(Cell(result.task, result.method, result.seed))
+        _write(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        document: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptDataError("this file cannot be read", where=path, got=str(error), fix="delete it") from error
+    if not isinstance(document, dict):
+        raise CorruptDataError("this file is not a JSON object", where=path, fix="delete it")
+    return document  # pyright: ignore[reportUnknownVariableType] - JSON objects have string keys
+
+
+def _digest(body: object) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
