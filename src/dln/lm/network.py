@@ -73,6 +73,11 @@ class Network:
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_rows)
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
     def usual_batch_tokens(self) -> int:
         """Tokens per scoring forward: a CPU's caches like them small (measured), an accelerator large."""
         return 512 if self.device.type == "cpu" else 8192
@@ -103,8 +108,7 @@ class Network:
     def why_plain(self) -> str | None:
         """Why this model is scored in plain batches; None where shared prefixes are evaluated once."""
         with self._inference():
-            vocabulary = self.model.get_input_embeddings().num_embeddings
-            return probe(self._forward, vocabulary, self.device, self.model.dtype, 2.5 * self.noise)
+            return probe(self._forward, self.vocabulary, self.device, self.model.dtype, 2.5 * self.noise)
 
     def next_logits(self, ids: Sequence[int]) -> Floats:
         """[V] logits after `ids`, from a forward of this sequence alone: a function of `ids` only."""
@@ -209,9 +213,8 @@ class Network:
                 use_cache=False,
             )
             self.counters.tokens += sum(len(query.ids) for query in batch)
-            tokens = [ids for query in batch for ids in query.tokens]
-            rest = any(query.rest for query in batch)
-            found = iter(read(output.logits[0].float(), range(len(rows)), tokens, rest))
+            questions = [question for query in batch for question in query.questions]
+            found = iter(read(output.logits[0].float(), range(len(rows)), questions))
             return [Answer.of([next(found) for _ in query.positions]) for query in batch]
 
     @contextmanager

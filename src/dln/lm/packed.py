@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dln.lm.plan import Integers, Pack, Plan
-from dln.lm.query import Answer, Ids, Query, read
-from dln.numerics import Floats
+from dln.lm.query import Answer, Found, Query, Question, read
 
 if TYPE_CHECKING:
     import torch
@@ -40,24 +39,18 @@ def answer_packed(
     """Answers to the queries whose sequences `plan` was made of; equal questions are answered once."""
     paths = dict(plan.paths())
     asked = [
-        [
-            (int(paths[query.ids][p]), tokens, query.rest)
-            for p, tokens in zip(query.positions, query.tokens, strict=True)
-        ]
+        [(int(paths[query.ids][p]), question) for p, question in zip(query.positions, query.questions, strict=True)]
         for query in queries
     ]
-    by_node: dict[int, dict[tuple[Ids, bool], None]] = {}
-    for node, tokens, rest in (question for questions in asked for question in questions):
-        by_node.setdefault(node, {})[tokens, rest] = None
-    found: dict[tuple[int, Ids, bool], tuple[Floats, float]] = {}
+    by_node: dict[int, dict[Question, None]] = {}
+    for node, question in (one for questions in asked for one in questions):
+        by_node.setdefault(node, {})[question] = None
+    found: dict[tuple[int, Question], Found] = {}
     for nodes, logits in feed(forward, plan, sorted(by_node), budget, device, dtype):
-        here = [(row, node, *ask) for row, node in enumerate(nodes.tolist()) for ask in by_node[node]]
-        for rest in (False, True):
-            chosen = [question for question in here if question[3] is rest]
-            if chosen:
-                values = read(logits, [q[0] for q in chosen], [q[2] for q in chosen], rest)
-                found.update(zip([q[1:] for q in chosen], values, strict=True))
-    return [Answer.of([found[question] for question in questions]) for questions in asked]
+        here = [(row, node, question) for row, node in enumerate(nodes.tolist()) for question in by_node[node]]
+        values = read(logits, [row for row, _, _ in here], [question for _, _, question in here])
+        found.update(zip([(node, question) for _, node, question in here], values, strict=True))
+    return [Answer.of([found[one] for one in questions]) for questions in asked]
 
 
 def feed(

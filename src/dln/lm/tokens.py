@@ -8,9 +8,11 @@ instead would let the tokenizer merge across the boundary, and the score would b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 from dln.errors import InputError
+from dln.lm.token_bytes import token_bytes
 
 __all__ = ["Codec", "Tokenizer"]
 
@@ -38,6 +40,10 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, tokens: str) -> int | None:
         """The id of one token."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str | None:
+        """The vocabulary's entry for one id."""
         ...
 
     def apply_chat_template(
@@ -117,6 +123,19 @@ class Codec:
             if text.startswith(self.text(token_ids[:count])):
                 return count
         return 0
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for; of a special token its name, of an id without entry nothing."""
+        token = self.tokenizer.convert_ids_to_tokens(token_id)
+        if token is None:
+            return b""
+        return token.encode() if token_id in self._special else token_bytes(token, byte_level=self._byte_level)
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether a blank is written as the byte-level table has it: "\u0120" stands for byte 0x20."""
+        tokens = (self.tokenizer.convert_ids_to_tokens(i) for i in self.target_ids(f"{ANCHOR} {ANCHOR}\n"))
+        return any("\u0120" in token for token in tokens if token)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -16,17 +16,17 @@ from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
 from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
 from dln.lm.decoding import DrawRequest, decode
+from dln.lm.label_scoring import LabelQuestions
 from dln.lm.labels import LabelTrie
 from dln.lm.network import Network
-from dln.lm.query import Answer, Query
+from dln.lm.query import Answer, Ids, Query
+from dln.lm.token_level import TokenScores, check_ids, next_query, sequence_query
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
 
 __all__ = ["TransformersLM"]
 
 ENGINE_VERSION = "1"
-
-Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,31 +153,11 @@ class TransformersLM:
         encoded = [self._context(context) for context in contexts]
         longest = max(map(len, trie.ids))
         self._check_fits([len(context) + longest for context in encoded], "context and longest label")
-        owned: list[list[Ids]] = [[] for _ in trie.paths]
-        for prefix in trie.children:
-            owned[trie.owner(prefix)].append(prefix)
-        labelled = set(trie.ids)
-        queries = [
-            Query(
-                (*context, *path),
-                tuple(len(context) - 1 + len(prefix) for prefix in prefixes),
-                tuple(trie.children[prefix] for prefix in prefixes),
-                rest=any(prefix in labelled for prefix in prefixes),
-            )
-            for context in encoded
-            for path, prefixes in zip(trie.paths, owned, strict=True)
-        ]
-        answers = iter(self._answer(queries))
+        questions = LabelQuestions.of(trie)
+        answers = iter(self._answer([query for context in encoded for query in questions.queries(context)]))
         masses = np.zeros((len(encoded), len(labels)))
         for row in masses:
-            log_probs: dict[Ids, Floats] = {}
-            log_rest: dict[Ids, float] = {}
-            for prefixes in owned:
-                answer = next(answers)
-                cuts = np.cumsum([len(trie.children[prefix]) for prefix in prefixes])[:-1]
-                log_probs.update(zip(prefixes, np.split(answer.log_probs, cuts), strict=True))
-                log_rest.update(zip(prefixes, map(float, answer.rest), strict=True))
-            row[:] = trie.log_masses(log_probs, log_rest)
+            row[:] = questions.masses([next(answers) for _ in trie.paths])
         return masses
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -186,19 +166,70 @@ class TransformersLM:
         Raises:
             ContextLengthError: a context and `max_tokens` exceed the model's context; nothing has been drawn then.
         """
-        _check_lengths("seeds", contexts, seeds)
-        prompts = [self._context(context) for context in contexts]
+        return self.sample_ids([self._context(context) for context in contexts], sampling, seeds)
+
+    def sample_ids(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One draw per prompt of ids; see `TokenLevel`."""
+        _check_lengths("seeds", prompts, seeds)
+        check_ids(prompts, self.network.vocabulary, "prompts")
         self._check_fits([len(prompt) + sampling.max_tokens for prompt in prompts], "context and max_tokens")
         return decode(
             self.network,
             self.codec,
-            [DrawRequest(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)],
+            [DrawRequest(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)],
             sampling,
             batch_rows=self.batch_rows or self.network.usual_batch_rows,
             # A prefill needs no vocabulary-sized rows: it may be larger than a scoring forward.
             batch_tokens=8 * (self.batch_tokens or self.network.usual_batch_tokens),
             model=self.fingerprint(),
         )
+
+    def encode(self, text: str) -> Ids:
+        """Ids of `text` as a target; see `TokenLevel`."""
+        return self.codec.target_ids(text)
+
+    def context_ids(self, context: str) -> Ids:
+        """Ids of `context`, as one user turn for a chat model; see `TokenLevel`."""
+        return self._context(context)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that `ids` add; see `TokenLevel`."""
+        return self.codec.text(ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; see `TokenLevel`."""
+        check_ids([(token_id,)], self.network.vocabulary, "token_id")
+        return self.codec.token_bytes(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """The bytes of one token as text; see `TokenLevel`."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def score_ids(self, sequences: Sequence[Ids], start: Sequence[int], top: int = 0) -> list[TokenScores]:
+        """log p of the tokens from `start` on, with the `top` most probable; see `TokenLevel`."""
+        _check_lengths("start", sequences, start)
+        check_ids(sequences, self.network.vocabulary, "sequences")
+        self._check_fits([len(ids) for ids in sequences], "the ids")
+        for index, (ids, first) in enumerate(zip(sequences, start, strict=True)):
+            if not 1 <= first <= len(ids):
+                raise InputError(
+                    "scores begin at a token that has one before it",
+                    where=f"start[{index}]",
+                    got=first,
+                    expected=f"1 … {len(ids)}",
+                )
+        asked = [i for i, (ids, first) in enumerate(zip(sequences, start, strict=True)) if first < len(ids)]
+        scores = [TokenScores(np.zeros(0), ())] * len(sequences)
+        answers = self._answer([sequence_query(tuple(sequences[i]), start[i], top) for i in asked])
+        for i, answer in zip(asked, answers, strict=True):
+            scores[i] = TokenScores.of(answer)
+        return scores
+
+    def next_log_probs(self, prompts: Sequence[Ids], tokens: Sequence[int] = (), top: int = 0) -> list[TokenScores]:
+        """log p of `tokens` and the `top` most probable after each prompt; see `TokenLevel`."""
+        check_ids([*prompts, (0, *tokens)], self.network.vocabulary, "prompts and tokens")
+        self._check_fits([len(prompt) for prompt in prompts], "the ids")
+        return [TokenScores.of(one) for one in self._answer([next_query(ids, tokens, top) for ids in prompts])]
 
     def _answer(self, queries: Sequence[Query]) -> list[Answer]:
         return self.network.answer(queries, self.batch_tokens or self.network.usual_batch_tokens)
@@ -233,7 +264,7 @@ class TransformersLM:
                 )
 
 
-def _check_lengths(what: str, contexts: Sequence[str], others: Sequence[object]) -> None:
+def _check_lengths(what: str, contexts: Sequence[object], others: Sequence[object]) -> None:
     if len(contexts) != len(others):
         raise InputError(
             f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
