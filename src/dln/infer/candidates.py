@@ -14,7 +14,7 @@ from dln.nn.layer import LayerInput
 from dln.nn.sequential import AnyLayer, Trace
 from dln.numerics import Floats
 
-__all__ = ["Candidates", "Pairs", "Scored", "comparable"]
+__all__ = ["Candidates", "Pairs", "Scored", "Stopped", "comparable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class Candidates:
         correct: [B] whether the present network's prediction was right.
         counted: [B] examples that may be used (scored in the E-step, in no candidate's demonstrations).
         step: number of the training step, 0-based.
+        above: the present network's layers over this one, the output layer last.
     """
 
     key: Key
@@ -42,6 +43,7 @@ class Candidates:
     correct: npt.NDArray[np.bool_]
     counted: npt.NDArray[np.bool_]
     step: int
+    above: tuple[AnyLayer, ...] = ()
 
     @property
     def pairs(self) -> Pairs:
@@ -54,6 +56,21 @@ class Candidates:
         return self.position == self.depth - 1
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A candidate that left the race (see `dln.infer.race`).
+
+    Attributes:
+        round: after which round, 1 is the first.
+        examples: how many its partial score is a mean of.
+        score: the mean over those; another candidate was clearly ahead on the same ones.
+    """
+
+    round: int
+    examples: int
+    score: float
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Candidates with their objective.
@@ -61,10 +78,14 @@ class Scored:
     Attributes:
         layers: [N] the candidates, with their fitted bias and temperature where that applies.
         per_example: [N, B] terms of the objective, NaN for examples that were not used.
+        stopped: [N] where a candidate left the race, None for those that stayed; empty without a race.
+        share: pairs that were scored, as a part of all pairs of all candidates.
     """
 
     layers: tuple[AnyLayer, ...]
     per_example: Floats
+    stopped: tuple[Stopped | None, ...] = ()
+    share: float = 1.0
 
     @property
     def used(self) -> npt.NDArray[np.bool_]:

@@ -7,6 +7,8 @@ for any q, with equality at the exact posterior. Only `log_prob` (a sum over tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dln.infer.candidates import Pairs
@@ -14,7 +16,10 @@ from dln.infer.posterior import Posterior
 from dln.infer.score import score_pairs
 from dln.nn.sequential import Sequential, Trace
 
-__all__ = ["elbo"]
+__all__ = ["Bound", "elbo", "unknown_bound"]
+
+Bound = Callable[[Sequential, Trace, Posterior], float]
+"""A bound of mean log p(y|x) under the present network, in nats; NaN where there is none."""
 
 
 def elbo(network: Sequential, trace: Trace, posterior: Posterior) -> float:
@@ -27,3 +32,8 @@ def elbo(network: Sequential, trace: Trace, posterior: Posterior) -> float:
         total = total + pairs.sum_by_example(values, len(trace))[0]
     known = np.isfinite(total)
     return float(total[known].mean()) if known.any() else float("nan")
+
+
+def unknown_bound(network: Sequential, trace: Trace, posterior: Posterior) -> float:
+    """NaN: for networks with a model that cannot score given texts."""
+    return float("nan")

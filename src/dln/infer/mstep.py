@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.errors import InputError
-from dln.infer.candidates import Candidates
+from dln.infer.candidates import Candidates, Stopped
 from dln.infer.feedback import Feedback
 from dln.infer.objective import Objective
 from dln.infer.prompts import PromptProposal, Proposal, screen
@@ -42,6 +42,8 @@ class LayerInfo:
         dropped: screened-out proposals by reason.
         used: [B] the examples that the scores are a mean of.
         missing: [B] examples that should have been used but could not be scored.
+        stopped: [N] where a candidate left the race, None for those that stayed; empty without a race.
+        share: pairs that were scored, as a part of all pairs of all candidates.
     """
 
     position: int
@@ -54,6 +56,8 @@ class LayerInfo:
     dropped: dict[str, int]
     used: npt.NDArray[np.bool_]
     missing: npt.NDArray[np.bool_]
+    stopped: tuple[Stopped | None, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ class MStep:
             dropped=dropped,
             used=scored.used,
             missing=candidates.counted & ~scored.used,
+            stopped=scored.stopped,
+            share=scored.share,
         )
 
 

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest
-from dln.infer.score import Convention, score_pairs
-from dln.infer.weights import Evidence, Weighting
+from dln.infer.score import Convention
+from dln.infer.weights import Weigher
 from dln.keys import Key
 from dln.lm.base import Completion, Target
-from dln.nn.layer import LayerInput
 from dln.nn.sequential import Sequential, Trace
 from dln.numerics import Floats
 from dln.particles import Particles
@@ -82,14 +81,14 @@ class EStep:
 
     Args:
         proposal: q, where the particles come from.
-        weighting: which terms make their weights.
+        weighting: how they get their weights.
         num_hidden: K, proposals per example.
         convention: how α and β are measured.
         include_forward: whether the forward pass's own ĥ is a particle too (as in the released code).
     """
 
     proposal: HiddenProposal
-    weighting: Weighting
+    weighting: Weigher
     num_hidden: int
     convention: Convention
     include_forward: bool = True
@@ -140,26 +139,15 @@ class EStep:
         return rows
 
     def _weigh(self, request: HiddenRequest, draws: list[list[HiddenDraw]]) -> HiddenLevel:
-        shape = (len(draws), len(draws[0]))
-        flat = [draw.completion for row in draws for draw in row]
-        below = [item for item in request.inputs for _ in range(shape[1])]
-        above = [LayerInput(item.x, completion.text) for item, completion in zip(below, flat, strict=True)]
-        wanted = [target for target in request.wanted for _ in range(shape[1])]
-        alpha, beta = (
-            np.where(scores.usable[0], scores.by(self.convention)[0], np.nan).reshape(shape)
-            for scores in (
-                score_pairs([request.layer], below, flat),
-                score_pairs([request.above], above, wanted),
-            )
-        )
         proposals = tuple(tuple(draw.completion for draw in row) for row in draws)
         log_q = np.array([[draw.log_q for draw in row] for row in draws])
+        evidence = self.weighting.evidence(request, proposals, log_q, self.convention)
         return HiddenLevel(
             proposals=proposals,
             sources=tuple(tuple(draw.source for draw in row) for row in draws),
-            alpha=alpha,
-            beta=beta,
-            weights=self.weighting(Evidence(request, proposals, alpha, beta, log_q, self.convention)),
+            alpha=evidence.alpha,
+            beta=evidence.beta,
+            weights=self.weighting(evidence),
         )
 
 

@@ -19,21 +19,22 @@ from dln.errors import RunFailed
 from dln.infer.calibrate import FixedOutput
 from dln.infer.candidates import Candidates
 from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.elbo import elbo
+from dln.infer.elbo import Bound, elbo
 from dln.infer.feedback import layer_feedback, worked_examples
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.memory import Reservoir, Snapshot
+from dln.infer.ladder import Rungs
 from dln.infer.mstep import LayerInfo, MStep
 from dln.infer.objective import ExpectedLogProb, Objective
 from dln.infer.posterior import EStep, Posterior
 from dln.infer.prompts import MixturePrompts, PromptProposal
+from dln.infer.recall import Recalled
 from dln.infer.regularize import Penalty
 from dln.infer.rewrites import RewriteProposal
 from dln.infer.score import Convention
 from dln.infer.select import Best, Selector
-from dln.infer.weights import Weighting
+from dln.infer.state import Batch, Info, State, init
+from dln.infer.weights import Weigher, Weighting
 from dln.keys import Key
-from dln.nn.sequential import Sequential, Trace
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
 
@@ -48,6 +49,8 @@ class VariationalInference:
         correct: (prediction, target) → whether the prediction is right.
         rewrite_only_wrong: infer hidden texts only where the prediction was wrong.
         reservoir: worked examples kept per layer, where deep networks take demonstrations from.
+        bound: what is reported as the ELBO.
+        rungs: how the models at hand let texts and outputs be scored, for the record.
     """
 
     e_step: EStep
@@ -55,6 +58,8 @@ class VariationalInference:
     correct: Callable[[str, str], bool]
     rewrite_only_wrong: bool = False
     reservoir: int = 256
+    bound: Bound = elbo
+    rungs: Rungs = field(default_factory=Rungs)
 
 
 def build(
@@ -63,7 +68,7 @@ def build(
     num_prompts: int = 10,
     q_hidden: HiddenProposal | None = None,
     q_prompt: PromptProposal | None = None,
-    weighting: Weighting | None = None,
+    weighting: Weigher | None = None,
     score: Convention = "log_prob",
     hidden_objective: Objective | None = None,
     output_objective: Objective | None = None,
@@ -76,6 +81,8 @@ def build(
     rewrite_only_wrong: bool = False,
     reservoir: int = 256,
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
+    bound: Bound = elbo,
+    rungs: Rungs | None = None,
 ) -> VariationalInference:
     """The algorithm from its decisions, each with a plain default.
 
@@ -106,78 +113,17 @@ def build(
         correct=correct,
         rewrite_only_wrong=rewrite_only_wrong,
         reservoir=reservoir,
+        bound=bound,
+        rungs=rungs or Rungs(),
     )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Labelled examples of one step.
-
-    Attributes:
-        x: inputs.
-        y: wanted outputs.
-        pool: other labelled (input, output) pairs, which may be shown as demonstrations.
-    """
-
-    x: tuple[str, ...]
-    y: tuple[str, ...]
-    pool: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """What training changes.
-
-    Attributes:
-        network: with the present prompts.
-        step: updates done.
-        memory: the best networks so far by validation, best first; their prompts are candidates too.
-        reservoir: worked examples of each layer from earlier batches.
-    """
-
-    network: Sequential
-    step: int = 0
-    memory: tuple[Snapshot, ...] = ()
-    reservoir: Reservoir = field(default_factory=Reservoir)
-
-
-@dataclass(frozen=True, eq=False)
-class Info:
-    """Everything a viewer could want to know of one step.
-
-    Attributes:
-        trace: the forward pass.
-        correct: [B] whether each prediction was right.
-        posterior: the inferred hidden texts.
-        layers: M-steps in the order they were taken; a frozen layer has none.
-        elbo: of the batch before the M-step, in nats per example (see `dln.infer.elbo`); NaN if no
-            example could be scored.
-        excluded: examples left out because a score was missing or not finite.
-    """
-
-    trace: Trace
-    correct: tuple[bool, ...]
-    posterior: Posterior
-    layers: tuple[LayerInfo, ...]
-    elbo: float
-    excluded: int
-
-    @property
-    def accuracy(self) -> float:
-        """Part of the batch that was right before the step."""
-        return float(np.mean(self.correct))
-
-
-def init(network: Sequential) -> State:
-    """The state before the first step."""
-    return State(network)
 
 
 def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tuple[State, Info]:
     """One step: forward, E-step, M-step of every layer.
 
     All layers choose under the same posterior, with the present prompt among the candidates, so a step
-    never lowers the batch objective Σ_l s_l.
+    never lowers the batch objective Σ_l s_l. What is asked twice within the step is asked of the models
+    once (`dln.infer.recall`).
 
     Args:
         state: where training stands.
@@ -188,7 +134,8 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     Raises:
         RunFailed: not one example of the batch could be scored.
     """
-    network = state.network
+    memory = Recalled.of(state.network.layers)
+    network = memory.remembering_network(state.network)
     trace = network.sample(key.child("forward"), batch.x, temperature=0.0)
     correct = [vi.correct(p, y) for p, y in zip(trace.predictions, batch.y, strict=True)]
 
@@ -208,6 +155,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
             correct=np.array(correct, dtype=np.bool_),
             counted=posterior.scored,
             step=state.step,
+            above=network.layers[l + 1 :],
         )
         feedback = layer_feedback(key, l, trace, posterior, correct, batch.pool, state.reservoir)
         remembered = tuple(snapshot.prompts[l] for snapshot in state.memory)
@@ -219,14 +167,15 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         trace=trace,
         correct=tuple(correct),
         posterior=posterior,
-        layers=tuple(steps),
-        elbo=elbo(network, trace, posterior),
+        layers=tuple(replace(step, layers=tuple(map(memory.plain, step.layers))) for step in steps),
+        elbo=vi.bound(network, trace, posterior),
         excluded=_excluded(steps, posterior),
+        rungs=vi.rungs,
     )
     reservoir = state.reservoir
     if len(network) > 1:
         reservoir = reservoir.add(worked_examples(trace, posterior), limit=vi.reservoir)
-    return replace(state, network=improved, step=state.step + 1, reservoir=reservoir), info
+    return replace(state, network=memory.plain_network(improved), step=state.step + 1, reservoir=reservoir), info
 
 
 def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:

@@ -19,6 +19,7 @@ from dln.errors import InputError
 from dln.infer.hidden import HiddenRequest
 from dln.infer.score import Convention, score_pairs
 from dln.lm.base import Completion
+from dln.nn.layer import LayerInput
 from dln.numerics import Floats, logsumexp, softmax
 
 __all__ = [
@@ -27,9 +28,15 @@ __all__ = [
     "MinusProposal",
     "MutualInformation",
     "Prior",
+    "UniformWeights",
+    "Weigher",
     "WeightTerm",
     "Weighting",
 ]
+
+
+Proposed = tuple[tuple[Completion, ...], ...]
+"""[B][K] texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,24 @@ class Evidence:
     beta: Floats
     log_q: Floats
     convention: Convention
+
+
+class Weigher(Protocol):
+    """How the particles of a hidden level get their weights."""
+
+    def evidence(
+        self,
+        request: HiddenRequest,
+        proposals: tuple[tuple[Completion, ...], ...],
+        log_q: Floats,
+        convention: Convention,
+    ) -> Evidence:
+        """What is asked of the models to weigh [B][K] proposals."""
+        ...
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] weights; rows sum to one, or are NaN where no particle is usable."""
+        ...
 
 
 class WeightTerm(Protocol):
@@ -133,9 +158,15 @@ class Weighting:
         terms: what is added up.
         temperature: > 0; below 1 sharpens.
         argmax_only: all weight on the heaviest particle (the first of equals).
-        prune: a particle lighter than this weighs nothing, and the M-step need not score it. What is left
-            is renormalised: another q, and the ELBO of any q is a bound. Objectives change by at most
-            prune · K times the largest difference of log p among particles.
+        prune: a particle lighter than min(prune, 1/2K) weighs nothing, and the M-step need not score it;
+            0 keeps all. What is left is renormalised: another q, and the ELBO of any q is a bound.
+
+    What pruning changes: let ε be the weight of an example's dropped particles, ε ≤ (K − 1) · prune. For any
+    numbers f^k (log p under one candidate, say) whose mean over the kept particles is f̄ and over the dropped
+    ones f̲, the example's term Σ_k w^k f^k changes by exactly ε (f̄ − f̲), so by at most
+    (K − 1) · prune · (max_k f^k − min_k f^k). A layer between two hidden levels has pairs of particles, and
+    ε ≤ 2 (K − 1) · prune. The difference between two candidates changes by at most the same with f the
+    difference of their log p: a lead larger than that decides as it would without pruning.
     """
 
     terms: tuple[WeightTerm, ...] = (Likelihood(), Prior())
@@ -150,6 +181,25 @@ class Weighting:
             raise InputError("posterior_temp must be finite and > 0", where="posterior_temp", got=self.temperature)
         if not 0 <= self.prune < 1:
             raise InputError("prune must lie in [0, 1)", where="prune", got=self.prune)
+
+    def evidence(
+        self,
+        request: HiddenRequest,
+        proposals: tuple[tuple[Completion, ...], ...],
+        log_q: Floats,
+        convention: Convention,
+    ) -> Evidence:
+        """Scores all particles under their own layer (α) and what is wanted after them (β)."""
+        shape = (len(proposals), len(proposals[0]))
+        flat = [completion for row in proposals for completion in row]
+        below = [item for item in request.inputs for _ in range(shape[1])]
+        above = [LayerInput(item.x, completion.text) for item, completion in zip(below, flat, strict=True)]
+        wanted = [target for target in request.wanted for _ in range(shape[1])]
+        alpha, beta = (
+            np.where(scores.usable[0], scores.by(convention)[0], np.nan).reshape(shape)
+            for scores in (score_pairs([request.layer], below, flat), score_pairs([request.above], above, wanted))
+        )
+        return Evidence(request, proposals, alpha, beta, log_q, convention)
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
@@ -170,3 +220,27 @@ class Weighting:
         kept = np.where(weights < min(self.prune, 0.5 / total.shape[1]), 0.0, weights)
         kept[some] /= kept[some].sum(axis=1, keepdims=True)
         return kept
+
+
+@dataclass(frozen=True)
+class UniformWeights:
+    """q^k = 1/K: for models that cannot score a given text. Nothing is asked of them.
+
+    Texts drawn from the prior stand for p(h|x) then, and the output layer's objective is a bound of
+    log p(y|x); of those drawn with a look at the label nothing like it can be said.
+    """
+
+    def evidence(
+        self,
+        request: HiddenRequest,
+        proposals: tuple[tuple[Completion, ...], ...],
+        log_q: Floats,
+        convention: Convention,
+    ) -> Evidence:
+        """No scores: α and β are NaN."""
+        unknown = np.full((len(proposals), len(proposals[0])), np.nan)
+        return Evidence(request, proposals, unknown, unknown, log_q, convention)
+
+    def __call__(self, evidence: Evidence) -> Floats:
+        """[B, K] equal weights."""
+        return np.full(evidence.alpha.shape, 1.0 / evidence.alpha.shape[1])

@@ -1,0 +1,103 @@
+"""Which rung of the ladder of capabilities a network's models allow, and what is lost on the lower ones.
+
+Inference asks two things of its models: log p of a hidden text (to weigh it, and to judge the prompts of
+hidden layers) and log p of the wanted output. A model behind an API often answers only the second, or
+neither. Training goes on all the same:
+
+    hidden texts   target scoring, prompt log-probs, forced decoding
+                   else: equal weights, and prompts are judged by what is drawn from them (Monte-Carlo)
+    outputs        the same, top-k, Monte-Carlo
+                   else: accuracy
+
+Both are looked at together: a hidden text is weighed by its own log-probability and by that of the
+output above it, so weights need both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dln.lm.base import Rung
+from dln.nn.choice import ChoiceLayer
+from dln.nn.sequential import AnyLayer, Sequential
+
+__all__ = ["Rungs"]
+
+CENSORED: dict[Rung, str] = {
+    "top-k": "labels beyond the model's most probable tokens are only known to be less probable than those",
+    "Monte-Carlo": "label probabilities are frequencies among draws, and as coarse as those",
+}
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """By which rung each part of a step goes.
+
+    Attributes:
+        weights: how hidden texts are weighed; "uniform" where they cannot be, None without hidden layers.
+        hidden: how prompts of hidden layers are judged; None without hidden layers.
+        output: how prompts of the output layer are judged.
+        lost: what the lower rungs cost, in sentences; empty where nothing is lost.
+    """
+
+    weights: str | None = "target scoring"
+    hidden: str | None = "target scoring"
+    output: str = "target scoring"
+    lost: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, network: Sequential) -> Rungs:
+        """The best rungs that the capabilities of the network's models allow."""
+        below, top = network.layers[:-1], network.layers[-1]
+        mute = [layer for layer in below if not layer.lm.capabilities.scores_targets]
+        output = _output(top)
+        lost = _lost_output(top, output)
+        if not below:
+            return cls(None, None, output, lost)
+        if not mute and output != "accuracy":
+            worst = next((layer.lm.capabilities.target_rung for layer in below), "target scoring")
+            return cls(worst, worst, output, lost)
+        judged = "accuracy" if output == "accuracy" else "Monte-Carlo"
+        return cls("uniform", judged, output, (*_lost_hidden(mute, judged), *lost))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether hidden texts, if there are any, have posterior weights."""
+        return self.weights != "uniform"
+
+    @property
+    def scores(self) -> bool:
+        """Whether the wanted output has a log-probability."""
+        return self.output != "accuracy"
+
+    def without(self, what: str) -> Rungs:
+        """The same with one more thing lost."""
+        return replace(self, lost=(*self.lost, what))
+
+
+def _output(layer: AnyLayer) -> Rung:
+    can = layer.lm.capabilities
+    if isinstance(layer, ChoiceLayer):
+        return can.rung
+    return can.target_rung if can.scores_targets else "accuracy"
+
+
+def _lost_hidden(mute: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
+    names = ", ".join(dict.fromkeys(layer.lm.name for layer in mute))
+    why = f"{names} cannot score given texts" if names else "the output has no log-probability to weigh them by"
+    how = "the part of right answers" if judged == "accuracy" else "log p of the wanted output"
+    return (
+        f"hidden texts have equal posterior weights: {why}",
+        f"prompts of hidden layers are judged by {how} after texts drawn from them, which is noisier than their scores",
+        "the evidence lower bound is not known",
+    )
+
+
+def _lost_output(layer: AnyLayer, rung: Rung) -> tuple[str, ...]:
+    if rung == "accuracy":
+        return (
+            f"outputs are judged by accuracy: {layer.lm.name} returns no log-probability of them, "
+            "and prompts tie more often",
+        )
+    return (CENSORED[rung],) if rung in CENSORED else ()

@@ -1,0 +1,219 @@
+"""Racing: candidates are scored on a growing part of the batch, and who is clearly behind stops.
+
+    round r:  S_1 ⊂ S_2 ⊂ … ⊂ S_R = all n counted examples;   every candidate still in is scored on S_r
+    d_i     = s^candidate_i − s^leader_i   for i in S_r,      leader = best mean on S_r
+    stop if   mean(d) + radius < 0
+
+The reference is full scoring of the very same n examples, so a round is a sample without replacement
+from a finite batch, and the radius shrinks to nothing as the round grows to the batch. Rounds ask the
+models only for what the earlier ones did not ask (see `dln.infer.recall`). Who is still in at the end
+is scored on all examples by the same call as without racing: the winner and the incumbent, who never
+stops, have complete scores, equal to those of full scoring.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from dln.errors import InputError
+from dln.infer.candidates import Candidates, Scored, Stopped, comparable
+from dln.infer.objective import Objective
+from dln.infer.recall import Recalled
+from dln.lm.base import text_of
+from dln.numerics import Floats
+
+__all__ = ["BehindLeader", "Race", "StoppingRule"]
+
+Flags = npt.NDArray[np.bool_]
+
+
+class StoppingRule(Protocol):
+    """Who is clearly behind after a round."""
+
+    def __call__(self, per_example: Floats, total: int, rivals: int, checks: int) -> Flags:
+        """[M] True for a candidate that stops.
+
+        Args:
+            per_example: [M, B] terms of the candidates still in, NaN for examples not scored yet.
+            total: n, the examples that full scoring would use.
+            rivals: N − 1, the candidates that one could be compared with, stopped ones included.
+            checks: R − 1, how often the rule is asked in this race.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BehindLeader:
+    """Stop where the mean paired difference to the leader plus its confidence radius is below zero.
+
+        radius = t_{m−1}(1 − δ') · max(s_d, s̃) · √(1/m − 1/n),     δ' = δ / ((R − 1)(N − 1))
+
+    m examples are scored of n, s_d is the standard deviation of the differences, s̃ the median of the
+    candidates' s_d (a few differences may agree by chance; where s̃ and s_d are 0 nothing is known of
+    the spread and nobody stops). √(1/m − 1/n) is the finite-population correction of 1/√m.
+
+    Guarantee: let w be the winner of full scoring. If its paired differences to any other candidate are
+    normally distributed over examples and the order of the examples is independent of them, then
+    (mean over n − mean over m) / (s_d √(1/m − 1/n)) has exactly a t distribution with m − 1 degrees of
+    freedom, so w is stopped against a given leader in a given round with probability ≤ δ'. The leader
+    is one of N − 1 others and there are R − 1 rounds that stop: by the union bound w is stopped in the
+    race with probability ≤ δ, however the leaders come about. Without normality this holds as far as the
+    central limit theorem has got at m examples; s̃ is there for the rest. A term that depends on the
+    other examples of its round (an output layer fitted to them) is compared as that round has it, see
+    `Race`.
+
+    Args:
+        error: δ, between 0 and 1.
+    """
+
+    error: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error < 1:
+            raise InputError("the error of racing must lie between 0 and 1", where="race_error", got=self.error)
+
+    def __call__(self, per_example: Floats, total: int, rivals: int, checks: int) -> Flags:
+        """[M] who stops; nobody on fewer than two comparable examples."""
+        used = comparable(np.isfinite(per_example))
+        count = int(used.sum())
+        if count < 2 or count >= total:
+            return np.zeros(len(per_example), dtype=np.bool_)
+        terms = per_example[:, used]
+        leader = int(np.nanargmax(terms.mean(axis=1)))
+        differences = terms - terms[leader]
+        spread = differences.std(axis=1, ddof=1)
+        others = np.delete(spread, leader)
+        known = others[np.isfinite(others)]
+        spread = np.maximum(spread, np.median(known) if len(known) else 0.0)
+        quantile = float(cast(float, stats.t.ppf(1 - self.error / (rivals * checks), count - 1)))
+        radius = quantile * spread * np.sqrt(1 / count - 1 / total)
+        # a candidate without scores compares as NaN, which is never below zero
+        return np.asarray((spread > 0) & (differences.mean(axis=1) + radius < 0), dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Race:
+    """An objective that scores in rounds and leaves out who cannot win any more.
+
+    Examples are taken in a random order that spreads the wanted outputs evenly, drawn from the step's
+    key. The first round has `start` of the counted examples and `fewest` at least, each further one
+    twice as many, the last one all.
+
+    The comparison is of the objective alone. Where a penalty is taken off the scores afterwards, a
+    candidate that is behind could still win, so a layer with penalties must not be raced
+    (`dln.train.assemble` does not).
+
+    An output layer that is fitted anew for each candidate is fitted in every round to that round's
+    examples, cross-fitted as always: each term is held out, but by a fit to fewer examples than in the
+    end. Candidates are thus compared after equal amounts of fitting, and the rounds have
+    `fewest_fitted` examples at least per fitted label, because a fit to less mostly shows its prior.
+
+    Args:
+        objective: what is wrapped.
+        rule: who stops.
+        start: part of the counted examples in the first round.
+        fewest: examples in the first round at least.
+    """
+
+    objective: Objective
+    rule: StoppingRule = field(default_factory=BehindLeader)
+    start: float = 0.25
+    fewest: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start <= 1:
+            raise InputError("the first round's part must lie in (0, 1]", where="race_start", got=self.start)
+        if self.fewest < 2:
+            raise InputError("a round needs two examples or more", where="race", got=self.fewest)
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """Terms of the survivors on all counted examples; stopped candidates are all NaN."""
+        memory = Recalled.of((*candidates.layers, *candidates.above))
+        running = replace(
+            candidates,
+            layers=tuple(map(memory.remembering, candidates.layers)),
+            above=tuple(map(memory.remembering, candidates.above)),
+        )
+        order = balanced_order(candidates)
+        rounds = self.rounds(len(order))
+        rivals, checks = len(candidates.layers) - 1, len(rounds) - 1
+        alive = list(range(len(candidates.layers)))
+        stopped: list[Stopped | None] = [None] * len(alive)
+        cost = _Cost.of(candidates, order)
+        for number, size in enumerate(rounds[:-1], 1):
+            if len(alive) == 1:
+                break
+            part = self.objective(_some(running, alive, order[:size]))
+            cost = cost.after(size, len(alive))
+            out = self.rule(part.per_example, len(order), rivals, checks)
+            scores = part.scores
+            for place, n in enumerate(alive):
+                # the incumbent is compared with in the end: its score is complete
+                if out[place] and n != 0:
+                    stopped[n] = Stopped(number, int(part.used.sum()), float(scores[place]))
+            alive = [n for n in alive if stopped[n] is None]
+        final = self.objective(_some(running, alive, order))
+        terms = np.full((len(candidates.layers), len(candidates.trace)), np.nan)
+        terms[alive] = final.per_example
+        layers = list(candidates.layers)
+        for n, layer in zip(alive, final.layers, strict=True):
+            layers[n] = memory.plain(layer)
+        return Scored(tuple(layers), terms, tuple(stopped), cost.after(len(order), len(alive)).share)
+
+    def rounds(self, total: int) -> list[int]:
+        """Examples scored by the end of each round, for `total` counted ones; the last is all of them."""
+        sizes: list[int] = []
+        size = max(self.fewest, int(np.ceil(self.start * total)))
+        while size < total:
+            sizes.append(size)
+            size *= 2
+        return [*sizes, total]
+
+
+def balanced_order(candidates: Candidates) -> list[int]:
+    """The counted examples in random order, the wanted outputs spread evenly over it."""
+    generator = candidates.key.child("race").generator()
+    wanted = [text_of(particles.mode) for particles in candidates.posterior.levels[-1]]
+    members: defaultdict[str, list[int]] = defaultdict(list)
+    for i in generator.permutation(np.flatnonzero(candidates.counted)):
+        members[wanted[int(i)]].append(int(i))
+    places: list[tuple[float, int]] = []
+    for group in members.values():
+        offset = generator.random()
+        places.extend(((rank + offset) / len(group), i) for rank, i in enumerate(group))
+    return [i for _, i in sorted(places)]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Pairs scored so far, against all pairs of all candidates."""
+
+    pairs: tuple[int, ...]
+    candidates: int
+    seen: int = 0
+    scored: int = 0
+
+    @classmethod
+    def of(cls, candidates: Candidates, order: list[int]) -> _Cost:
+        counts = np.bincount(candidates.pairs.examples, minlength=len(candidates.trace))
+        return cls(tuple(int(counts[i]) for i in order), len(candidates.layers))
+
+    def after(self, size: int, alive: int) -> _Cost:
+        return replace(self, seen=size, scored=self.scored + alive * sum(self.pairs[self.seen : size]))
+
+    @property
+    def share(self) -> float:
+        everything = self.candidates * sum(self.pairs)
+        return self.scored / everything if everything else 1.0
+
+
+def _some(candidates: Candidates, alive: list[int], examples: list[int]) -> Candidates:
+    counted = np.zeros(len(candidates.trace), dtype=np.bool_)
+    counted[examples] = True
+    return replace(candidates, layers=tuple(candidates.layers[n] for n in alive), counted=counted)

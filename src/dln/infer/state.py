@@ -1,0 +1,81 @@
+"""What goes into a training step and what comes out: the batch, the state, and what is said of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dln.infer.ladder import Rungs
+from dln.infer.memory import Reservoir, Snapshot
+from dln.infer.mstep import LayerInfo
+from dln.infer.posterior import Posterior
+from dln.nn.sequential import Sequential, Trace
+
+__all__ = ["Batch", "Info", "State", "init"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled examples of one step.
+
+    Attributes:
+        x: inputs.
+        y: wanted outputs.
+        pool: other labelled (input, output) pairs, which may be shown as demonstrations.
+    """
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    pool: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What training changes.
+
+    Attributes:
+        network: with the present prompts.
+        step: updates done.
+        memory: the best networks so far by validation, best first; their prompts are candidates too.
+        reservoir: worked examples of each layer from earlier batches.
+    """
+
+    network: Sequential
+    step: int = 0
+    memory: tuple[Snapshot, ...] = ()
+    reservoir: Reservoir = field(default_factory=Reservoir)
+
+
+@dataclass(frozen=True, eq=False)
+class Info:
+    """Everything a viewer could want to know of one step.
+
+    Attributes:
+        trace: the forward pass.
+        correct: [B] whether each prediction was right.
+        posterior: the inferred hidden texts.
+        layers: M-steps in the order they were taken; a frozen layer has none.
+        elbo: of the batch before the M-step, in nats per example (see `dln.infer.elbo`); NaN if no
+            example could be scored.
+        excluded: examples left out because a score was missing or not finite.
+        rungs: how texts and outputs were scored, and what that lost.
+    """
+
+    trace: Trace
+    correct: tuple[bool, ...]
+    posterior: Posterior
+    layers: tuple[LayerInfo, ...]
+    elbo: float
+    excluded: int
+    rungs: Rungs = field(default_factory=Rungs)
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the batch that was right before the step."""
+        return float(np.mean(self.correct))
+
+
+def init(network: Sequential) -> State:
+    """The state before the first step."""
+    return State(network)
