@@ -15,9 +15,9 @@ import torch
 from conftest import build_tiny_model
 from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Completion, LanguageModel, Sampling
+from dln.lm.causal_model import CausalModel
 from dln.lm.checkpoint import Source, load_checkpoint
 from dln.lm.laws import LAWS, Law, LawCase
-from dln.lm.network import Network
 from dln.lm.transformers import TransformersLM
 from dln.numerics import log_softmax, logsumexp
 
@@ -124,13 +124,13 @@ def test_draws_do_not_depend_on_the_batch_even_under_noise(
     lm.network.noise = 0.01
     contexts = [f"the cat {i} " * (i % 7 + 1) for i in range(64)]
     generator = torch.Generator().manual_seed(0)
-    step = Network.step
+    step = CausalModel.step
 
-    def noisy_step(self: Network, inputs: torch.Tensor, mask: torch.Tensor, cache: object) -> object:
+    def noisy_step(self: CausalModel, inputs: torch.Tensor, mask: torch.Tensor, cache: object) -> object:
         cache, logits = step(self, inputs, mask, cache)
         return cache, logits + (torch.rand(logits.shape, generator=generator) * 2 - 1) * 0.0099
 
-    monkeypatch.setattr(Network, "step", noisy_step)
+    monkeypatch.setattr(CausalModel, "step", noisy_step)
     draws = [
         [draw.token_ids for draw in replace(lm, batch_rows=rows).sample(contexts, sampling, range(64))]
         for rows in (1, 3, 16, 64)
@@ -199,21 +199,21 @@ def test_too_long_requests_are_named_before_any_forward(tiny_lm: TransformersLM)
 def test_a_shortage_of_memory_halves_the_batch(tiny_lm: TransformersLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tiny_lm.log_prob(CONTEXTS[:3], TARGETS)
     drawn = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
-    forward = Network._forward
+    forward = CausalModel._forward
 
-    def small_memory(self: Network, rows: object, **inputs: torch.Tensor) -> object:
+    def small_memory(self: CausalModel, rows: object, **inputs: torch.Tensor) -> object:
         if len(inputs["input_ids"]) > 1:
             raise torch.OutOfMemoryError("too large")
         return forward(self, rows, **inputs)
 
-    monkeypatch.setattr(Network, "_forward", small_memory)
+    monkeypatch.setattr(CausalModel, "_forward", small_memory)
     before = tiny_lm.diagnostics["out_of_memory_splits"]
     for got, wanted in zip(tiny_lm.log_prob(CONTEXTS[:3], TARGETS), expected, strict=True):
         np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
     again = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
     assert [draw.token_ids for draw in again] == [draw.token_ids for draw in drawn]
     assert tiny_lm.diagnostics["out_of_memory_splits"] > before
-    monkeypatch.setattr(Network, "_forward", lambda *_a, **_k: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    monkeypatch.setattr(CausalModel, "_forward", lambda *_a, **_k: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(InputError, match="memory"):
         tiny_lm.log_prob(["the"], ["cat"])
 

@@ -1,7 +1,7 @@
 """Reading a model from disk or hub: folders of safetensors, hub ids, GGUF files.
 
 Loading is quiet, touches the network only for a hub id that is not in the local cache, and ends in a
-`Network` and a tokenizer or in one error that says what to do.
+`CausalModel` and a tokenizer or in one error that says what to do.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from dln.errors import CorruptDataError, DlnError, InputError, ProviderError
+from dln.lm.causal_model import CausalModel
 from dln.lm.digests import file_digest
-from dln.lm.network import Network
 from dln.lm.tokens import Codec, Tokenizer
 
 __all__ = ["Checkpoint", "Source", "load_checkpoint"]
@@ -48,7 +48,7 @@ class Source:
 class Checkpoint:
     """A model in memory: its forwards and its tokenizer, shared by siblings with and without chat."""
 
-    network: Network
+    network: CausalModel
     codec: Codec
 
 
@@ -85,7 +85,7 @@ def load_checkpoint(source: Source) -> Checkpoint:
     model = cast(Any, model).to(device).eval()
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
         raise _not_causal(source.location, type(model).__name__)
-    network = Network(model, source.identity or _identity(source.location, model))
+    network = CausalModel(model, source.identity or _identity(source.location, model))
     _check_causal(network, source.location, type(model).__name__)
     return Checkpoint(network, Codec(cast(Tokenizer, tokenizer), _eos_ids(model)))
 
@@ -144,7 +144,7 @@ def _not_causal(location: str, got: str) -> InputError:
     return InputError("this is not a causal language model", where=location, got=got, expected="a decoder-only model")
 
 
-def _check_causal(network: Network, location: str, kind: str) -> None:
+def _check_causal(network: CausalModel, location: str, kind: str) -> None:
     """A later token must not change an earlier prediction: some loaders turn an encoder into a `CausalLM`."""
     import numpy as np
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dln.lm.base import Completion, Sampling
 from dln.lm.batches import bucket
-from dln.lm.network import Network
+from dln.lm.causal_model import CausalModel
 from dln.lm.token_choice import TokenChoice, choose
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
@@ -50,7 +50,7 @@ class _Row:
 
 
 def decode(
-    network: Network,
+    network: CausalModel,
     codec: Codec,
     requests: Sequence[DrawRequest],
     sampling: Sampling,
@@ -84,7 +84,7 @@ def decode(
     return [done[request] for request in requests]
 
 
-def _decode_batch(network: Network, codec: Codec, requests: Sequence[DrawRequest], sampling: Sampling) -> list[_Row]:
+def _decode_batch(network: CausalModel, codec: Codec, requests: Sequence[DrawRequest], sampling: Sampling) -> list[_Row]:
     import torch
 
     prompts = list(dict.fromkeys(request.prompt for request in requests))
@@ -110,7 +110,7 @@ def _decode_batch(network: Network, codec: Codec, requests: Sequence[DrawRequest
         cache, logits = network.step(inputs, mask, cache)
 
 
-def _choice(network: Network, row: _Row, logits: Floats, sampling: Sampling) -> TokenChoice:
+def _choice(network: CausalModel, row: _Row, logits: Floats, sampling: Sampling) -> TokenChoice:
     position = len(row.ids)
     choice = choose(logits, sampling, row.request.seed, position, network.noise)
     network.counters.choices += 1

@@ -14,11 +14,11 @@ import numpy as np
 
 from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.lm.causal_model import CausalModel
 from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
 from dln.lm.decoding import DrawRequest, decode
 from dln.lm.label_scoring import LabelQuestions
 from dln.lm.labels import LabelTrie
-from dln.lm.network import Network
 from dln.lm.query import Answer, Ids, Query
 from dln.lm.token_level import TokenScores, check_ids, next_query, sequence_query
 from dln.lm.tokens import Codec
@@ -75,7 +75,7 @@ class TransformersLM:
         return replace(self, name=name, chat=chat)
 
     @property
-    def network(self) -> Network:
+    def network(self) -> CausalModel:
         """The model's forwards."""
         return self.checkpoint.network
 

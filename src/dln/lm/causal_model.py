@@ -1,4 +1,4 @@
-"""A causal network in torch: forwards, the output head on chosen rows only, and what they cost.
+"""A causal language model in torch: forwards, the output head on chosen rows only, and what they cost.
 
 The model's own forward is used as it is, so that whatever it does to its logits (scaling, soft capping) is
 kept; only the rows that predict a wanted token are let through to its output head, because for a whole batch
@@ -25,7 +25,7 @@ from dln.numerics import Floats
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Counters", "Network"]
+__all__ = ["CausalModel", "Counters"]
 
 T = TypeVar("T")
 MAX_BATCH_ROWS = 4096
@@ -36,7 +36,7 @@ NOISE = {"float32": 4e-4, "float64": 1e-9, "bfloat16": 0.1, "float16": 0.02}
 
 @dataclass(slots=True)
 class Counters:
-    """What a network did so far: forwards, tokens asked and tokens fed (padding aside), and rare events."""
+    """What a model did so far: forwards, tokens asked and tokens fed (padding aside), and rare events."""
 
     forwards: int = 0
     asked: int = 0
@@ -47,7 +47,7 @@ class Counters:
 
 
 @dataclass(eq=False)
-class Network:
+class CausalModel:
     """A loaded model: forwards from ids to logits, no text.
 
     Args:
