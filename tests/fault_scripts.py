@@ -260,6 +260,7 @@ FAULTS: dict[str, Fault] = {
     "body breaks off": delivered("half then end"),
     "body stalls": delivered("half then nothing"),
     "slow body": delivered("slow", 0.4),
+    "body drips for ever": delivered("slow", 60.0),
     "truncated JSON": cut_json,
     "malformed JSON": raw(b'{"choices": [}'),
     "JSON of another kind": raw(b'["choices"]'),

@@ -68,29 +68,30 @@ class FaultServer:
         manners: what it can do when nothing is played.
         latency: seconds before each reply.
         port: 0 takes a free one.
+        keep_alive: whether a connection serves more than one request.
 
     Attributes:
         seen: every request, in the order of arrival.
         in_flight: the most requests that were being answered at once.
     """
 
-    def __init__(self, manners: Manners | None = None, *, latency: float = 0.0, port: int = 0) -> None:
+    def __init__(
+        self, manners: Manners | None = None, *, latency: float = 0.0, port: int = 0, keep_alive: bool = True
+    ) -> None:
         self.manners = manners or Manners()
         self.latency = latency
+        self.keep_alive = keep_alive
         self.seen: list[Seen] = []
         self.in_flight = 0
         self._now = 0
         self._scripts: list[_Script] = []
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", port))
-        self._listener.listen(BACKLOG)
-        self._listener.setblocking(False)
+        self._listener = _listener(port)
         self.port: int = self._listener.getsockname()[1]
         self._stuffing: list[socket.socket] = []
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._serve, name="fault server", daemon=True)
+        self._accepting: asyncio.Future[tuple[socket.socket, Any]] | None = None
         self._stopping = self._open = asyncio.Event()
 
     @property
@@ -135,7 +136,26 @@ class FaultServer:
         for extra in self._stuffing:
             extra.close()
         self._stuffing.clear()
-        self._listener.listen(BACKLOG)
+        if self._listener.fileno() >= 0:
+            self._listener.listen(BACKLOG)
+        self._call(self._open.set)
+
+    def stop_listening(self) -> None:
+        """Nothing is there: connections are refused, and those that are open go on."""
+        closed = threading.Event()
+
+        def close() -> None:
+            self._open.clear()
+            if self._accepting is not None:
+                self._accepting.cancel()
+            self._loop.call_soon(lambda: (self._listener.close(), closed.set()))
+
+        self._call(close)
+        closed.wait(5)
+
+    def listen_again(self) -> None:
+        """The server is back, at the same port."""
+        self._listener = _listener(self.port)
         self._call(self._open.set)
 
     def __enter__(self) -> Self:
@@ -166,11 +186,13 @@ class FaultServer:
             gate.cancel()
             if stop.done():
                 break
-            accepting = asyncio.ensure_future(self._loop.sock_accept(self._listener))
+            self._accepting = accepting = asyncio.ensure_future(self._loop.sock_accept(self._listener))
             await asyncio.wait({accepting, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not accepting.done():
                 accepting.cancel()
                 break
+            if accepting.cancelled():
+                continue
             connection, _ = accepting.result()
             task = self._loop.create_task(self._connection(connection))
             self._tasks.add(task)
@@ -233,6 +255,8 @@ class FaultServer:
 
     async def _deliver(self, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         fields = [*reply.headers, ("Content-Length", str(len(reply.body)))]
+        if not self.keep_alive:
+            fields.append(("Connection", "close"))
         start = f"HTTP/1.1 {reply.status} {REASONS.get(reply.status, 'Error')}\r\n"
         message = (start + "".join(f"{k}: {v}\r\n" for k, v in fields) + "\r\n").encode("latin-1") + reply.body
         half = message[: len(message) - (len(reply.body) + 1) // 2]
@@ -243,11 +267,12 @@ class FaultServer:
             _reset(writer)
             return False
         if reply.delivery == "slow":
-            for at in range(0, len(message), max(1, len(message) // 20)):
-                writer.write(message[at : at + max(1, len(message) // 20)])
+            size = max(1, round(0.1 * len(message) / reply.seconds))  # a piece every tenth of a second
+            for at in range(0, len(message), size):
+                writer.write(message[at : at + size])
                 await writer.drain()
-                await asyncio.sleep(reply.seconds / 20)
-            return True
+                await asyncio.sleep(0.1)
+            return self.keep_alive
         writer.write(half if reply.delivery.startswith("half") else message)
         await writer.drain()
         if reply.delivery == "twice":
@@ -257,7 +282,16 @@ class FaultServer:
             _reset(writer)
         elif reply.delivery == "half then nothing":
             await reader.read(1)
-        return reply.delivery in {"whole", "twice"}
+        return self.keep_alive and reply.delivery in {"whole", "twice"}
+
+
+def _listener(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -107,6 +107,16 @@ def test_no_connection_can_be_made_while_the_door_is_closed(server: FaultServer)
     completion(server)
 
 
+def test_nothing_listens_until_the_server_is_back_at_its_port(server: FaultServer):
+    completion(server)
+    server.stop_listening()
+    for _ in range(2):
+        with pytest.raises(ConnectionRefusedError):
+            completion(server)
+    server.listen_again()
+    completion(server)
+
+
 @pytest.mark.parametrize("name", ["truncated JSON", "malformed JSON", "HTML with status 200", "empty body"])
 def test_bodies_that_are_no_json(server: FaultServer, name: str):
     server.play(name)
