@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import select
 import signal
 import socket
 import struct
@@ -121,15 +122,18 @@ class FaultServer:
 
         Connections that are open already go on.
         """
-        self._call(self._open.clear)
+        closed = threading.Event()
+        self._call(lambda: (self._open.clear(), closed.set()))
+        closed.wait(5)
         self._listener.listen(0)
-        for _ in range(3):  # the accept loop may hold one more before it looks
+        waiting = 0
+        while waiting < 2:  # two in a row that are not let in: the queue is full and stays so
             extra = socket.socket()
             extra.setblocking(False)
             with suppress(BlockingIOError):
                 extra.connect(("127.0.0.1", self.port))
+            waiting = 0 if select.select([], [extra], [], 0.05)[1] else waiting + 1
             self._stuffing.append(extra)
-        time.sleep(0.05)
 
     def open_door(self) -> None:
         """Connections can be made again."""
