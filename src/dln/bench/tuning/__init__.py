@@ -1,0 +1,1 @@
+"""Search over training options on the dev set, with Optuna."""
