@@ -22,6 +22,7 @@ from dln.cli.flags import examples
 from dln.cli.show import note, out, print_record, safe
 from dln.cli.sources import load_config
 from dln.data import Task
+from dln.errors import BudgetReached
 from dln.lm.metered import Meter
 from dln.train import FitResult, conclude, fit, fitted_initial, resolve_options
 from dln.train.assemble import calibrator
