@@ -1,0 +1,323 @@
+"""What is asked of a server, as JSON, and what its replies say: the OpenAI form with vLLM's additions.
+
+A dialect is pure: every request is a `Call`, every reader is a function of (call, reply) alone, so that a sender
+can merge equal calls and ask again where a reply is malformed. Other servers differ in a few methods each (see
+`dialects`). What a dialect *may* ask is said by its class; what the server really does is found by the probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+from dln.lm.base import Sampling
+from dln.lm.remote.call import Call
+from dln.lm.remote.read import (
+    Token,
+    TokenRow,
+    choices_of,
+    finish_of,
+    ids_of,
+    integer,
+    malformed,
+    mapping,
+    number,
+    sequence,
+    string,
+    token_row,
+)
+from dln.lm.remote.read_echo import Echo, lay_along
+
+__all__ = ["Dialect", "Drawn", "Forcing", "Ids", "ModelCard", "Prompt"]
+
+Ids = tuple[int, ...]
+Forcing = Literal["allowed_token_ids", "logit_bias"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be continued: ids if known, else a text, which with `chat` is the user's turn."""
+
+    text: str
+    ids: Ids | None = None
+    chat: bool = False
+
+    @property
+    def weight(self) -> int:
+        """Tokens, or an estimate of them."""
+        return len(self.text.encode()) // 4 + 1 if self.ids is None else len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One draw as the server tells it; `ids` None where it does not tell them."""
+
+    text: str
+    finish: str
+    row: TokenRow
+    ids: Ids | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the server's list of models says; None where it says nothing."""
+
+    name: str
+    root: str | None = None
+    context_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The OpenAI form, with vLLM's additions where `extras` is set.
+
+    Args:
+        model: the name to ask for.
+        extras: whether fields beyond the OpenAI form are sent; the probe clears it where they are refused.
+    """
+
+    model: str
+    extras: bool = True
+
+    name: ClassVar[str] = "openai-compatible"
+    default_url: ClassVar[str | None] = None
+    example_url: ClassVar[str] = "http://localhost:8000/v1"
+    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
+    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
+    chat_by_default: ClassVar[bool] = False
+    has_tokenizer: ClassVar[bool] = True
+    scores_ids: ClassVar[bool] = True
+    echoes: ClassVar[bool] = True
+    picks_tokens: ClassVar[bool] = True
+    forcings: ClassVar[tuple[Forcing, ...]] = ("allowed_token_ids", "logit_bias")
+    top_choices: ClassVar[tuple[int, ...]] = (20, 5)
+    echo_tokens: ClassVar[tuple[int, ...]] = (0, 1)
+    most_stops: ClassVar[int] = 4
+    chat_tokens_field: ClassVar[str] = "max_tokens"
+
+    # -- the model ----------------------------------------------------------------------------------
+
+    def list_models(self) -> Call:
+        """Which models there are."""
+        return Call("/models")
+
+    def read_models(self, call: Call, reply: Any) -> ModelCard:
+        """The card of the model that is asked for; an empty one if the server does not list it."""
+        for entry in sequence(mapping(reply, "reply").get("data"), "data"):
+            card = mapping(entry, "data")
+            if card.get("id") == self.model:
+                root, length = card.get("root"), card.get("max_model_len", card.get("context_length"))
+                return ModelCard(
+                    self.model,
+                    root if isinstance(root, str) else None,
+                    length if isinstance(length, int) and length > 0 else None,
+                )
+        return ModelCard(self.model)
+
+    def encode(self, text: str, *, chat: bool, alone: bool) -> Call:
+        """Text to ids: a context (`chat`: as a user's turn, up to where the assistant begins), or a target `alone`.
+
+        vLLM and llama-server name the same things differently; each ignores the other's names.
+        """
+        body: dict[str, Any] = {"model": self.model}
+        if chat:
+            body |= {"messages": _user(text), "add_generation_prompt": True, "add_special_tokens": False}
+        else:
+            body |= {"prompt": text, "add_special_tokens": not alone, "content": text, "add_special": not alone}
+        return Call("//tokenize", body, text, len(text) // 4)
+
+    def read_ids(self, call: Call, reply: Any) -> tuple[Ids, int | None]:
+        """The ids, and the model's context length if it is told along with them."""
+        fields = mapping(reply, "reply")
+        length = fields.get("max_model_len")
+        return ids_of(fields.get("tokens"), "tokens"), length if isinstance(length, int) and length > 0 else None
+
+    # -- drawing ------------------------------------------------------------------------------------
+
+    def draw(self, prompt: Prompt, sampling: Sampling, seed: int | None, top: int | None) -> Call:
+        """One draw; `top` likeliest tokens at each place, None for no log-probabilities at all."""
+        body: dict[str, Any] = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop[: self.most_stops])
+        if seed is not None:
+            body["seed"] = self.wire_seed(seed)
+        return self._complete(prompt, body, top, draws=sampling.temperature > 0 and seed is None)
+
+    def wire_seed(self, seed: int) -> int:
+        """The seed as the server takes it: 64 bits, signed."""
+        low = seed % 2**64
+        return low - 2**64 if low >= 2**63 else low
+
+    def read_draw(self, call: Call, reply: Any) -> Drawn:
+        """The draw.
+
+        Raises:
+            MalformedReply: no text, or ids and log-probabilities that do not match.
+        """
+        choice = choices_of(reply)[0]
+        row = token_row(choice.get("logprobs"))
+        text = self._text_of(call, choice)
+        ids = choice.get("token_ids")
+        drawn = ids_of(ids, "token_ids") if ids is not None else None
+        if drawn is None and row.tokens and all(token.id is not None for token in row.tokens):
+            drawn = tuple(token.id or 0 for token in row.tokens)
+        if drawn is not None and row.tokens and len(drawn) != len(row.tokens):
+            raise malformed("ids and log-probabilities differ in number", where="token_ids", got=len(drawn))
+        return Drawn(text, finish_of(choice), row, drawn)
+
+    # -- scoring ------------------------------------------------------------------------------------
+
+    def score(self, prompt: Prompt, start: int) -> Call:
+        """Log-probabilities of the prompt's ids, from `start` on."""
+        body = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        return self._complete(prompt, body, None)
+
+    def read_score(self, call: Call, reply: Any) -> tuple[Token, ...]:
+        """The last tokens of the prompt with their log-probabilities; at least those from `start` on.
+
+        Raises:
+            MalformedReply: the entries are not those of the ids that were sent (missing, too few, shifted).
+        """
+        sent = _sent(call)
+        entries = sequence(choices_of(reply)[0].get("prompt_logprobs"), "prompt_logprobs")
+        if len(entries) != len(sent):
+            raise malformed("not one entry per token", where="prompt_logprobs", got=len(entries), expected=len(sent))
+        if entries[0] is not None:
+            raise malformed("the first token has no log-probability", where="prompt_logprobs[0]", got=entries[0])
+        return tuple(_keyed(entry, token) for entry, token in zip(entries, sent, strict=True))
+
+    def echo(self, prompt: Prompt, target: str, max_tokens: int) -> Call:
+        """The prompt itself with its log-probabilities; `target` is its end, which is what is wanted."""
+        body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "echo": True}
+        if prompt.ids is not None and self.extras:
+            body["return_tokens_as_token_ids"] = True
+        return self._complete(prompt, body, 1)
+
+    def read_echo(self, call: Call, reply: Any) -> Echo:
+        """The prompt's tokens.
+
+        Raises:
+            MalformedReply: what came back is not the prompt (echo ignored), or its values are shifted.
+        """
+        choice = choices_of(reply)[0]
+        row = token_row(choice.get("logprobs"))
+        body = cast("dict[str, Any]", call.body)
+        sent, drawn = body["prompt"], max(1, int(body["max_tokens"]))
+        if not row.tokens:
+            raise malformed("no log-probabilities of the prompt", where="logprobs", got=choice.get("logprobs"))
+        if isinstance(sent, str):
+            found = lay_along(row, sent, drawn, whole=True)
+            first, last = found.tokens[0].log_prob, found.tokens[-1].log_prob
+            if first == first and last != last and len(found.tokens) > 1:  # noqa: PLR0124 - not NaN, NaN
+                raise malformed("the first token has a log-probability and the last has none", where="logprobs")
+            return found
+        return Echo(_same_ids(row.tokens, _sent(call), drawn), None)
+
+    def next_tokens(self, prompt: Prompt, top: int, wanted: Ids, length: int = 1) -> Call:
+        """The likeliest next tokens, or `wanted` ones; further places follow the greedy text up to `length`."""
+        body: dict[str, Any] = {"max_tokens": length, "temperature": 0.0}
+        if wanted:
+            body |= {"logprob_token_ids": list(wanted), "return_tokens_as_token_ids": True}
+        return self._complete(prompt, body, top)
+
+    def read_next(self, call: Call, reply: Any) -> TokenRow:
+        """The greedy tokens, and at each place the likeliest, or those that were wanted.
+
+        Raises:
+            MalformedReply: a wanted token is missing, or nothing came back.
+        """
+        row = token_row(choices_of(reply)[0].get("logprobs"))
+        return check_next(row, tuple(cast("dict[str, Any]", call.body).get("logprob_token_ids") or ()))
+
+    def force(self, prompt: Prompt, token: int, how: Forcing) -> Call:
+        """One step of decoding at which only `token` is allowed."""
+        body: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
+        if self.extras:
+            body["return_tokens_as_token_ids"] = True
+        body |= {"allowed_token_ids": [token]} if how == "allowed_token_ids" else {"logit_bias": {str(token): 100}}
+        return self._complete(prompt, body, 1)
+
+    def read_force(self, call: Call, reply: Any) -> Token:
+        """The token with its log-probability.
+
+        Raises:
+            MalformedReply: another token was drawn.
+        """
+        body = cast("dict[str, Any]", call.body)
+        token = (body.get("allowed_token_ids") or [int(key) for key in body.get("logit_bias", {})])[0]
+        row = token_row(choices_of(reply)[0].get("logprobs"))
+        if len(row.tokens) != 1 or row.tokens[0].id != token:
+            raise malformed("another token than the forced one", where="logprobs", got=row.tokens, expected=token)
+        return row.tokens[0]
+
+    # -- the form -----------------------------------------------------------------------------------
+
+    def _complete(self, prompt: Prompt, body: dict[str, Any], top: int | None, *, draws: bool = False) -> Call:
+        body = {"model": self.model, **body}
+        if self.extras:
+            body["return_token_ids"] = True
+        weight = prompt.weight + int(body["max_tokens"])
+        if prompt.chat and prompt.ids is None:
+            if self.chat_tokens_field != "max_tokens":
+                body[self.chat_tokens_field] = body.pop("max_tokens")
+            body["messages"] = _user(prompt.text)
+            if top is not None:
+                body |= {"logprobs": True, "top_logprobs": top}
+            return Call("/chat/completions", body, prompt.text, weight, draws)
+        body["prompt"] = prompt.text if prompt.ids is None else list(prompt.ids)
+        if top is not None:
+            body["logprobs"] = top
+        return Call("/completions", body, prompt.text, weight, draws)
+
+    def _text_of(self, call: Call, choice: dict[str, Any]) -> str:
+        if call.path.endswith("/chat/completions"):
+            return string(mapping(choice.get("message"), "message").get("content"), "message.content")
+        return string(choice.get("text"), "text")
+
+
+def check_next(row: TokenRow, wanted: Ids) -> TokenRow:
+    """`row`, which must say something of the next token, and of every wanted one."""
+    if not row.tops or not row.tops[0]:
+        raise malformed("no likeliest tokens", where="logprobs.top_logprobs")
+    missing = set(wanted) - {token.id for token in row.tops[0]}
+    if missing:
+        raise malformed(
+            "wanted tokens are missing", where="logprobs.top_logprobs", got=row.tops[0], expected=sorted(missing)
+        )
+    return row
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _sent(call: Call) -> Sequence[int]:
+    return cast("Sequence[int]", cast("dict[str, Any]", call.body)["prompt"])
+
+
+def _keyed(entry: object, token: int) -> Token:
+    if entry is None:
+        return Token(token, None, float("nan"))
+    by_id = mapping(entry, "prompt_logprobs")
+    if str(token) not in by_id:
+        raise malformed("the entry is of another token", where="prompt_logprobs", got=by_id, expected=f"token {token}")
+    value = by_id[str(token)]
+    if isinstance(value, dict):
+        value = cast("dict[str, Any]", value).get("logprob")
+    return Token(token, None, number(value, "prompt_logprobs"))
+
+
+def _same_ids(tokens: tuple[Token, ...], sent: Sequence[int], drawn: int) -> tuple[Token, ...]:
+    if not len(sent) <= len(tokens) <= len(sent) + drawn:
+        raise malformed("not one entry per token", where="logprobs.tokens", got=len(tokens), expected=len(sent))
+    for token, wanted in zip(tokens, sent, strict=False):
+        if token.id is not None and integer(token.id, "tokens") != wanted:
+            raise malformed("the entry is of another token", where="logprobs.tokens", got=token, expected=wanted)
+    if tokens[0].log_prob == tokens[0].log_prob and len(tokens) > 1:
+        raise malformed("the first token has no log-probability", where="logprobs.token_logprobs", got=tokens[0])
+    return tokens[: len(sent)]

@@ -1,0 +1,154 @@
+"""SGLang: the native `/generate`, which takes ids and begins to score where it is told to.
+
+- `logprob_start_len` counts prompt tokens; the first entry from there on has no log-probability (it would need one
+  more step), so scoring begins one token before the target: `len(context) − 1`.
+- Log-probabilities are triples [log p, token id, text or null].
+- `token_ids_logprob` gives the log-probabilities of chosen ids at the next place.
+- Replies carry no name of the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from dln.lm.base import Sampling
+from dln.lm.remote.call import Call
+from dln.lm.remote.dialect import Dialect, Drawn, Forcing, Ids, Prompt, check_next
+from dln.lm.remote.read import Token, TokenRow, ids_of, integer, malformed, mapping, number, sequence, string
+
+__all__ = ["SGLang"]
+
+
+@dataclass(frozen=True)
+class SGLang(Dialect):
+    """An SGLang server."""
+
+    name: ClassVar[str] = "sglang"
+    example_url: ClassVar[str] = "http://localhost:30000/v1"
+    key_variables: ClassVar[tuple[str, ...]] = ("SGLANG_API_KEY", "OPENAI_API_KEY")
+    url_variables: ClassVar[tuple[str, ...]] = ("SGLANG_BASE_URL", "OPENAI_BASE_URL")
+    echoes: ClassVar[bool] = False
+    forcings: ClassVar[tuple[Forcing, ...]] = ("logit_bias",)
+
+    def draw(self, prompt: Prompt, sampling: Sampling, seed: int | None, top: int | None) -> Call:
+        """One draw."""
+        if prompt.chat and prompt.ids is None:
+            return super().draw(prompt, sampling, seed, top)
+        parameters: dict[str, Any] = {
+            "max_new_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if sampling.stop:
+            parameters["stop"] = list(sampling.stop)
+        if seed is not None:
+            parameters["sampling_seed"] = self.wire_seed(seed)
+        fields: dict[str, Any] = {}
+        if top is not None:
+            fields |= {"return_logprob": True, "return_text_in_logprobs": True, "top_logprobs_num": top}
+        return self._generate(prompt, parameters, fields, draws=sampling.temperature > 0 and seed is None)
+
+    def read_draw(self, call: Call, reply: Any) -> Drawn:
+        """The draw, its ids from the log-probabilities, or from `output_ids`."""
+        if call.path != "//generate":
+            return super().read_draw(call, reply)
+        text, meta = string(_reply(reply).get("text"), "text"), _meta(reply)
+        reason = meta.get("finish_reason")
+        kind = cast("dict[str, Any]", reason).get("type") if isinstance(reason, dict) else reason
+        if kind in ("abort", "error"):
+            raise malformed("the text was not finished by the model", where="finish_reason", got=kind)
+        listed = meta.get("output_token_logprobs")
+        tokens = tuple(_triple(entry) for entry in sequence(listed, "output_token_logprobs")) if listed else ()
+        tops = sequence(meta.get("output_top_logprobs") or [], "output_top_logprobs")
+        row = TokenRow(tokens, tuple(_triples(entry) for entry in tops))
+        ids = _reply(reply).get("output_ids")
+        drawn = ids_of(ids, "output_ids") if ids is not None else None
+        if drawn is None and tokens:
+            drawn = tuple(integer(token.id, "output_token_logprobs") for token in tokens)
+        if drawn is not None and tokens and len(drawn) != len(tokens):
+            raise malformed("ids and log-probabilities differ in number", where="output_ids", got=len(drawn))
+        return Drawn(text, "length" if kind == "length" else "stop", row, drawn)
+
+    def score(self, prompt: Prompt, start: int) -> Call:
+        """Log-probabilities of the prompt's ids from `start` on."""
+        fields = {"return_logprob": True, "logprob_start_len": start - 1}
+        return self._generate(prompt, {"max_new_tokens": 0, "temperature": 0.0}, fields)
+
+    def read_score(self, call: Call, reply: Any) -> tuple[Token, ...]:
+        """The tokens from `start` on.
+
+        Raises:
+            MalformedReply: the entries are not those of the ids that were sent (missing, too few, shifted).
+        """
+        body = cast("dict[str, Any]", call.body)
+        sent = body["input_ids"][body["logprob_start_len"] :]
+        entries = [_triple(e) for e in sequence(_meta(reply).get("input_token_logprobs"), "input_token_logprobs")]
+        if [entry.id for entry in entries] != sent:
+            raise malformed("the entries are of other tokens", where="input_token_logprobs", got=entries, expected=sent)
+        return tuple(entries[1:])
+
+    def next_tokens(self, prompt: Prompt, top: int, wanted: Ids, length: int = 1) -> Call:
+        """The likeliest next tokens, or `wanted` ones."""
+        if prompt.chat and prompt.ids is None:
+            return super().next_tokens(prompt, top, wanted, length)
+        fields: dict[str, Any] = {"return_logprob": True, "return_text_in_logprobs": prompt.ids is None}
+        fields |= {"token_ids_logprob": list(wanted)} if wanted else {"top_logprobs_num": top}
+        return self._generate(prompt, {"max_new_tokens": length, "temperature": 0.0}, fields)
+
+    def read_next(self, call: Call, reply: Any) -> TokenRow:
+        """The greedy tokens, and at each place the likeliest, or those that were wanted."""
+        if call.path != "//generate":
+            return super().read_next(call, reply)
+        wanted = tuple(cast("dict[str, Any]", call.body).get("token_ids_logprob") or ())
+        meta = _meta(reply)
+        where = "output_token_ids_logprobs" if wanted else "output_top_logprobs"
+        tokens = tuple(_triple(entry) for entry in sequence(meta.get("output_token_logprobs"), "output_token_logprobs"))
+        return check_next(TokenRow(tokens, tuple(_triples(e) for e in sequence(meta.get(where), where))), wanted)
+
+    def force(self, prompt: Prompt, token: int, how: Forcing) -> Call:
+        """One step of decoding with all weight on `token`."""
+        parameters = {"max_new_tokens": 1, "temperature": 0.0, "logit_bias": {str(token): 100}}
+        return self._generate(prompt, parameters, {"return_logprob": True})
+
+    def read_force(self, call: Call, reply: Any) -> Token:
+        """The token with its log-probability."""
+        wanted = [int(key) for key in cast("dict[str, Any]", call.body)["sampling_params"]["logit_bias"]]
+        tokens = [_triple(entry) for entry in sequence(_meta(reply).get("output_token_logprobs"), "logprobs")]
+        if [token.id for token in tokens] != wanted:
+            raise malformed("another token than the forced one", where="logprobs", got=tokens, expected=wanted)
+        return tokens[0]
+
+    def _generate(
+        self, prompt: Prompt, parameters: dict[str, Any], fields: dict[str, Any], *, draws: bool = False
+    ) -> Call:
+        body: dict[str, Any] = {"text": prompt.text} if prompt.ids is None else {"input_ids": list(prompt.ids)}
+        body |= {"sampling_params": parameters, **fields}
+        return Call("//generate", body, prompt.text, prompt.weight + parameters["max_new_tokens"], draws)
+
+
+def _reply(reply: Any) -> dict[str, Any]:
+    replies = cast("list[Any]", reply) if isinstance(reply, list) else [reply]
+    if len(replies) != 1:
+        raise malformed("not one reply", where="reply", got=len(replies), expected=1)
+    return mapping(replies[0], "reply")
+
+
+def _meta(reply: Any) -> dict[str, Any]:
+    return mapping(_reply(reply).get("meta_info"), "meta_info")
+
+
+def _triples(entry: Any) -> tuple[Token, ...]:
+    return tuple(_triple(token) for token in sequence(entry or [], "logprobs"))
+
+
+def _triple(entry: Any) -> Token:
+    values = sequence(entry, "logprobs")
+    if len(values) < 2:
+        raise malformed("no pair of log-probability and id", where="logprobs", got=values)
+    text = values[2] if len(values) > 2 else None
+    return Token(
+        integer(values[1], "logprobs"),
+        None if text is None else string(text, "logprobs"),
+        number(values[0], "logprobs"),
+    )

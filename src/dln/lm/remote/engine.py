@@ -1,0 +1,290 @@
+"""RemoteLM: a language model behind HTTP, with the three verbs as far as its server can score at all.
+
+What the server can do is found by a probe at first use (see `probe`) and is named in `capabilities`. Numbers that a
+server did not send are never made up: what cannot be a log-probability is passed on as it came, to be excluded and
+counted by the caller, and a text that no rung can score is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from dln.errors import ContextLengthError, InputError, ProviderError
+from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
+from dln.lm.remote.call import Sender
+from dln.lm.remote.dialect import Dialect, Drawn, Ids
+from dln.lm.remote.engine_density import sampling_log_prob
+from dln.lm.remote.engine_session import Session
+from dln.lm.remote.ladder import Pair
+from dln.lm.remote.probe import Probed, probe
+from dln.lm.remote.probe_report import ProbeReport
+from dln.numerics import Floats
+
+__all__ = ["RemoteLM"]
+
+ENGINE_VERSION = "1"
+BYTES_PER_TOKEN = 4
+
+
+class RemoteLM:
+    """A model on a server.
+
+    Args:
+        dialect: the kind of server and the model's name there.
+        sender: what brings calls to the server.
+        name: the string that `load_lm` takes to give this model again.
+        servers: the base URLs without credentials: they tell models of one name on different servers apart.
+        chat: whether a context is a user's turn, and the assistant's turn is drawn or scored.
+        revision: the user's word for which model this is; stands for `servers` in the fingerprint then, so that
+            cached answers outlive a change of address.
+        best_rung: no rung above this one is used.
+        draws: per context, where labels can only be counted among draws.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        sender: Sender,
+        *,
+        name: str,
+        servers: Sequence[str] = (),
+        chat: bool = False,
+        revision: str | None = None,
+        best_rung: Rung = "target scoring",
+        draws: int = 16,
+    ) -> None:
+        self.chat = chat
+        self.sender = sender
+        self._session = Session(dialect, sender, chat=chat)
+        self._name = name
+        self._source = f"revision {revision}" if revision else "+".join(sorted(servers))
+        self._best: Rung = best_rung
+        self._draws = draws
+        self._probing = threading.Lock()
+        self._probed: Probed | None = None
+
+    @property
+    def name(self) -> str:
+        """The string that `load_lm` takes to give this model again."""
+        return self._name
+
+    @property
+    def report(self) -> ProbeReport:
+        """What the server can do; the first use asks it.
+
+        Raises:
+            ProviderError: the server cannot be reached, or cannot draw.
+        """
+        return self._found.report
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the probe found; the first use asks the server."""
+        report = self.report
+        return Capabilities(
+            scores_targets=self._found.targets is not None,
+            scores_labels=True,
+            token_ids=report.token_ids,
+            chat=self.chat,
+            context_length=report.context_length if self._session.takes_ids else None,
+            top_log_probs=report.top_log_probs,
+            rung=report.rung,
+            target_rung=report.target_rung,
+        )
+
+    def fingerprint(self) -> str:
+        """Kind of server, model (as asked for, as it answers, what it is made from), address or revision, rungs.
+
+        No credentials are in it. Two servers that serve different models under one name have different
+        fingerprints, because of their addresses; a digest keeps them short.
+        """
+        report = self.report
+        what = [
+            report.dialect,
+            report.model,
+            report.served_model or "",
+            report.root or "",
+            self._source,
+            "chat" if self.chat else "completion",
+            report.rung,
+            report.target_rung,
+            ENGINE_VERSION,
+        ]
+        digest = hashlib.sha256("\x1f".join(what).encode()).hexdigest()[:16]
+        served = report.served_model or report.model
+        kind = "chat" if self.chat else "completion"
+        return f"{report.dialect}:{served}:{kind}:{report.rung}:{report.target_rung}:{digest}"
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as a target by the server's tokenizer; without one an estimate, four bytes a token."""
+        if not text:
+            return 0
+        if self._found and self._session.takes_ids:
+            return len(self._session.encode([text], alone=True)[0])
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One draw per context, each by a call of its own, so that it cannot depend on its neighbours.
+
+        Raises:
+            ContextLengthError: a context and `max_tokens` exceed the model's context; nothing has been drawn then.
+            ProviderError: see `Sender`.
+        """
+        _check_lengths("seeds", contexts, seeds)
+        if not contexts:
+            return []
+        found, session = self._found, self._session
+        prompts = session.prompts(contexts)
+        self._check_fits([prompt.ids for prompt in prompts], sampling.max_tokens, "context and max_tokens")
+        top = None
+        if found.keeps_log_probs:
+            plain = sampling.temperature == 0 or (sampling.temperature == 1 and sampling.top_p == 1)
+            top = 1 if plain or found.report.densities != "model" else max(1, found.report.top_log_probs)
+        calls = [
+            session.dialect.draw(prompt, sampling, seed if sampling.temperature else None, top)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        drawn = session.send(calls, session.dialect.read_draw)
+        return [self._completion(draw, sampling) for draw in drawn]
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p of each target's tokens given its context, pair by pair; an empty target has no values.
+
+        A pair whose boundary lies within a token of the server has the one value NaN.
+
+        Raises:
+            ContextLengthError: a request is longer than the model's context; nothing has been computed then.
+            ProviderError: the server cannot score texts; or see `Sender`.
+        """
+        _check_lengths("targets", contexts, targets)
+        rung = self._found.targets
+        if rung is None:
+            raise ProviderError(
+                "this server cannot score texts",
+                where=self.name,
+                got="; ".join(f"{t.rung}: {t.reason}" for t in self.report.trials if t.purpose == "texts") or None,
+                expected="prompt log-probabilities, or log-probabilities of given tokens",
+                fix="a server that has them (vLLM, SGLang, `dln serve`), or inference that does without",
+            )
+        owned = [self._owned(target) for target in targets]
+        texts = [str(target) for target in targets]
+        plain = dict.fromkeys(text for text, mine in zip(texts, owned, strict=True) if mine is None)
+        ids: dict[str, Ids] = {}
+        if self._session.takes_ids:
+            ids = dict(zip(plain, self._session.encode(list(plain), alone=True), strict=True))
+        pairs = [
+            Pair(prompt, text if mine is None else "", ids.get(text, ()) if mine is None else mine)
+            for prompt, text, mine in zip(self._session.prompts(contexts), texts, owned, strict=True)
+        ]
+        self._check_fits([pair.joined.ids for pair in pairs], 0, "context and target")
+        asked = [i for i, pair in enumerate(pairs) if pair.ids or pair.text]
+        rows = dict(zip(asked, rung.rows([pairs[i] for i in asked]), strict=True))
+        scores: list[TokenLogProbs] = []
+        for i, target in enumerate(targets):
+            row = rows.get(i, ())
+            values = np.array([np.nan] if row is None else [token.log_prob for token in row], dtype=np.float64)
+            count = target.text_tokens if owned[i] is not None and isinstance(target, Completion) else None
+            scores.append(TokenLogProbs(values, len(values) if count is None else min(count, len(values))))
+        return scores
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """[N, C] log-mass of each label by the rung that `capabilities` names; a row that cannot be had is NaN.
+
+        Raises:
+            InputError: no label, an empty label, or two labels that are the same tokens.
+            ContextLengthError: a request is longer than the model's context; nothing has been computed then.
+            ProviderError: see `Sender`.
+        """
+        rung = self._found.labels
+        if self._session.takes_ids and labels and all(labels):
+            longest = max(len(ids) for ids in self._session.encode(labels, alone=True))
+            prompts = self._session.prompts(contexts)
+            self._check_fits([prompt.ids for prompt in prompts], longest, "context and longest label")
+        return rung.log_masses(contexts, labels)
+
+    @property
+    def _found(self) -> Probed:
+        with self._probing:
+            if self._probed is None:
+                self._probed = probe(self._session, best=self._best, draws=self._draws)
+            return self._probed
+
+    def _owned(self, target: Target) -> Ids | None:
+        """The ids of a draw of this very model, if prompts go as ids."""
+        if isinstance(target, Completion) and target.token_ids is not None and self._session.takes_ids:
+            return target.token_ids if target.model == self.fingerprint() else None
+        return None
+
+    def _completion(self, drawn: Drawn, sampling: Sampling) -> Completion:
+        text, finish = drawn.text, drawn.finish
+        cuts = [at for at in map(text.find, sampling.stop) if at >= 0]
+        if cuts:  # the server knows fewer stop strings than were given, or none
+            text, finish = text[: min(cuts)], "stop"
+        ids = drawn.ids if self.report.token_ids else None
+        log_probs = sampling_log_probs = None
+        if ids is not None and drawn.row.tokens:
+            log_probs, sampling_log_probs = self._densities(drawn, sampling)
+        reason: Literal["stop", "length"] = "length" if finish == "length" else "stop"
+        return Completion(
+            text=text,
+            token_ids=ids,
+            log_probs=log_probs,
+            sampling_log_probs=sampling_log_probs,
+            text_tokens=None if ids is None else _text_tokens(drawn, text, len(ids)),
+            finish_reason=reason,
+            model=self.fingerprint(),
+        )
+
+    def _densities(self, drawn: Drawn, sampling: Sampling) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """log p and log q of each token, as far as they are known."""
+        values = tuple(token.log_prob for token in drawn.row.tokens)
+        kind = self.report.densities
+        if sampling.temperature == 1 and sampling.top_p == 1:
+            return values, values
+        greedy = (0.0,) * len(values) if sampling.temperature == 0 else None
+        if kind != "model":
+            return None, greedy or drawn.row.sampling or (values if kind == "sampling" else None)
+        tops = drawn.row.tops or ((),) * len(values)
+        known = [sampling_log_prob(t, top, sampling) for t, top in zip(drawn.row.tokens, tops, strict=True)]
+        q = tuple(value for value in known if value is not None)
+        return values, greedy or drawn.row.sampling or (q if len(q) == len(known) else None)
+
+    def _check_fits(self, rows: Sequence[Ids | None], more: int, what: str) -> None:
+        limit = self._session.context_length
+        for index, ids in enumerate(rows):
+            if limit is not None and ids is not None and len(ids) + more > limit:
+                raise ContextLengthError(
+                    f"{what} are longer than this model's context",
+                    where=f"{self.name}, request {index}",
+                    got=f"{len(ids) + more} tokens",
+                    expected=f"at most {limit} tokens",
+                    fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
+                )
+
+
+def _text_tokens(drawn: Drawn, text: str, count: int) -> int:
+    """How many leading tokens lie within `text`; the rest are the terminator, or what a stop string cut off."""
+    shown = [token.text for token in drawn.row.tokens]
+    if len(shown) == count and all(part is not None for part in shown):
+        inside, at = 0, 0
+        for k, part in enumerate(shown):
+            at += len(part or "")
+            if at > len(text) or not (part and text.startswith(part, at - len(part))):
+                break
+            inside = k + 1
+        if at >= len(text) or inside == count:
+            return inside
+    ended = drawn.finish == "stop" and drawn.text == text
+    return max(0, count - 1) if ended else count
+
+
+def _check_lengths(what: str, contexts: Sequence[str], others: Sequence[object]) -> None:
+    if len(contexts) != len(others):
+        raise InputError(
+            f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
+        )

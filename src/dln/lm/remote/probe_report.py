@@ -1,0 +1,115 @@
+"""What a server has shown that it can do: a value for the run's record and for `dln doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dln.lm.base import Rung
+
+__all__ = ["Densities", "ProbeReport", "Seeds", "Trial"]
+
+Seeds = Literal["honoured", "ignored", "unknown"]
+Densities = Literal["model", "sampling", "unknown", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One rung, tried.
+
+    Args:
+        purpose: what it was tried for.
+        rung: which.
+        works: whether it may be used.
+        reason: why, or why not.
+    """
+
+    purpose: Literal["texts", "labels"]
+    rung: Rung
+    works: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What was found; two probes of one server are equal (speeds apart).
+
+    Attributes:
+        dialect: the kind of server, as the model string names it.
+        model: the name that was asked for.
+        served_model: the name that answered; None if replies name none.
+        root: what the server says the model is made from; None if it does not.
+        chat: whether contexts are a user's turns.
+        rung: how labels are scored.
+        target_rung: how texts are scored; "accuracy" if they are not.
+        trials: every rung that was tried, in order, and why it was taken or not.
+        tokenizer: what is known of the server's tokenizer.
+        token_ids: whether prompts and draws are token ids.
+        context_length: in tokens; None if unknown.
+        seeds: whether the same seed gives the same draw, and another seed another.
+        densities: which log-probabilities a draw comes with: of the model, or of the distribution drawn from.
+        top_log_probs: how many of the next token's log-probabilities were given; 0 for none.
+        stays: what works on these rungs, and what does not.
+        calls_per_second: of the probe, one call at a time.
+        tokens_per_second: drawn by the probe, one draw at a time.
+    """
+
+    dialect: str
+    model: str
+    served_model: str | None
+    root: str | None
+    chat: bool
+    rung: Rung
+    target_rung: Rung
+    trials: tuple[Trial, ...]
+    tokenizer: str
+    token_ids: bool
+    context_length: int | None
+    seeds: Seeds
+    densities: Densities
+    top_log_probs: int
+    calls_per_second: float = field(default=0.0, compare=False)
+    tokens_per_second: float = field(default=0.0, compare=False)
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """What the rungs mean for a run, one sentence each; empty where nothing is lost."""
+        lines: list[str] = []
+        if self.target_rung == "accuracy":
+            lines.append(
+                "Texts cannot be scored: hidden texts have no posterior weights (they are uniform), and prompts of "
+                "hidden layers cannot be ranked by likelihood. One-layer networks over labels lose nothing by this. "
+                "A server with prompt log-probabilities (vLLM, SGLang, `dln serve`) can do both."
+            )
+        if self.rung == "top-k":
+            lines.append(
+                f"Labels are read off the {self.top_log_probs} likeliest tokens: a label that is not among them is "
+                "censored at the smallest probability returned."
+            )
+        if self.rung == "Monte-Carlo":
+            lines.append("Labels are counted among draws: their probabilities are as coarse as the draws are few.")
+        if self.rung == "accuracy":
+            lines.append("Labels are read off one answer: prompts are ranked by accuracy and nothing finer.")
+        if self.seeds == "ignored":
+            lines.append("The server ignores seeds: a draw can be repeated from the cache only.")
+        if self.densities in ("unknown", "none"):
+            lines.append("Draws come without their density: log q of a hidden text is known at temperature 0 only.")
+        return tuple(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, for JSON."""
+        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials], "stays": list(self.stays)}
+
+    def __str__(self) -> str:
+        length = "unknown" if self.context_length is None else f"{self.context_length} tokens"
+        served = "" if self.served_model in (None, self.model) else f", answers as {self.served_model}"
+        lines = [
+            f"{self.dialect}/{self.model}{served}, {'chat' if self.chat else 'completion'}",
+            f"  labels by: {self.rung}   texts by: {'nothing' if self.target_rung == 'accuracy' else self.target_rung}",
+            *(f"    {t.purpose}, {t.rung}: {'yes' if t.works else 'no'} ({t.reason})" for t in self.trials),
+            f"  tokenizer: {self.tokenizer}",
+            f"  context length: {length}   seeds: {self.seeds}",
+            f"  speed: {self.calls_per_second:.1f} calls/s, {self.tokens_per_second:.0f} tokens/s, one at a time",
+            *(f"  {line}" for line in self.stays),
+        ]
+        return "\n".join(lines)
