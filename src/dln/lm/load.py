@@ -5,9 +5,13 @@
 | `smollm2`             | the embedded SmolLM2-135M-Instruct                                 |
 | `hf/<id or folder>`   | a hub id, with `@revision` if wanted, or a folder of safetensors   |
 | `gguf/<path>`, `*.gguf` | a GGUF file                                                      |
+| `vllm/<model>`        | a model on a server, see below                                     |
+
+Servers are `openai`, `azure`, `vllm`, `sglang`, `together`, `fireworks`, `ollama`, and `openai-compatible` for all
+others; their address is an option.
 
 A model is used for completion; `:chat` at the end gives its chat sibling, which wraps each context as one
-user turn and shares the weights.
+user turn and shares the weights. Hosted chat models are chat models without it; `:completion` asks for the other.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from weakref import WeakValueDictionary
 
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
+from dln.lm.remote.dialects import DIALECTS
 
 if TYPE_CHECKING:
     from dln.lm.checkpoint import Checkpoint
@@ -45,7 +50,9 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
 
     Args:
         spec: see the module's table.
-        options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`.
+        options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`. On a server:
+            `base_url` (one address, or several replicas), `api_key`, `chat`, `timeout`, `max_concurrency` and the
+            rest of `dln.lm.remote.engine_load.OPTIONS`; nothing is sent before the first use.
 
     Raises:
         InputError: an unknown spec or option.
@@ -53,7 +60,7 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
     """
     spec = spec.strip()
     prefix, slash, rest = spec.partition("/")
-    if spec.removesuffix(":chat").endswith(".gguf") and prefix != "gguf":
+    if spec.removesuffix(":chat").endswith(".gguf") and prefix not in ("gguf", *DIALECTS):
         return ENGINES["gguf"].load(spec, spec, options)
     if not slash:
         prefix, colon, variant = spec.partition(":")
@@ -102,9 +109,19 @@ def _load_smollm2(rest: str, spec: str, options: dict[str, Any]) -> LanguageMode
     return _load_in_process("", spec, options)
 
 
+def _load_remote(kind: str) -> Engine:
+    def load(rest: str, spec: str, options: dict[str, Any]) -> LanguageModel:
+        from dln.lm.remote.engine_load import open_remote
+
+        return open_remote(kind, rest, spec, options)
+
+    return Engine(f"{kind}/<model>", load)
+
+
 ENGINES: dict[str, Engine] = {
     "smollm2": Engine("smollm2", _load_smollm2),
     "hf": Engine("hf/<id or folder>", _load_in_process),
     "gguf": Engine("gguf/<path>", _load_in_process),
+    **{kind: _load_remote(kind) for kind in DIALECTS},
 }
 """Known prefixes; another engine is one more entry."""

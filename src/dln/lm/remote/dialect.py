@@ -83,8 +83,9 @@ class Dialect:
     name: ClassVar[str] = "openai-compatible"
     default_url: ClassVar[str | None] = None
     example_url: ClassVar[str] = "http://localhost:8000/v1"
-    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
-    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
+    hosted: ClassVar[bool] = False
+    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_COMPATIBLE_API_KEY",)
+    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_COMPATIBLE_BASE_URL", "OPENAI_BASE_URL")
     chat_by_default: ClassVar[bool] = False
     has_tokenizer: ClassVar[bool] = True
     scores_ids: ClassVar[bool] = True

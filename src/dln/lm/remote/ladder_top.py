@@ -121,7 +121,7 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
         left = mass
         for token in tables[before]:
             text, p = before + (token.text or ""), mass * math.exp(min(token.log_prob, 1.0))
-            if ended and not _longer(text, ended[0], keys, chat=chat):
+            if ended and not (token.text and _longer(text, ended[0], keys, chat=chat)):
                 continue  # not on the way to a longer label: it belongs to the one that has ended
             left -= p
             candidates = _candidates(text, keys, chat=chat)

@@ -27,6 +27,7 @@ class Fireworks(Dialect):
     default_url: ClassVar[str | None] = "https://api.fireworks.ai/inference/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("FIREWORKS_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("FIREWORKS_BASE_URL",)
+    hosted: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = False
     scores_ids: ClassVar[bool] = False
     picks_tokens: ClassVar[bool] = False

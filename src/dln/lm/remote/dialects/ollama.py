@@ -15,6 +15,7 @@ class Ollama(OpenAI):
     """An Ollama server."""
 
     name: ClassVar[str] = "ollama"
+    hosted: ClassVar[bool] = False
     default_url: ClassVar[str | None] = "http://localhost:11434/v1"
     example_url: ClassVar[str] = "http://localhost:11434/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("OLLAMA_API_KEY",)

@@ -22,6 +22,9 @@ class OpenAI(Dialect):
 
     name: ClassVar[str] = "openai"
     default_url: ClassVar[str | None] = "https://api.openai.com/v1"
+    hosted: ClassVar[bool] = True
+    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
+    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
     chat_by_default: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = False
     scores_ids: ClassVar[bool] = False

@@ -26,7 +26,7 @@ class SGLang(Dialect):
 
     name: ClassVar[str] = "sglang"
     example_url: ClassVar[str] = "http://localhost:30000/v1"
-    key_variables: ClassVar[tuple[str, ...]] = ("SGLANG_API_KEY", "OPENAI_API_KEY")
+    key_variables: ClassVar[tuple[str, ...]] = ("SGLANG_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("SGLANG_BASE_URL", "OPENAI_BASE_URL")
     echoes: ClassVar[bool] = False
     forcings: ClassVar[tuple[Forcing, ...]] = ("logit_bias",)

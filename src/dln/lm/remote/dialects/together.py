@@ -23,6 +23,7 @@ class Together(Dialect):
     default_url: ClassVar[str | None] = "https://api.together.xyz/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("TOGETHER_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("TOGETHER_BASE_URL",)
+    hosted: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = False
     scores_ids: ClassVar[bool] = False
     picks_tokens: ClassVar[bool] = False

@@ -26,5 +26,5 @@ class VLLM(Dialect):
     """A vLLM server, or one that answers like it."""
 
     name: ClassVar[str] = "vllm"
-    key_variables: ClassVar[tuple[str, ...]] = ("VLLM_API_KEY", "OPENAI_API_KEY")
+    key_variables: ClassVar[tuple[str, ...]] = ("VLLM_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("VLLM_BASE_URL", "OPENAI_BASE_URL")
