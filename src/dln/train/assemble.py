@@ -1,4 +1,4 @@
-"""From options to the algorithm: each choice becomes the object that makes it."""
+"""From options and the models' capabilities to the algorithm: each choice becomes the object that makes it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ from collections.abc import Callable
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
 from dln.infer.demonstrations import DemonstrationProposal
+from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
+from dln.infer.elbo import elbo, unknown_bound
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
+from dln.infer.ladder import Rungs
 from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive, Objective
 from dln.infer.prompts import MixturePrompts, PromptProposal
+from dln.infer.race import BehindLeader, Race
 from dln.infer.regularize import Exploration, Penalty, TrustRegion
 from dln.infer.rewrites import RewriteProposal, SequenceProposal
 from dln.infer.select import Best, BestByMargin
-from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting, WeightTerm
+from dln.infer.weights import (
+    Likelihood,
+    MinusProposal,
+    MutualInformation,
+    Prior,
+    UniformWeights,
+    Weighting,
+    WeightTerm,
+)
 from dln.lm.base import LanguageModel, Sampling
+from dln.nn.sequential import Sequential
 from dln.train.options import InferenceOptions, Options
 
 __all__ = ["algorithm", "calibrator"]
@@ -24,21 +37,23 @@ def algorithm(
     options: Options,
     correct: Callable[[str, str], bool],
     *,
+    network: Sequential | None = None,
     prompt_lm: LanguageModel | None = None,
     hidden_lm: LanguageModel | None = None,
     longest: str = "",
 ) -> vi.VariationalInference:
-    """The training step that `options` describe.
+    """The training step that `options` describe, on the best rungs that the network's models allow.
 
     Args:
         options: resolved options.
         correct: (prediction, target) → whether the prediction is right.
+        network: whose models' capabilities are looked at; without it they are taken to score everything.
         prompt_lm: the model that proposes prompts; default each layer's own.
         hidden_lm: the model of the "edit" proposal of hidden texts; default each layer's own.
         longest: the longest input that learnt prompts must leave room for.
     """
     chosen = options.inference
-    fit = calibrator(chosen)
+    rungs = _rungs(options, network)
     return vi.build(
         num_hidden=chosen.num_hidden,
         num_prompts=chosen.num_prompts,
@@ -47,18 +62,13 @@ def algorithm(
             tuple(_prompt(name, chosen, prompt_lm) for name in chosen.prompt_proposals),
             tuple(chosen.prompt_proposals.values()),
         ),
-        weighting=Weighting(
-            tuple(_term(name, chosen) for name in chosen.posterior_terms),
-            chosen.posterior_temp,
-            chosen.argmax_only,
-            chosen.prune,
-        ),
+        weighting=_weighting(chosen) if rungs.weighs else UniformWeights(),
         score=chosen.score,
-        hidden_objective=_hidden_objective(chosen),
-        output_objective=Accuracy(correct, fit)
-        if chosen.output_objective == "accuracy"
-        else ExpectedLogProb(chosen.score, fit),
-        penalties=_penalties(options),
+        hidden_objective=_raced(
+            _hidden_objective(chosen, rungs, correct), chosen, penalised=chosen.exploration * rungs.weighs
+        ),
+        output_objective=_raced(_output_objective(chosen, rungs, correct), chosen, penalised=chosen.trust_factor),
+        penalties=_penalties(options, rungs),
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
         layer_steps=chosen.layer_steps,
         max_prompt_tokens=chosen.max_prompt_tokens,
@@ -67,6 +77,8 @@ def algorithm(
         rewrite_only_wrong=chosen.rewrite_only_wrong,
         reservoir=chosen.reservoir,
         correct=correct,
+        bound=elbo if rungs.weighs and rungs.scores else unknown_bound,
+        rungs=rungs,
     )
 
 
@@ -105,17 +117,46 @@ def _term(name: str, options: InferenceOptions) -> WeightTerm:
     return terms[name]
 
 
-def _hidden_objective(options: InferenceOptions) -> Objective:
+def _weighting(options: InferenceOptions) -> Weighting:
+    terms = tuple(_term(name, options) for name in options.posterior_terms)
+    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune)
+
+
+def _rungs(options: Options, network: Sequential | None) -> Rungs:
+    rungs = Rungs() if network is None else Rungs.of(network)
+    if options.inference.exploration and not rungs.weighs:
+        return rungs.without("the exploration reward is not applied: it is made of scores of hidden texts")
+    return rungs
+
+
+def _hidden_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
+    if not rungs.scores:
+        return DownstreamAccuracy(correct, options.num_hidden)
+    if not rungs.weighs:
+        return DownstreamLogProb(options.num_hidden)
     if options.hidden_objective == "nce":
         return NoiseContrastive(options.score)
     return ExpectedLogProb(options.score, FixedOutput())
 
 
-def _penalties(options: Options) -> tuple[Penalty, ...]:
+def _output_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
+    if options.output_objective == "accuracy" or not rungs.scores:
+        return Accuracy(correct, calibrator(options))
+    return ExpectedLogProb(options.score, calibrator(options))
+
+
+def _raced(objective: Objective, options: InferenceOptions, penalised: float) -> Objective:
+    # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
+    if not options.race or penalised:
+        return objective
+    return Race(objective, BehindLeader(options.race_error), options.race_start)
+
+
+def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:
     chosen = options.inference
     penalties: list[Penalty] = []
     if chosen.trust_factor:
         penalties.append(TrustRegion(chosen.trust_factor))
-    if chosen.exploration:
+    if chosen.exploration and rungs.weighs:
         penalties.append(Exploration(chosen.exploration, max(1, options.steps), chosen.score))
     return tuple(penalties)

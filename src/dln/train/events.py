@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dln.train.records import ComparedRecord, ExampleRecord, HiddenRecord, LayerRecord, Record, ResultRecord
+from dln.train.records import (
+    ComparedRecord,
+    ExampleRecord,
+    HiddenRecord,
+    LayerRecord,
+    Record,
+    ResultRecord,
+    RungsRecord,
+)
 
 __all__ = [
     "AnyEvent",
@@ -70,7 +78,7 @@ class StepDone(Event):
 
     Attributes:
         step: 1-based number.
-        elbo: mean over the batch, in nats, before the M-step.
+        elbo: mean over the batch, in nats, before the M-step; null where it is not known.
         accuracy: of the batch, before the M-step.
         excluded: examples without a usable score.
         examples: the batch.
@@ -79,6 +87,7 @@ class StepDone(Event):
         parameters: the network's parameters after the step (`Sequential.state_dict`).
         usage: calls, tokens and model seconds since the start of the run.
         seconds: wall-clock time of this step.
+        rungs: how texts and outputs were scored; null in events of older versions.
     """
 
     kind: Literal["step"] = "step"
@@ -92,6 +101,7 @@ class StepDone(Event):
     parameters: dict[str, Any]
     usage: dict[str, float] = Field(default_factory=dict)
     seconds: float = 0.0
+    rungs: RungsRecord | None = None
 
 
 class Validated(Event):

@@ -24,6 +24,7 @@ from dln.train.events import Event, Finished, Interrupted, Resumed, Started, Ste
 from dln.train.options import Options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, measure
 from dln.train.provenance import provenance
+from dln.train.record import rungs_record
 from dln.train.run import Run
 
 __all__ = ["Callback", "FitResult", "fit"]
@@ -110,6 +111,7 @@ def fit(
         algorithm=algorithm(
             chosen,
             lambda p, y: score(p, y) >= 0.5,
+            network=network,
             prompt_lm=prompt_lm,
             hidden_lm=hidden_lm,
             longest=max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len),
@@ -121,6 +123,7 @@ def fit(
         metric=metric,
     )
     meta = provenance(network, train, dev, chosen, metric, task, config)
+    meta["rungs"] = rungs_record(recipe.algorithm.rungs).model_dump(mode="json")
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
         emit = _emitter(run, callbacks, meter)

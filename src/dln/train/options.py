@@ -42,6 +42,13 @@ class InferenceOptions(Strict):
     prune: float = Field(
         0.01, ge=0, lt=1, description="hidden texts of less posterior weight are left out of the M-step; 0 keeps all"
     )
+    race: bool = Field(
+        True, description="score candidates in growing rounds; who is clearly behind stops (not with penalties)"
+    )
+    race_error: float = Field(
+        0.05, gt=0, lt=1, description="at most this probability that racing stops the candidate that would win"
+    )
+    race_start: float = Field(0.25, gt=0, le=1, description="part of the counted examples in the first round")
     include_forward: bool = Field(False, description="the forward pass's own hidden text is a particle too")
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
     hidden_proposals: tuple[HiddenSource, ...] = Field(
@@ -111,6 +118,7 @@ PAPER: dict[str, Any] = {
         "score": "mean_token_log_prob",
         "posterior_terms": ["likelihood", "prior"],
         "prune": 0.0,
+        "race": False,
         "include_forward": True,
         "hidden_proposals": ["prior", "labelled_prior"],
         "prompt_proposals": {"rewrite": 1.0},

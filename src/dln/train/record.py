@@ -7,12 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from dln.infer import vi
+from dln.infer.candidates import Stopped
+from dln.infer.ladder import Rungs
 from dln.infer.mstep import LayerInfo
 from dln.nn import ChoiceLayer
 from dln.train.events import StepDone
-from dln.train.records import CandidateRecord, ExampleRecord, HiddenRecord, LayerRecord
+from dln.train.records import (
+    CandidateRecord,
+    ExampleRecord,
+    HiddenRecord,
+    LayerRecord,
+    RungsRecord,
+    StoppedRecord,
+)
 
-__all__ = ["step_event"]
+__all__ = ["rungs_record", "step_event"]
 
 
 def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDone:
@@ -29,7 +38,13 @@ def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDo
         hidden=_hidden(info),
         layers=[_layer(layer) for layer in info.layers],
         parameters=state.network.state_dict(),
+        rungs=rungs_record(info.rungs),
     )
+
+
+def rungs_record(rungs: Rungs) -> RungsRecord:
+    """The rungs, for events and run.yaml."""
+    return RungsRecord(weights=rungs.weights, hidden=rungs.hidden, output=rungs.output, lost=list(rungs.lost))
 
 
 def _hidden(info: vi.Info) -> list[HiddenRecord]:
@@ -64,15 +79,27 @@ def _layer(info: LayerInfo) -> LayerRecord:
                 score=_number(score),
                 bias=layer.bias.tolist() if isinstance(layer, ChoiceLayer) else None,
                 temperature=layer.temperature if isinstance(layer, ChoiceLayer) else None,
+                stopped=None if stopped is None else _stopped(stopped),
             )
-            for proposal, layer, objective, penalty, score in zip(
-                info.proposals, info.layers, info.objective, info.penalties, info.scores, strict=True
+            for proposal, layer, objective, penalty, score, stopped in zip(
+                info.proposals,
+                info.layers,
+                info.objective,
+                info.penalties,
+                info.scores,
+                info.stopped or (None,) * len(info.proposals),
+                strict=True,
             )
         ],
         winner=info.winner,
         examples=int(info.used.sum()),
         dropped=info.dropped,
+        share=info.share,
     )
+
+
+def _stopped(stopped: Stopped) -> StoppedRecord:
+    return StoppedRecord(round=stopped.round, examples=stopped.examples, score=_number(stopped.score))
 
 
 def _number(value: float) -> float | None:

@@ -14,6 +14,8 @@ __all__ = [
     "LayerRecord",
     "Record",
     "ResultRecord",
+    "RungsRecord",
+    "StoppedRecord",
 ]
 
 
@@ -60,8 +62,28 @@ class HiddenRecord(Record):
     ess: float
 
 
+class StoppedRecord(Record):
+    """A candidate left the race after `round` (1 is the first), with this mean over `examples` examples."""
+
+    round: int
+    examples: int
+    score: float | None
+
+
 class CandidateRecord(Record):
-    """One candidate prompt of an M-step (prompts as in network files)."""
+    """One candidate prompt of an M-step (prompts as in network files).
+
+    Attributes:
+        prompt: instruction and demonstrations.
+        source: which proposal it comes from.
+        detail: of that proposal.
+        objective: mean over the examples that counted, null where it was not scored on all of them.
+        penalty: what was taken off.
+        score: objective − penalty.
+        bias: fitted with it, of an output layer over labels.
+        temperature: likewise.
+        stopped: where it left the race, null if it stayed or there was none.
+    """
 
     prompt: dict[str, Any]
     source: str
@@ -71,6 +93,7 @@ class CandidateRecord(Record):
     score: float | None
     bias: list[float] | None = None
     temperature: float | None = None
+    stopped: StoppedRecord | None = None
 
 
 class LayerRecord(Record):
@@ -80,6 +103,7 @@ class LayerRecord(Record):
         layer: 0-based position.
         examples: how many examples the scores are a mean of.
         dropped: screened-out proposals by reason.
+        share: pairs that were scored, as a part of all pairs of all candidates; below 1 after a race.
     """
 
     layer: int
@@ -87,6 +111,23 @@ class LayerRecord(Record):
     winner: int
     examples: int
     dropped: dict[str, int]
+    share: float = 1.0
+
+
+class RungsRecord(Record):
+    """By which rung of the ladder of capabilities a step went.
+
+    Attributes:
+        weights: how hidden texts were weighed, null without hidden layers.
+        hidden: how prompts of hidden layers were judged, likewise.
+        output: how prompts of the output layer were judged.
+        lost: what lower rungs cost, in sentences.
+    """
+
+    weights: str | None
+    hidden: str | None
+    output: str
+    lost: list[str] = Field(default_factory=list)
 
 
 class ResultRecord(Record):
