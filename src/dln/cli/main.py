@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import dln
-from dln.cli import bench, evaluate, model, predict, report, resume, runs, train, tune
+from dln.cli import bench, evaluate, model, predict, probe_task, report, resume, runs, train, tune
 from dln.cli.flags import examples
 from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
@@ -58,6 +58,7 @@ app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("resume", epilog=resume.EPILOG)(resume.resume)
 app.add_typer(bench.app, name="bench")
+app.command("probe-task", epilog=probe_task.EPILOG)(probe_task.probe_task)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("runs", epilog=runs.EPILOG)(runs.runs)

@@ -1,0 +1,154 @@
+"""`dln probe-task`: whether training prompts can pay on a task with a model, before it is paid for."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from dln.bench.headroom import Headroom, Measured, measure_headroom
+from dln.cli import flags
+from dln.cli.compose import build_models, build_task
+from dln.cli.flags import examples
+from dln.cli.show import err, out, print_record, safe
+from dln.cli.sources import load_config
+from dln.lm.metered import Meter
+
+__all__ = ["EPILOG", "probe_task"]
+
+EPILOG = examples(
+    "dln probe-task --task questions",
+    "dln probe-task --task subj --data data --prompts 12 --shots 24",
+    "dln probe-task --csv mail.csv --lm openai/gpt-4o-mini --draws 0 --json",
+)
+
+
+def probe_task(
+    context: typer.Context,
+    task: flags.OneTask = None,
+    csv: flags.Csv = None,
+    jsonl: flags.Jsonl = None,
+    input_column: flags.Input = None,
+    target: flags.Target = None,
+    instruction: flags.Instruction = None,
+    data: flags.DataDirectory = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Random prompts that are measured.")] = 8,
+    shots: Annotated[int, typer.Option(min=1, help="Random examples in each.")] = 16,
+    draws: Annotated[int, typer.Option(min=0, help="Draws of thoughts, for depth; 0 leaves it out.")] = 3,
+    dev_size: Annotated[int, typer.Option(min=20, help="Dev examples.", rich_help_panel=flags.DATA)] = 128,
+    candidates: Annotated[int, typer.Option(min=2, help="Candidate prompts that training would see.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 13,
+    lm: flags.Model = None,
+    cache: flags.Cache = None,
+    no_cache: flags.NoCache = False,
+    config: flags.Config = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Say whether prompt training, and a second layer, can be expected to pay."""
+    given: dict[str, Any] = {
+        "task": {
+            "name": flags.named_task(context, task, csv, jsonl),
+            "csv": csv,
+            "jsonl": jsonl,
+            "input": input_column,
+            "target": target,
+            "instruction": instruction,
+        },
+        "data": {"directory": data},
+        "lm": {"spec": lm, "cache": False if no_cache else None, "cache_path": cache},
+    }
+    chosen = load_config(given, config)
+    with ExitStack() as stack:
+        meter = Meter()
+        models = build_models(chosen, stack, meter)
+        with err().status("measuring", spinner="dots") as status:
+            found = measure_headroom(
+                build_task(chosen),
+                models.lm,
+                prompts=prompts,
+                shots=shots,
+                draws=draws,
+                dev_size=dev_size,
+                seed=seed,
+                candidates=candidates,
+                progress=lambda what: status.update(f"measuring {what}"),
+            )
+    if as_json:
+        print_record(_record(found))
+        return
+    out().print(_table(found))
+    out().print(safe(answer(found)), soft_wrap=True)
+
+
+def answer(found: Headroom) -> str:
+    """Plain sentences."""
+    gain, noise = found.expected_gain, found.noise
+    lines = [
+        f"Random prompts differ by {found.spread:.3f} nats beyond the noise of measuring one ({noise:.3f}).",
+        (
+            f"Prompt training can be expected to pay: the best of {found.candidates} candidates should reach "
+            f"{gain:+.3f} nats per example over what is there without training."
+            if found.pays
+            else f"Prompt training cannot be expected to pay here: the best of {found.candidates} candidates would be "
+            f"{gain:+.3f} nats per example from what is there without training, which is within the noise. "
+            "Try a larger model, another wording of the labels, or more examples per prompt (--shots)."
+        ),
+    ]
+    if found.depth_pays is None:
+        lines.append("Depth was not measured.")
+    elif found.depth_pays:
+        lines.append("A second layer can pay: the model's thoughts tell the answer apart better than the input alone.")
+    else:
+        lines.append(
+            "A second layer cannot be expected to pay: the model's own thoughts do not help it to the answer "
+            f"({found.depth_gain:+.3f} nats)."
+        )
+    return "\n".join(lines)
+
+
+def _table(found: Headroom) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("on the dev examples", "accuracy", "without the fitted output", "log p(y|x)"):
+        table.add_column(heading, justify="right" if heading != "on the dev examples" else "left")
+    table.add_row("majority class", f"{found.majority:.3f}", "", f"{found.majority_log_likelihood:.3f}")
+    rows: list[tuple[str, tuple[Measured, ...]]] = [("the instruction alone", (found.instruction,))]
+    rows += [(f"{len(found.prompts)} random prompts, mean", found.prompts)]
+    best = max(found.prompts, key=lambda m: m.log_likelihood)
+    rows += [("the best of them", (best,))]
+    if found.thoughts:
+        rows += [(f"with thoughts, mean of {len(found.thoughts)} draws", found.thoughts)]
+    for name, measured in rows:
+        table.add_row(
+            name,
+            f"{np.mean([m.accuracy for m in measured]):.3f}",
+            f"{np.mean([m.raw_accuracy for m in measured]):.3f}",
+            f"{np.mean([m.log_likelihood for m in measured]):.3f}",
+        )
+    return table
+
+
+def _record(found: Headroom) -> dict[str, Any]:
+    def plain(measured: Measured) -> dict[str, float]:
+        return {
+            "accuracy": measured.accuracy,
+            "raw_accuracy": measured.raw_accuracy,
+            "log_likelihood": measured.log_likelihood,
+        }
+
+    return {
+        "kind": "headroom",
+        "majority": found.majority,
+        "majority_log_likelihood": found.majority_log_likelihood,
+        "instruction": plain(found.instruction),
+        "prompts": [plain(m) for m in found.prompts],
+        "thoughts": [plain(m) for m in found.thoughts],
+        "spread": found.spread,
+        "noise": found.noise,
+        "expected_gain": found.expected_gain,
+        "pays": found.pays,
+        "depth_gain": found.depth_gain,
+        "depth_pays": found.depth_pays,
+    }
