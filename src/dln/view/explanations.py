@@ -51,6 +51,9 @@ def why_chosen(record: LayerRecord) -> str:
         reason = "every proposal was dropped" if record.dropped else "nothing else was proposed"
         return f"Kept: {reason}."
     chosen = scores[record.winner]
+    stopped = sum(candidate.stopped is not None for candidate in record.candidates)
+    if stopped == len(scores) - 1:
+        return "Kept: all other candidates fell clearly behind and were stopped."
     if chosen is None:
         return "Kept: not one candidate could be scored." if not others else "Kept: the incumbent could not be scored."
     return _why_kept(chosen, others) if record.winner == 0 else _why_changed(chosen, scores[0], others)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dln.nn.prompt import Prompt
 from dln.train.event_log import of_kind
 from dln.train.events import Backtracked, Event, StepDone, Validated
-from dln.train.records import ExampleRecord, HiddenRecord, LayerRecord
+from dln.train.records import ExampleRecord, HiddenRecord, LayerRecord, StoppedRecord
 from dln.view.explanations import why_chosen
 from dln.view.limits import Limits
 from dln.view.numbers import finite
@@ -20,7 +20,10 @@ __all__ = ["Candidate", "Choice", "Explained", "Hidden", "Particle", "Step", "st
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate of an M-step; `bar` is its score between the lowest (0) and the highest (1) of them."""
+    """One candidate of an M-step; `bar` is its score between the lowest (0) and the highest (1) of them.
+
+    `stopped` says where it left the race; such a candidate has no rank.
+    """
 
     rank: int | None
     prompt: Prompt
@@ -32,6 +35,7 @@ class Candidate:
     bar: float | None
     winner: bool
     incumbent: bool
+    stopped: StoppedRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Choice:
         changed: whether the incumbent lost.
         examples: how many examples the scores are a mean of.
         dropped: screened-out proposals by reason, most frequent first.
+        share: pairs that were scored, as a part of all pairs of all candidates.
     """
 
     layer: int
@@ -59,6 +64,7 @@ class Choice:
     changed: bool
     examples: int
     dropped: tuple[tuple[str, int], ...]
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,7 @@ def _choices(records: Sequence[LayerRecord], limits: Limits) -> tuple[Choice, ..
                 changed=record.winner != 0,
                 examples=record.examples,
                 dropped=tuple(Counter(record.dropped).most_common()),
+                share=record.share,
             )
         )
     return tuple(found)
@@ -169,6 +176,7 @@ def _ranked(record: LayerRecord) -> list[Candidate]:
                 bar=bar,
                 winner=i == record.winner,
                 incumbent=i == 0,
+                stopped=candidate.stopped,
             )
         )
     return ranked
