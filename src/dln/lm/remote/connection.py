@@ -1,0 +1,130 @@
+"""One replica's HTTP: the `openai` client with our time-outs and pool, no retries of its own, and no secrets in it.
+
+The client is never given the key. The key is put on each request at the last moment, so that no option, header
+table or log line of the client can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dln.lm.remote.call import Call
+from dln.lm.remote.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    import httpx2
+    from openai import AsyncOpenAI
+
+__all__ = ["Connection", "Reply", "Silence"]
+
+_GIVEN_LATER = "given-when-sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered, whole; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Why no whole reply came: kind is "connect", "read time-out" or "broken off"."""
+
+    kind: str
+    reason: str
+
+
+class Connection:
+    """Sends calls to one base URL; made and used on the background loop."""
+
+    def __init__(self, endpoint: Endpoint, base_url: str) -> None:
+        self.base_url = base_url
+        self._root = base_url.removesuffix("/v1")
+        self._client = _client(endpoint, base_url)
+
+    async def send(self, call: Call) -> Reply | Silence:
+        """One attempt: never raises for what the network or the server does."""
+        import httpx2
+        from openai import APIConnectionError, APIStatusError
+
+        url = self._root + call.path[1:] if call.path.startswith("//") else call.path
+        try:
+            if call.body is None:
+                response = await self._client.get(url, cast_to=httpx2.Response)
+            else:
+                response = await self._client.post(url, cast_to=httpx2.Response, body=call.body)
+        except APIStatusError as error:
+            response = error.response
+        except APIConnectionError as error:
+            return _silence(error.__cause__)
+        except httpx2.HTTPError as error:
+            return _silence(error)
+        return Reply(response.status_code, response.headers, response.content)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        await self._client.close()
+
+
+def _silence(error: BaseException | None) -> Silence:
+    import httpx2
+
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
+        return Silence("connect", reason)
+    if isinstance(error, httpx2.TimeoutException):
+        return Silence("read time-out", reason)
+    return Silence("broken off", reason)
+
+
+def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
+    import httpx2
+    from openai import AsyncAzureOpenAI, AsyncOpenAI
+
+    patience = endpoint.patience
+    http = httpx2.AsyncClient(
+        auth=_auth(endpoint),
+        timeout=httpx2.Timeout(patience.read_seconds, connect=patience.connect_seconds),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
+        follow_redirects=False,
+    )
+    if endpoint.azure is not None:
+        return AsyncAzureOpenAI(
+            azure_endpoint=base_url,
+            azure_deployment=endpoint.azure.deployment,
+            api_version=endpoint.azure.api_version,
+            api_key=_GIVEN_LATER,
+            max_retries=0,
+            http_client=http,
+        )
+    return AsyncOpenAI(
+        base_url=base_url,
+        api_key=_GIVEN_LATER,
+        max_retries=0,
+        http_client=http,
+    )
+
+
+def _auth(endpoint: Endpoint) -> httpx2.Auth:
+    import httpx2
+
+    class Keyed(httpx2.Auth):
+        """Adds key and extra headers."""
+
+        def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+            request.headers.pop("Authorization", None)
+            if endpoint.key is not None:
+                if endpoint.azure is not None:
+                    request.headers["api-key"] = endpoint.key.get_secret_value()
+                else:
+                    request.headers["Authorization"] = f"Bearer {endpoint.key.get_secret_value()}"
+            for name, value in endpoint.headers.items():
+                request.headers[name] = value.get_secret_value()
+            yield request
+
+    return Keyed()

@@ -1,0 +1,195 @@
+"""What can go wrong between a call and its reply: the typed errors, and which status and words mean which.
+
+A `Fault` is a value: its kind, whether asking again can mend it, and the error that is raised when it cannot (or
+has not). No fault holds a request or a response, so none holds a key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import quote
+
+from dln.errors import ContextLengthError, DlnError, ProviderError
+from dln.lm.remote.call import MalformedReply
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadRequest",
+    "DeadlinePassed",
+    "Fault",
+    "ModelNotFound",
+    "QuotaExhausted",
+    "RateLimited",
+    "ServerFailed",
+    "ServerUnreachable",
+    "fault_of_body",
+    "fault_of_silence",
+    "fault_of_status",
+    "plain",
+]
+
+
+class AuthenticationFailed(ProviderError):
+    """The server does not accept the key (401), or the key may not do this (403)."""
+
+
+class ModelNotFound(ProviderError):
+    """The server has no such model, or no such path (404)."""
+
+
+class BadRequest(ProviderError):
+    """The server does not take what was sent (400, 422 and the like)."""
+
+
+class QuotaExhausted(ProviderError):
+    """The account has no money or quota left; waiting does not help."""
+
+
+class RateLimited(ProviderError):
+    """The server still said "too many requests" when patience ended."""
+
+
+class ServerFailed(ProviderError):
+    """The server failed again and again (5xx), or broke the connection off."""
+
+
+class ServerUnreachable(ProviderError):
+    """No connection could be made."""
+
+
+class DeadlinePassed(ProviderError):
+    """No answer within the time of the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One failed attempt.
+
+    Args:
+        kind: as counted and shown: "429", "503", "connect", "read time-out", "malformed", ….
+        error: what is raised when it is not mended.
+        retry: whether asking again may help.
+        crowded: whether it says that too much is asked at once: concurrency shrinks.
+        dead: whether it speaks against the replica rather than against the call.
+        wait_seconds: that the server asks for, None where it does not.
+    """
+
+    kind: str
+    error: DlnError
+    retry: bool = False
+    crowded: bool = False
+    dead: bool = False
+    wait_seconds: float | None = None
+
+
+_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+_CROWDED = {429, 503, 529}
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|maximum context length|maximum model length|exceeds? (?:the )?(?:available )?context"
+    r"|context (?:length|size|window)[^.]{0,40}exceed|longer than the model'?s? (?:maximum )?context"
+    r"|exceed_context_size_error|exceeds? the (?:model'?s )?max(?:imum)? (?:context|input|model)"
+    r"|prompt is too long|input (?:is|length) .{0,40}(?:too long|exceeds)|max_model_len"
+    r"|`?inputs`? tokens \+ `?max_new_tokens`? must be",
+    re.IGNORECASE,
+)
+_NO_QUOTA = re.compile(
+    r"insufficient_quota|exceeded your current quota|billing_hard_limit|insufficient (?:credit|funds|balance)"
+    r"|payment required|credit limit|out of credits",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model_not_found|DeploymentNotFound|model .{0,80}(?:not found|does not exist|not available)", re.IGNORECASE
+)
+
+
+def fault_of_status(
+    status: int, body: bytes, server: str, model: str, *, wait_seconds: float | None = None, secrets: Iterable[str] = ()
+) -> Fault:  # noqa: PLR0911 — one return per kind of fault
+    """The fault that a status other than 2xx is."""
+    words = _message(body)
+    said = plain(words, secrets)
+    got = f"{status}: {said}" if said else str(status)
+    where = server
+
+    def final(cls: type[DlnError], message: str, expected: str, fix: str) -> Fault:
+        return Fault(str(status), cls(message, where=where, got=got, expected=expected, fix=fix))
+
+    if status in {400, 413, 422} and _TOO_LONG.search(words):
+        return final(
+            ContextLengthError,
+            "the request is longer than the model's context",
+            "prompt and answer within the context of the model",
+            "a model or server with a longer context (for example a larger --max-model-len), or shorter texts",
+        )
+    if status == 402 or (status in {400, 403, 429} and _NO_QUOTA.search(words)):
+        return final(QuotaExhausted, "the account's quota is used up", "credit", "add credit, or use another key")
+    if status in {401, 403, 407}:
+        fix = "check that the key is whole, not revoked, of this server, and may use this model"
+        return final(AuthenticationFailed, "the server does not accept the key", "a valid API key", fix)
+    if status in {404, 410} or (status in {400, 422} and _NO_MODEL.search(words)):
+        fix = "ask the server for its models (GET …/models); check the base URL, which mostly ends in /v1"
+        return final(ModelNotFound, f"no model {model!r}, or no such path", "a model that is served", fix)
+    if 300 <= status < 400:
+        return final(BadRequest, "the server is elsewhere", "an answer", "give the address it names as --base-url")
+    if status in _RETRIED or status >= 500:
+        cls = RateLimited if status == 429 else ServerFailed
+        message = "too many requests" if status == 429 else "the server fails"
+        fix = "wait, or ask less at once" if status == 429 else "look at the server's log, or try again later"
+        error = cls(message, where=where, got=got, expected="an answer", fix=fix)
+        return Fault(str(status), error, True, status in _CROWDED, status in {502, 504}, wait_seconds)
+    return final(BadRequest, "the server does not take the request", "a request it accepts", "see what it says")
+
+
+def fault_of_silence(kind: str, reason: str, server: str, *, secrets: Iterable[str] = ()) -> Fault:
+    """The fault that no (whole) reply is; kind is "connect", "read time-out" or "broken off"."""
+    got = plain(reason, secrets)
+    if kind == "connect":
+        error: DlnError = ServerUnreachable(
+            "no connection", where=server, got=got, expected="a listening server", fix="is the server running?"
+        )
+        return Fault(kind, error, retry=True, dead=True)
+    fix = "look at the server's log, give it more time, or ask less at once"
+    error = ServerFailed("no whole answer", where=server, got=got, expected="an answer", fix=fix)
+    return Fault(kind, error, retry=True, crowded=kind == "read time-out", dead=True)
+
+
+def fault_of_body(body: bytes, server: str, *, secrets: Iterable[str] = ()) -> Fault:
+    """The fault that a body which is no JSON is: half of it missing, or a proxy's page."""
+    start = body[:200].decode("utf-8", "replace").lstrip().lower()
+    what = "an HTML page" if start.startswith(("<!doctype", "<html", "<")) else "no JSON" if body else "nothing"
+    text = plain(body[:400].decode("utf-8", "replace"), secrets)
+    fix = "a proxy may answer in the server's place: check the base URL"
+    error = MalformedReply(
+        "the answer cannot be read", where=server, got=f"{what}: {text}" if text else what, expected="JSON", fix=fix
+    )
+    return Fault("malformed", error, retry=True)
+
+
+def plain(text: object, secrets: Iterable[str] = (), *, longest: int = 300) -> str:
+    """Text of a server as it may be shown: no control characters, no secret, not endless."""
+    words = str(text)
+    for secret in secrets:
+        for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]} - {""}:
+            words = words.replace(form, "[key]")
+    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    return words if len(words) <= longest else words[: longest - 1] + "…"
+
+
+def _message(body: bytes) -> str:
+    """The server's own words: the message of its error object, else the body itself."""
+    text = body[:20_000].decode("utf-8", "replace")
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return re.sub(r"<[^>]*>", " ", text)
+    parts: list[str] = []
+    if isinstance(found, Mapping):
+        record = cast("Mapping[str, Any]", found)
+        inner: object = record.get("error", record)
+        fields = cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else {"message": inner}
+        parts = [str(fields[name]) for name in ("message", "code", "type", "detail") if fields.get(name)]
+    return " · ".join(dict.fromkeys(parts)) or text
