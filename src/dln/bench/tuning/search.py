@@ -7,6 +7,7 @@ proposes the next one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dln.bench.tuning.space import Space, nested, size
-from dln.errors import BudgetReached, InputError
+from dln.errors import InputError
+from dln.keys import Key
 
 __all__ = ["Trial", "search"]
 
@@ -57,48 +59,53 @@ def search(
         progress: called after each trial.
 
     Raises:
-        InputError: Optuna is missing, or the journal belongs to another space.
-        BudgetReached: passed on; finished trials are kept.
+        InputError: Optuna is missing, the journal belongs to another space, or there is no trial.
     """
     optuna = _optuna()
     names = {name: [_key(value) for value in values] for name, values in space.items()}
     values = {name: dict(zip(names[name], values, strict=True)) for name, values in space.items()}
-    few = size(space) <= GRID_LIMIT
-    sampler = optuna.samplers.GridSampler(names, seed=seed) if few else optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(
         storage=None if journal is None else _storage(optuna, journal),
         study_name="dln",
         load_if_exists=True,
-        sampler=sampler,
+        sampler=optuna.samplers.TPESampler(seed=seed),
         direction="maximize",
     )
     if study.user_attrs.get("space", names) != names:
-        raise InputError(
-            "this study is of another search space", where=journal, fix="another --out, or delete the file"
-        )
+        raise InputError("this study is of another search space", where=journal, fix="another --out, or delete it")
     study.set_user_attr("space", names)
+    complete = [optuna.trial.TrialState.COMPLETE]
 
-    def settings(trial: Any) -> dict[str, Any]:
-        return {name: values[name][trial.params[name]] for name in space}
+    def finished() -> list[Trial]:
+        rows = study.get_trials(states=complete)
+        return [Trial(t.number, {n: values[n][t.params[n]] for n in space}, float(t.value)) for t in rows]
 
-    def objective(trial: Any) -> float:
-        for name, keys in names.items():
-            trial.suggest_categorical(name, keys)
-        return train(nested(settings(trial)))
-
-    def after(_study: Any, trial: Any) -> None:
-        if trial.value is not None:
-            progress(Trial(trial.number, settings(trial), float(trial.value)))
-
-    complete = optuna.trial.TrialState.COMPLETE
-    done = len(study.get_trials(states=[complete]))
-    wanted = min(trials, size(space)) if few else trials
-    if wanted > done:
-        study.optimize(objective, n_trials=wanted - done, callbacks=[after], catch=(), gc_after_trial=False)
-    found = [Trial(t.number, settings(t), float(t.value)) for t in study.get_trials(states=[complete])]
+    few = size(space) <= GRID_LIMIT
+    left = _untried(names, [trial.params for trial in study.get_trials(states=complete)], seed) if few else []
+    wanted = trials - len(finished())
+    for number in range(min(wanted, len(left)) if few else wanted):
+        if few:
+            study.enqueue_trial(left[number])
+        trial = study.ask()
+        settings = {name: values[name][trial.suggest_categorical(name, keys)] for name, keys in names.items()}
+        try:
+            score = train(nested(settings))
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # it will be tried again
+            raise
+        study.tell(trial, score)
+        progress(Trial(trial.number, settings, score))
+    found = finished()
     if not found:
-        raise BudgetReached("no trial was finished", where="search", fix="raise the budget, or ask for shorter runs")
+        raise InputError("no trial is there to choose from", where="search", got=f"trials={trials}")
     return sorted(found, key=lambda trial: (-trial.score, trial.number))
+
+
+def _untried(names: dict[str, list[str]], tried: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
+    """The settings of the grid that have no result yet, in random order."""
+    grid = [dict(zip(names, keys, strict=True)) for keys in itertools.product(*names.values())]
+    order = Key(seed).child("grid").generator().permutation(len(grid))
+    return [grid[int(i)] for i in order if grid[int(i)] not in tried]
 
 
 def _key(value: Any) -> str:
@@ -113,7 +120,7 @@ def _optuna() -> Any:
         raise InputError(
             "the search needs the package optuna", where="dln tune", fix="pip install 'dln[tune]'"
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 

@@ -1,0 +1,110 @@
+"""The search over training options, and the check of headroom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dln.bench.headroom import Measured, measure_headroom, spread
+from dln.bench.tuning.search import search
+from dln.bench.tuning.space import PAPER_SPACE, nested, paper_space, read_space, size
+from dln.data import load_task
+from dln.errors import InputError
+from dln.lm.table import TableLM
+from dln.train import resolve_options
+
+SPACE = {"memory": [0, 2], "inference.exploration": [0.0, 0.5, 2.0], "tolerance": [None, 1]}
+
+
+def test_a_small_space_is_searched_once_each_and_a_stopped_study_goes_on(tmp_path):
+    seen = []
+
+    def train(options):
+        seen.append(str(options))
+        return options["memory"] + options["inference"]["exploration"]
+
+    first = search(train, SPACE, 5, seed=1, journal=tmp_path / "study.log")
+    assert len(first) == len(seen) == 5
+    found = search(train, SPACE, 50, seed=1, journal=tmp_path / "study.log")
+    assert len(found) == len(set(seen)) == len(seen) == size(SPACE) == 12
+    assert found[0].score == 4.0
+    assert found[0].settings["memory"] == 2
+    with pytest.raises(InputError, match="another search space"):
+        search(train, {"memory": [1]}, 1, seed=1, journal=tmp_path / "study.log")
+
+
+def test_an_interrupted_trial_is_not_taken_for_a_result(tmp_path):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(interrupted, SPACE, 3, seed=1, journal=tmp_path / "study.log")
+    assert len(search(lambda _: 1.0, SPACE, 12, seed=1, journal=tmp_path / "study.log")) == 12
+
+
+def test_the_papers_space_holds_possible_options():
+    for depth in (1, 2, 5):
+        for name, values in paper_space(depth).items():
+            for value in values:
+                resolve_options("paper", nested({name: value}))
+    assert size(PAPER_SPACE[1]) == 2 * 3 * 2 * 2
+
+
+def test_a_file_of_the_space_is_checked(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"inference.num_hidden": [2, 3]}))
+    assert read_space(path) == {"inference.num_hidden": [2, 3]}
+    for text, message in (
+        ("[1, 2]", "not a mapping"),
+        ("memory: 2", "list of values"),
+        ("memori: [1]", "memori"),
+        ("inference.num_hidden: [-1]", "num_hidden"),
+        (": [", "cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_space(path)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_noise_alone_is_not_taken_for_a_spread_of_prompts(seed):
+    rng = np.random.default_rng(seed)
+    rows = [Measured("", 0.0, 0.0, rng.normal(-1, 1, 200)) for _ in range(8)]
+    sigma, noise = spread(rows)
+    assert sigma < 3 * noise
+    shifted = [Measured("", 0.0, 0.0, m.per_example + shift) for m, shift in zip(rows, range(8), strict=True)]
+    assert spread(shifted)[0] == pytest.approx(np.std(range(8), ddof=1), rel=0.25)
+
+
+def informed(strength):
+    """A model whose answer depends on how the prompt begins, as strongly as asked."""
+    task = load_task("questions")
+    answers = {e.input: e.target for e in (*task.train, *task.dev)}
+    labels = task.label_names or ()
+
+    def conditional(context):
+        if not context.endswith("Label:"):
+            return {" a thought": 1.0}
+        question = context.rpartition("Input: ")[2].split("\n")[0]
+        first = context.count("\nLabel: person") > 1  # prompts that show persons twice know better
+        weight = strength if first else 0.0
+        p = {label: (1 - weight) / len(labels) for label in labels}
+        p[answers[question]] += weight
+        return {f" {label}": value for label, value in p.items()}
+
+    return task, TableLM(conditional, name="informed")
+
+
+def test_headroom_is_seen_where_prompts_matter_and_not_where_they_do_not():
+    task, lm = informed(0.6)
+    found = measure_headroom(task, lm, prompts=8, shots=10, draws=0, dev_size=100)
+    assert found.pays
+    assert found.depth_pays is None
+    task, lm = informed(0.0)
+    found = measure_headroom(task, lm, prompts=8, shots=10, draws=2, dev_size=100)
+    assert not found.pays
+    assert found.depth_pays is False
