@@ -124,13 +124,15 @@ def test_draws_do_not_depend_on_the_batch_even_under_noise(
     lm.network.noise = 0.01
     contexts = [f"the cat {i} " * (i % 7 + 1) for i in range(64)]
     generator = torch.Generator().manual_seed(0)
-    step = CausalModel.step
+    forward = CausalModel.forward
 
-    def noisy_step(self: CausalModel, inputs: torch.Tensor, mask: torch.Tensor, cache: object) -> object:
-        cache, logits = step(self, inputs, mask, cache)
-        return cache, logits + (torch.rand(logits.shape, generator=generator) * 2 - 1) * 0.0099
+    def noisy(self: CausalModel, rows: object, slice_rows: int | None = None, **inputs: object) -> object:
+        cache, slices = forward(self, rows, slice_rows, **inputs)
+        if not inputs["use_cache"]:  # a forward of a prefix alone is what it is
+            return cache, slices
+        return cache, (part + (torch.rand(part.shape, generator=generator) * 2 - 1) * 0.0099 for part in slices)
 
-    monkeypatch.setattr(CausalModel, "step", noisy_step)
+    monkeypatch.setattr(CausalModel, "forward", noisy)
     draws = [
         [draw.token_ids for draw in replace(lm, batch_rows=rows).sample(contexts, sampling, range(64))]
         for rows in (1, 3, 16, 64)
@@ -199,21 +201,25 @@ def test_too_long_requests_are_named_before_any_forward(tiny_lm: TransformersLM)
 def test_a_shortage_of_memory_halves_the_batch(tiny_lm: TransformersLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tiny_lm.log_prob(CONTEXTS[:3], TARGETS)
     drawn = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
-    forward = CausalModel._forward
+    call = CausalModel._call
 
-    def small_memory(self: CausalModel, rows: object, **inputs: torch.Tensor) -> object:
-        if len(inputs["input_ids"]) > 1:
+    def small_memory(self: CausalModel, rows: object, shown: int, **inputs: torch.Tensor) -> object:
+        if inputs["input_ids"].numel() > 40:
             raise torch.OutOfMemoryError("too large")
-        return forward(self, rows, **inputs)
+        return call(self, rows, shown, **inputs)
 
-    monkeypatch.setattr(CausalModel, "_forward", small_memory)
+    monkeypatch.setattr(CausalModel, "_call", small_memory)
     before = tiny_lm.diagnostics["out_of_memory_splits"]
     for got, wanted in zip(tiny_lm.log_prob(CONTEXTS[:3], TARGETS), expected, strict=True):
         np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
     again = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
     assert [draw.token_ids for draw in again] == [draw.token_ids for draw in drawn]
     assert tiny_lm.diagnostics["out_of_memory_splits"] > before
-    monkeypatch.setattr(CausalModel, "_forward", lambda *_a, **_k: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+
+    def nothing_fits(*_a, **_k):
+        return (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+
+    monkeypatch.setattr(CausalModel, "_call", nothing_fits)
     with pytest.raises(InputError, match="memory"):
         tiny_lm.log_prob(["the"], ["cat"])
 

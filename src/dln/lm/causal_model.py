@@ -1,14 +1,14 @@
 """A causal language model in torch: forwards, the output head on chosen rows only, and what they cost.
 
 The model's own forward is used as it is, so that whatever it does to its logits (scaling, soft capping) is
-kept; only the rows that predict a wanted token are let through to its output head, because for a whole batch
-tokens × vocabulary would be far larger than all the rest.
+kept; only the rows that predict a wanted token are let through to its output head, and of these no more at a
+time than `head_rows` says, because for a whole pack tokens × vocabulary would be far larger than all the rest.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +16,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dln.errors import InputError
-from dln.lm.batches import bucket
-from dln.lm.packed import answer_packed, probe
-from dln.lm.plan import Plan
-from dln.lm.query import Answer, Query, read
+from dln.lm.packed import probe
+from dln.lm.query import Answer, Query
+from dln.lm.scoring import Scoring
+from dln.lm.stream import stream
 from dln.numerics import Floats
 
 if TYPE_CHECKING:
@@ -28,22 +28,47 @@ if TYPE_CHECKING:
 __all__ = ["CausalModel", "Counters"]
 
 T = TypeVar("T")
-MAX_BATCH_ROWS = 4096
+Rows = tuple["torch.Tensor", "torch.Tensor"]
 
 # Largest difference of a logit between two batch shapes, with a margin: 7e-5 was measured in float32 (SmolLM2).
 NOISE = {"float32": 4e-4, "float64": 1e-9, "bfloat16": 0.1, "float16": 0.02}
 
+HEAD_VALUES_PER_TOKEN = 8192
+"""Logits that are held at a time, per token of a scoring forward: 17 MB in float32 for forwards of 512 tokens."""
+
 
 @dataclass(slots=True)
 class Counters:
-    """What a model did so far: forwards, tokens asked and tokens fed (padding aside), and rare events."""
+    """What a model did so far, padding aside.
+
+    Attributes:
+        forwards: calls of the model.
+        asked: tokens of all scored sequences, as they were asked for.
+        needed: distinct prefixes among them, counted within each window of requests.
+        tokens: tokens fed, in scoring and sampling.
+        choices: tokens drawn.
+        close_choices: those that were settled by a forward of their prefix alone.
+        out_of_memory_splits: how often a batch was halved.
+        peak_pack_tokens: tokens of the largest scoring forward.
+        peak_cached_tokens: tokens of the largest key-value cache, scoring or sampling.
+        peak_head_rows: rows of the largest piece of logits.
+    """
 
     forwards: int = 0
     asked: int = 0
+    needed: int = 0
     tokens: int = 0
     choices: int = 0
     close_choices: int = 0
     out_of_memory_splits: int = 0
+    peak_pack_tokens: int = 0
+    peak_cached_tokens: int = 0
+    peak_head_rows: int = 0
+
+    def reached(self, *, pack_tokens: int = 0, cached_tokens: int = 0) -> None:
+        """Note sizes that were reached."""
+        self.peak_pack_tokens = max(self.peak_pack_tokens, pack_tokens)
+        self.peak_cached_tokens = max(self.peak_cached_tokens, cached_tokens)
 
 
 @dataclass(eq=False)
@@ -63,13 +88,16 @@ class CausalModel:
         self.lock = RLock()
         parameter = next(iter(self.model.parameters()))
         self.device: torch.device = parameter.device
+        self.mask_dtype: torch.dtype = parameter.dtype
         self.dtype = str(parameter.dtype).removeprefix("torch.")
         self.noise = NOISE.get(self.dtype, 0.1)
         config = self.model.config.get_text_config()
         length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         self.context_length = int(length) if length else None
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rows: Rows | None = None
+        self._shown = 0  # how many of the wanted rows the model's own forward takes to its head
+        self._hidden: torch.Tensor | None = None
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep_rows)
 
     @property
@@ -87,73 +115,72 @@ class CausalModel:
         """Draws side by side."""
         return 32 if self.device.type == "cpu" else 128
 
-    def answer(self, queries: Sequence[Query], batch_tokens: int) -> list[Answer]:
-        """Answer the queries, every distinct prefix evaluated once.
+    def head_rows(self, batch_tokens: int) -> int:
+        """Rows of logits at a time: rows × vocabulary ≤ 8192 × batch_tokens, but at least one row."""
+        return max(1, HEAD_VALUES_PER_TOKEN * batch_tokens // self.vocabulary)
 
-        A model that does not take tree masks (see `why_plain`) gets length-bucketed batches instead, in
-        which equal queries are computed once.
-        """
-        with self.lock:
-            self.counters.asked += sum(len(query.ids) for query in queries)
-            if self.why_plain is None:
-                return self._answer_packed(queries, batch_tokens)
-            distinct = list(dict.fromkeys(queries))
-            answers: dict[Query, Answer] = {}
-            for batch in bucket([len(query.ids) for query in distinct], batch_tokens, MAX_BATCH_ROWS):
-                chosen = [distinct[i] for i in batch]
-                answers.update(zip(chosen, self.halving(self._answer_batch, chosen), strict=True))
-        return [answers[query] for query in queries]
+    def answer(self, queries: Sequence[Query], batch_tokens: int) -> list[Answer]:
+        """Answer the queries, every distinct prefix evaluated once (see `Scoring`)."""
+        answers: list[Answer | None] = [None] * len(queries)
+        lengths = [len(query.ids) for query in queries]
+        keys = [query.ids for query in queries]
+        for index, found in stream(Scoring(self, batch_tokens), keys, lengths, lambda i: [queries[i]]):
+            answers[index] = found[0]
+        return cast("list[Answer]", answers)
 
     @cached_property
     def why_plain(self) -> str | None:
         """Why this model is scored in plain batches; None where shared prefixes are evaluated once."""
-        with self._inference():
-            return probe(self._forward, self.vocabulary, self.device, self.model.dtype, 2.5 * self.noise)
+        with self.inference():
+            return probe(self, self.vocabulary, 2.5 * self.noise)
+
+    @cached_property
+    def head_alone(self) -> bool:
+        """Whether the model's logits are what its output head gives, without scaling or capping behind it."""
+        with self.inference() as torch:
+            size = min(8, self.vocabulary)
+            rows = (torch.zeros(size, dtype=torch.long, device=self.device), torch.arange(size, device=self.device))
+            inputs = torch.arange(size, device=self.device)[None]
+            logits = self._call(rows, size, input_ids=inputs, use_cache=False).logits
+            hidden, self._hidden = self._hidden, None
+            return hidden is not None and bool(torch.equal(self._head(hidden), logits[0]))
 
     def next_logits(self, ids: Sequence[int]) -> Floats:
         """[V] logits after `ids`, from a forward of this sequence alone: a function of `ids` only."""
-        with self._inference() as torch:
-            inputs = torch.tensor([list(ids)], device=self.device)
-            rows = (torch.tensor([0], device=self.device), torch.tensor([len(ids) - 1], device=self.device))
-            positions = torch.arange(len(ids), device=self.device)[None]
-            output = self._forward(rows, input_ids=inputs, attention_mask=None, position_ids=positions, use_cache=False)
-            self.counters.tokens += len(ids)
-            return _float64(output.logits[0, 0].float())
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """Feed prompts of unequal length, padded on the left; (cache, mask [B, T], logits [B, V] after each).
-
-        Padding is on the left because sliding-window caches count slots: those of a row's last tokens
-        must be neighbours of the tokens to come.
-        """
-        with self._inference() as torch:
-            width = max(len(prompt) for prompt in prompts)
-            inputs = torch.zeros((len(prompts), width), dtype=torch.long)
-            mask = torch.zeros_like(inputs)
-            for i, prompt in enumerate(prompts):
-                inputs[i, width - len(prompt) :] = torch.tensor(list(prompt))
-                mask[i, width - len(prompt) :] = 1
-            mask = mask.to(self.device)
-            cache, logits = self.step(inputs.to(self.device), mask, None)
-            self.counters.tokens += sum(len(prompt) for prompt in prompts) - len(prompts) * width
-            return cache, mask, logits
-
-    def step(self, inputs: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[Any, torch.Tensor]:
-        """Feed the next ids [B, t]; `mask` [B, past + t] says which slots hold tokens. (cache, logits [B, V])."""
-        with self._inference() as torch:
-            size, new = inputs.shape
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]
-            rows = (torch.arange(size, device=self.device), torch.full((size,), new - 1, device=self.device))
-            output = self._forward(
-                rows,
-                input_ids=inputs,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
+        with self.inference() as torch:
+            _, slices = self.forward(
+                (torch.tensor([0], device=self.device), torch.tensor([len(ids) - 1], device=self.device)),
+                input_ids=torch.tensor([list(ids)], device=self.device),
+                attention_mask=None,
+                position_ids=torch.arange(len(ids), device=self.device)[None],
+                use_cache=False,
             )
-            self.counters.tokens += size * new
-            return output.past_key_values, output.logits[0].float()
+            self.counters.tokens += len(ids)
+            return cast(Floats, next(slices)[0].double().cpu().numpy())
+
+    def forward(self, rows: Rows, slice_rows: int | None = None, **inputs: Any) -> tuple[Any, Iterator[torch.Tensor]]:
+        """One forward: (key-value cache, float32 logits [r, V] of the wanted rows).
+
+        Args:
+            rows: batch and time indices [R] of the rows whose logits are wanted.
+            slice_rows: the logits come in slices of at most this many rows; in one if None. A model whose head
+                cannot be run alone is called once per slice, which only a forward without a cache allows.
+            inputs: what the model takes.
+        """
+        count = len(rows[0])
+        size = max(1, count if slice_rows is None else min(slice_rows, count))
+        if size < count and not self.head_alone:
+            if inputs.get("past_key_values") is not None:
+                raise ValueError("this model's logits cannot be had in slices behind a cache")
+            parts = [(rows[0][start : start + size], rows[1][start : start + size]) for start in range(0, count, size)]
+            return None, (self._call(part, size, **inputs).logits[0].float() for part in parts)
+        output = self._call(rows, 1 if size < count else count, **inputs)
+        hidden, self._hidden = self._hidden, None
+        self.counters.peak_head_rows = max(self.counters.peak_head_rows, size if count else 0)
+        if size == count or hidden is None:
+            return getattr(output, "past_key_values", None), iter([output.logits[0].float()])
+        slices = (self._head(hidden[start : start + size]).float() for start in range(0, count, size))
+        return output.past_key_values if inputs.get("use_cache") else None, slices
 
     def halving(self, run: Callable[[Sequence[Any]], list[T]], batch: Sequence[Any]) -> list[T]:
         """`run(batch)`; where the accelerator's memory does not suffice, in two halves, and so on."""
@@ -163,81 +190,51 @@ class CausalModel:
             return run(batch)
         except torch.OutOfMemoryError as error:
             if len(batch) < 2:
-                raise self._too_large() from error
+                raise self.too_large() from error
         # Outside the handler, or the traceback would hold the memory of the failed attempt.
-        torch.cuda.empty_cache()
-        self.counters.out_of_memory_splits += 1
+        self.after_shortage()
         middle = len(batch) // 2
         return [*self.halving(run, batch[:middle]), *self.halving(run, batch[middle:])]
 
-    def _answer_packed(self, queries: Sequence[Query], budget: int) -> list[Answer]:
-        """Answers from the prefix trie; with smaller packs where the accelerator's memory does not suffice."""
+    def after_shortage(self) -> None:
+        """Give freed memory back before a smaller attempt."""
         import torch
 
-        plan = Plan.of([query.ids for query in queries])
-        try:
-            with self._inference():
-                answers = answer_packed(self._forward, plan, queries, budget, self.device, self.model.dtype)
-        except torch.OutOfMemoryError as error:
-            if budget < 64:
-                raise self._too_large() from error
-        else:
-            self.counters.tokens += plan.size
-            return answers
-        # Outside the handler, or the traceback would hold the memory of the failed attempt.
         torch.cuda.empty_cache()
         self.counters.out_of_memory_splits += 1
-        return self._answer_packed(queries, budget // 2)
 
-    def _too_large(self) -> InputError:
+    def too_large(self) -> InputError:
+        """What to raise where one request alone does not fit."""
         return InputError(
             "one request alone does not fit the accelerator's memory",
             where=self.device,
             fix="use a smaller model, dtype='bfloat16', a shorter context, or device='cpu'",
         )
 
-    def _answer_batch(self, batch: Sequence[Query]) -> list[Answer]:
-        with self._inference() as torch:
-            width = max(len(query.ids) for query in batch)
-            inputs = torch.zeros((len(batch), width), dtype=torch.long)
-            mask = torch.zeros_like(inputs)
-            for i, query in enumerate(batch):
-                inputs[i, : len(query.ids)] = torch.tensor(query.ids)
-                mask[i, : len(query.ids)] = 1
-            rows = [(i, position) for i, query in enumerate(batch) for position in query.positions]
-            output = self._forward(
-                cast(Any, tuple(torch.tensor(rows, device=self.device).T)),
-                input_ids=inputs.to(self.device),
-                attention_mask=None if bool(mask.all()) else mask.to(self.device),
-                position_ids=torch.arange(width, device=self.device).expand(len(batch), width),
-                use_cache=False,
-            )
-            self.counters.tokens += sum(len(query.ids) for query in batch)
-            questions = [question for query in batch for question in query.questions]
-            found = iter(read(output.logits[0].float(), range(len(rows)), questions))
-            return [Answer.of([next(found) for _ in query.positions]) for query in batch]
-
     @contextmanager
-    def _inference(self) -> Generator[Any]:
+    def inference(self) -> Generator[Any]:
+        """The model's lock, without gradients."""
         import torch
 
         with self.lock, torch.inference_mode():
             yield torch
 
-    def _forward(self, rows: tuple[torch.Tensor, torch.Tensor], **inputs: Any) -> Any:
+    def _call(self, rows: Rows, shown: int, **inputs: Any) -> Any:
         if not self._takes_positions:
-            inputs.pop("position_ids")
-        self._rows = rows
+            inputs.pop("position_ids", None)
+        self._rows, self._shown = rows, shown
         try:
             return self.model(**inputs, return_dict=True)
         finally:
             self._rows = None
             self.counters.forwards += 1
 
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.get_output_embeddings()(hidden[None])[0]
+
     def _keep_rows(self, _module: object, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Let only the wanted rows [R, D] of the hidden states [B, T, D] through to the head, as [1, R, D]."""
-        return inputs if self._rows is None else (inputs[0][self._rows][None], *inputs[1:])
-
-
-def _float64(values: torch.Tensor) -> Floats:
-    return cast(Floats, values.double().cpu().numpy())
+        """Let only wanted rows [R, D] of the hidden states [B, T, D] through to the head, as [1, R, D]."""
+        if self._rows is None:
+            return inputs
+        self._hidden = inputs[0][self._rows]
+        return (self._hidden[None, : self._shown], *inputs[1:])

@@ -2,7 +2,8 @@
 
 A pack is one row of tokens with explicit positions and a tree mask: a node sees its ancestors and itself.
 Ancestors from earlier packs are there as cached keys and values of one path (see `plan`), which bounds
-memory by the pack's budget and the longest sequence, however many requests there are.
+memory by the pack's budget and the longest sequence, however many requests there are. The path to the last
+node is handed on, so that the next plan begins where this one ended.
 
 Not every architecture takes such masks (sliding windows, recurrent and hybrid layers do not): `probe`
 compares with a plain forward once after loading, and the engine falls back to plain batches where the two
@@ -11,31 +12,110 @@ differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dln.lm.plan import Integers, Pack, Plan
-from dln.lm.query import Answer, Found, Query, Question, read
+from dln.lm.plan import Integers, Plan
+from dln.lm.query import Answer, Found, Ids, Query, Question, read
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["answer_packed", "feed", "probe"]
+    from dln.lm.causal_model import CausalModel
 
-Forward = Callable[..., Any]
-"""(rows, **model inputs) → model output, with logits of the wanted rows only."""
+__all__ = ["Feed", "Held", "answer_packed", "plan_after", "probe"]
 
 
-def answer_packed(
-    forward: Forward,
-    plan: Plan,
-    queries: Sequence[Query],
-    budget: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[Answer]:
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A path whose keys and values are still there.
+
+    Attributes:
+        ids: its tokens.
+        cache: keys and values of these tokens and others.
+        where: [len(ids)] where in the cache each token's keys and values are.
+    """
+
+    ids: Ids
+    cache: Any
+    where: Integers
+
+
+NOTHING = Held((), None, np.zeros(0, dtype=np.int64))
+
+
+@dataclass(eq=False)
+class Feed:
+    """Feeds plans to a model; afterwards, `held` is the path to begin the next plan with.
+
+    Args:
+        model: gives the logits.
+        budget: tokens per pack.
+        held: where the last plan ended.
+    """
+
+    model: CausalModel
+    budget: int
+    held: Held = NOTHING
+    largest_pack: int = 0
+    largest_cache: int = 0
+
+    def __call__(self, plan: Plan, wanted: Sequence[int]) -> Iterator[tuple[Integers, torch.Tensor]]:
+        """Feed the packs of `plan`, made after `held.ids[: len(plan.before)]`.
+
+        Yields:
+            Numbers of some wanted nodes, and the logits [R, V] after them. All wanted nodes come once.
+        """
+        import torch
+
+        model = self.model
+        nodes = np.asarray(wanted, dtype=np.int64)
+        slice_rows = model.head_rows(self.budget)
+        cache = self.held.cache
+        where, ids = self.held.where[: len(plan.before)], np.array(plan.before, dtype=np.int64)
+        first = len(plan.before)
+        for pack in plan.packs(self.budget, nodes, None if model.head_alone else slice_rows):
+            past = _carried(cache, where[pack.carry], model.device)
+            ids = np.concatenate([ids[pack.carry], pack.tokens])
+            end = first + len(pack.tokens)
+            here = nodes[np.searchsorted(nodes, first) : np.searchsorted(nodes, end)]
+            rows = torch.as_tensor(here - first, device=model.device)
+            mask = torch.zeros(pack.mask.shape, dtype=model.mask_dtype)
+            mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(model.mask_dtype).min)
+            cache, slices = model.forward(
+                (torch.zeros_like(rows), rows),
+                slice_rows,
+                input_ids=torch.from_numpy(pack.tokens)[None].to(model.device),
+                position_ids=torch.from_numpy(pack.positions)[None].to(model.device),
+                attention_mask=mask[None, None].to(model.device),
+                past_key_values=past,
+                use_cache=True,
+            )
+            where = np.arange(len(ids))  # `carry` of the next pack counts in (past ⧺ tokens)
+            first = end
+            self.largest_pack = max(self.largest_pack, len(pack.tokens))
+            self.largest_cache = max(self.largest_cache, len(ids))
+            self.held = Held(tuple(ids[pack.path].tolist()), cache, pack.path)
+            done = 0
+            for logits in slices:
+                yield here[done : done + len(logits)], logits
+                done += len(logits)
+
+
+def plan_after(held: Held, queries: Sequence[Query]) -> Plan:
+    """The plan for `queries` that goes on from `held`, as far as no distribution is wanted inside of it."""
+    known = len(held.ids)
+    for query in queries:
+        first = min(query.positions, default=len(query.ids))
+        if first < known and query.ids[: first + 1] == held.ids[: first + 1]:
+            known = first
+    return Plan.of([query.ids for query in queries], held.ids[:known])
+
+
+def answer_packed(feed: Feed, plan: Plan, queries: Sequence[Query]) -> list[Answer]:
     """Answers to the queries whose sequences `plan` was made of; equal questions are answered once."""
     paths = dict(plan.paths())
     asked = [
@@ -46,90 +126,54 @@ def answer_packed(
     for node, question in (one for questions in asked for one in questions):
         by_node.setdefault(node, {})[question] = None
     found: dict[tuple[int, Question], Found] = {}
-    for nodes, logits in feed(forward, plan, sorted(by_node), budget, device, dtype):
+    for nodes, logits in feed(plan, sorted(by_node)):
         here = [(row, node, question) for row, node in enumerate(nodes.tolist()) for question in by_node[node]]
         values = read(logits, [row for row, _, _ in here], [question for _, _, question in here])
         found.update(zip([(node, question) for _, node, question in here], values, strict=True))
     return [Answer.of([found[one] for one in questions]) for questions in asked]
 
 
-def feed(
-    forward: Forward, plan: Plan, wanted: Sequence[int], budget: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Integers, torch.Tensor]]:
-    """Feed the plan's packs; yields (numbers of the wanted nodes in this pack, logits [R, V] after them).
-
-    Args:
-        forward: the model.
-        plan: what to feed.
-        wanted: sorted numbers of the nodes after which a distribution is wanted.
-        budget: tokens per pack.
-        device: of the model.
-        dtype: of its attention masks.
-    """
-    import torch
-
-    nodes = np.asarray(wanted, dtype=np.int64)
-    cache: Any = None
-    first = 0
-    for pack in plan.packs(budget):
-        cache = _carried(cache, pack, device)
-        end = first + len(pack.tokens)
-        here = nodes[np.searchsorted(nodes, first) : np.searchsorted(nodes, end)]
-        rows = torch.as_tensor(here - first, device=device)
-        mask = torch.zeros(pack.mask.shape, dtype=dtype)
-        mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(dtype).min)
-        output = forward(
-            (torch.zeros_like(rows), rows),
-            input_ids=torch.from_numpy(pack.tokens)[None].to(device),
-            position_ids=torch.from_numpy(pack.positions)[None].to(device),
-            attention_mask=mask[None, None].to(device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        if len(here):
-            yield here, output.logits[0].float()
-        cache, first = output.past_key_values, end
-
-
-def probe(forward: Forward, vocabulary: int, device: torch.device, dtype: torch.dtype, tolerance: float) -> str | None:
-    """Why packs cannot be used with this model, or None: three branching sequences, packed and plain."""
+def probe(model: CausalModel, vocabulary: int, tolerance: float) -> str | None:
+    """Why packs cannot be used with this model, or None: branching sequences, packed in two plans, and plain."""
     import torch
 
     rng = np.random.default_rng(0)
     stem = tuple(int(t) for t in rng.integers(vocabulary, size=12))
-    sequences = [(*stem[:cut], *(int(t) for t in rng.integers(vocabulary, size=9))) for cut in (12, 7, 3)]
-    plan = Plan.of(sequences)
-    ends = {sequence: int(path[-1]) for sequence, path in plan.paths()}
+    sequences = [(*stem[:cut], *(int(t) for t in rng.integers(vocabulary, size=9))) for cut in (12, 7, 3, 12)]
     try:
-        packed: dict[int, torch.Tensor] = {}
-        for nodes, logits in feed(forward, plan, sorted(ends.values()), 16, device, dtype):
-            packed.update(zip(nodes.tolist(), logits, strict=True))
-        for sequence, node in ends.items():
-            last = torch.tensor([len(sequence) - 1], device=device)
-            plain = forward(
+        packed: dict[Ids, torch.Tensor] = {}
+        feed = Feed(model, 16)
+        for part in (sequences[:3], sequences[3:]):
+            plan = Plan.of(part, feed.held.ids)
+            ends = {int(path[-1]): sequence for sequence, path in plan.paths()}
+            for nodes, logits in feed(plan, sorted(ends)):
+                packed.update(zip([ends[node] for node in nodes.tolist()], logits, strict=True))
+        for sequence in sequences:
+            last = torch.tensor([len(sequence) - 1], device=model.device)
+            _, plain = model.forward(
                 (torch.zeros_like(last), last),
-                input_ids=torch.tensor([sequence], device=device),
+                input_ids=torch.tensor([sequence], device=model.device),
                 attention_mask=None,
-                position_ids=torch.arange(len(sequence), device=device)[None],
+                position_ids=torch.arange(len(sequence), device=model.device)[None],
                 use_cache=False,
-            ).logits[0, 0]
-            difference = float((plain.float() - packed[node]).abs().max())
+            )
+            difference = float((next(plain)[0] - packed[sequence]).abs().max())
             if not difference <= tolerance:
                 return f"packed and plain logits differ by {difference:.2g}"
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError) as error:
         # Whatever an architecture does with a mask or a cache it does not know, plain batches still work.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None
 
 
-def _carried(cache: Any, pack: Pack, device: torch.device) -> Any:
-    """A cache with the keys and values of the path to the pack's first node, taken from the last pack's."""
+def _carried(cache: Any, where: Integers, device: torch.device) -> Any:
+    """A cache with the keys and values at `where`, of the path to the pack's first node."""
     import torch
     from transformers import DynamicCache
 
     carried: Any = DynamicCache()
-    if cache is not None and len(pack.carry):
-        index = torch.from_numpy(pack.carry).to(device)
+    if cache is not None and len(where):
+        index = torch.from_numpy(where).to(device)
         for number, layer in enumerate(cache.layers):
             carried.update(layer.keys.index_select(2, index), layer.values.index_select(2, index), number)
     return carried

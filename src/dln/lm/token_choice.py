@@ -16,7 +16,9 @@ function of the prefix only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,10 @@ import numpy.typing as npt
 from dln.lm.base import Sampling
 from dln.numerics import Floats
 
-__all__ = ["TokenChoice", "choose", "exponentials"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TokenChoice", "choose", "choose_each", "exponentials"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -84,6 +89,17 @@ def choose(logits: Floats, sampling: Sampling, seed: int, position: int, toleran
         min(0.0, float(np.log(p[winner] / kept))),
         close=tolerance > 0 and bool(rivals or not sure[winner]),
     )
+
+
+def choose_each(
+    logits: torch.Tensor, sampling: Sampling, seeds: Sequence[int], positions: Sequence[int], tolerance: float
+) -> list[TokenChoice]:
+    """`choose` for each row of logits [B, V]."""
+    rows = logits.double().cpu().numpy()
+    return [
+        choose(row, sampling, seed, position, tolerance)
+        for row, seed, position in zip(rows, seeds, positions, strict=True)
+    ]
 
 
 def exponentials(seed: int, position: int, count: int) -> Floats:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from dln.errors import InputError
 from dln.lm.base import Completion, Sampling
 from dln.lm.query import Answer, Ids, Query, TopTokens
 from dln.numerics import Floats
 
-__all__ = ["TokenLevel", "TokenScores", "check_ids", "next_query", "sequence_query"]
+__all__ = ["TokenLevel", "TokenScores", "next_query", "sequence_query"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,19 +84,3 @@ def sequence_query(ids: Ids, start: int, top: int) -> Query:
 def next_query(ids: Ids, tokens: Sequence[int], top: int) -> Query:
     """The query for the distribution after `ids`."""
     return Query(tuple(ids), (len(ids) - 1,), (tuple(tokens),), top=top)
-
-
-def check_ids(rows: Sequence[Ids], vocabulary: int, where: str) -> None:
-    """Refuse empty rows and what is no token id of this model.
-
-    Raises:
-        InputError: naming the first bad row.
-    """
-    for index, row in enumerate(rows):
-        if not row:
-            raise InputError("a prompt of no tokens cannot be continued or scored", where=f"{where}[{index}]")
-        bad = next((token for token in row if not 0 <= token < vocabulary), None)
-        if bad is not None:
-            raise InputError(
-                "this is no token id of the model", where=f"{where}[{index}]", got=bad, expected=f"0 … {vocabulary - 1}"
-            )

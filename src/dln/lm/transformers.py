@@ -7,20 +7,25 @@ The context is encoded as the model wants it, the target alone, and the ids are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from dln.errors import ContextLengthError, InputError
-from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.errors import InputError
+from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.causal_model import CausalModel
 from dln.lm.checkpoint import Checkpoint, Source, load_checkpoint
-from dln.lm.decoding import DrawRequest, decode
+from dln.lm.checks import check_counts, check_fits, check_ids, check_starts
+from dln.lm.decoding import decode
+from dln.lm.draws import DrawRequest
 from dln.lm.label_scoring import LabelQuestions
 from dln.lm.labels import LabelTrie
-from dln.lm.query import Answer, Ids, Query
-from dln.lm.token_level import TokenScores, check_ids, next_query, sequence_query
+from dln.lm.query import Ids, Query
+from dln.lm.scoring import Scoring
+from dln.lm.stream import WINDOW_ASKED, BoundedMemo, stream
+from dln.lm.token_level import TokenScores, next_query, sequence_query
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
 
@@ -37,7 +42,8 @@ class TransformersLM:
         name: the string that `load_lm` takes to give this model again.
         checkpoint: the weights and the tokenizer; siblings share it.
         chat: whether a context is wrapped as one user turn, and the assistant's turn drawn or scored.
-        batch_tokens: tokens per forward when scoring; None takes what suits the device.
+        batch_tokens: tokens per forward when scoring, which bounds memory as `scoring` says, whatever the number
+            of requests; None takes what suits the device.
         batch_rows: draws side by side; None takes what suits the device. Neither changes a draw.
     """
 
@@ -106,7 +112,7 @@ class TransformersLM:
 
     @property
     def diagnostics(self) -> dict[str, int]:
-        """Counts since loading, shared by siblings: forwards, tokens fed, token choices, close choices, OOM splits."""
+        """Counts since loading, shared by siblings; see `Counters`."""
         return asdict(self.network.counters)
 
     def fingerprint(self) -> str:
@@ -124,21 +130,26 @@ class TransformersLM:
         Raises:
             ContextLengthError: a request is longer than the model's context; nothing has been computed then.
         """
-        _check_lengths("targets", contexts, targets)
-        pairs = [(self._context(c), self._target(t)) for c, t in zip(contexts, targets, strict=True)]
-        self._check_fits([len(context) + len(target) for context, target in pairs], "context and target")
-        asked = [i for i, (_, target) in enumerate(pairs) if target]
-        queries: list[Query] = []
-        for context, target in (pairs[i] for i in asked):
-            positions = tuple(range(len(context) - 1, len(context) + len(target) - 1))
-            queries.append(Query((*context, *target[:-1]), positions, tuple((token,) for token in target)))
-        values = [np.zeros(0)] * len(pairs)
-        for i, answer in zip(asked, self._answer(queries), strict=True):
-            values[i] = answer.log_probs
-        return [
-            TokenLogProbs(value, self._text_tokens(target, len(ids)))
-            for value, target, (_, ids) in zip(values, targets, pairs, strict=True)
-        ]
+        check_counts("targets", contexts, targets)
+        context_of, target_of = self._memo(self._context), self._memo(self.codec.target_ids)
+
+        def target_ids(target: Target) -> Ids:
+            own = self._own_ids(target)
+            return target_of(text_of(target)) if own is None else own
+
+        def queries_of(index: int) -> list[Query]:
+            context, target = context_of(contexts[index]), target_ids(targets[index])
+            return [sequence_query((*context, *target), len(context), 0)] if target else []
+
+        pairs = zip(contexts, targets, strict=True)
+        lengths = array("l", (len(context_of(context)) + len(target_ids(target)) for context, target in pairs))
+        self._check_fits(lengths, "context and target")
+        nothing = np.zeros(0)
+        scores = [TokenLogProbs(nothing, 0)] * len(targets)
+        for index, answers in stream(self._scoring(), contexts, lengths, queries_of):
+            values = answers[0].log_probs if answers else nothing
+            scores[index] = TokenLogProbs(values, self._text_tokens(targets[index], len(values)))
+        return scores
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """[N, C] log-mass of each label over the label trie; rows sum to ≤ 1.
@@ -150,14 +161,16 @@ class TransformersLM:
             ContextLengthError: a request is longer than the model's context; nothing has been computed then.
         """
         trie = LabelTrie.build(labels, [self.codec.target_ids(label) for label in labels])
-        encoded = [self._context(context) for context in contexts]
-        longest = max(map(len, trie.ids))
-        self._check_fits([len(context) + longest for context in encoded], "context and longest label")
         questions = LabelQuestions.of(trie)
-        answers = iter(self._answer([query for context in encoded for query in questions.queries(context)]))
-        masses = np.zeros((len(encoded), len(labels)))
-        for row in masses:
-            row[:] = questions.masses([next(answers) for _ in trie.paths])
+        context_of = self._memo(self._context)
+        longest = max(map(len, trie.ids))
+        lengths = array("l", (len(context_of(context)) + longest for context in contexts))
+        self._check_fits(lengths, "context and longest label")
+        masses = np.zeros((len(contexts), len(labels)))
+        for index, answers in stream(
+            self._scoring(), contexts, lengths, lambda i: questions.queries(context_of(contexts[i]))
+        ):
+            masses[index] = questions.masses(answers)
         return masses
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -170,7 +183,7 @@ class TransformersLM:
 
     def sample_ids(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per prompt of ids; see `TokenLevel`."""
-        _check_lengths("seeds", prompts, seeds)
+        check_counts("seeds", prompts, seeds)
         check_ids(prompts, self.network.vocabulary, "prompts")
         self._check_fits([len(prompt) + sampling.max_tokens for prompt in prompts], "context and max_tokens")
         return decode(
@@ -180,8 +193,8 @@ class TransformersLM:
             sampling,
             batch_rows=self.batch_rows or self.network.usual_batch_rows,
             # A prefill needs no vocabulary-sized rows: it may be larger than a scoring forward.
-            batch_tokens=8 * (self.batch_tokens or self.network.usual_batch_tokens),
-            model=self.fingerprint(),
+            batch_tokens=8 * self._tokens,
+            fingerprint=self.fingerprint(),
         )
 
     def encode(self, text: str) -> Ids:
@@ -207,32 +220,41 @@ class TransformersLM:
 
     def score_ids(self, sequences: Sequence[Ids], start: Sequence[int], top: int = 0) -> list[TokenScores]:
         """log p of the tokens from `start` on, with the `top` most probable; see `TokenLevel`."""
-        _check_lengths("start", sequences, start)
+        check_counts("start", sequences, start)
         check_ids(sequences, self.network.vocabulary, "sequences")
         self._check_fits([len(ids) for ids in sequences], "the ids")
-        for index, (ids, first) in enumerate(zip(sequences, start, strict=True)):
-            if not 1 <= first <= len(ids):
-                raise InputError(
-                    "scores begin at a token that has one before it",
-                    where=f"start[{index}]",
-                    got=first,
-                    expected=f"1 … {len(ids)}",
-                )
-        asked = [i for i, (ids, first) in enumerate(zip(sequences, start, strict=True)) if first < len(ids)]
-        scores = [TokenScores(np.zeros(0), ())] * len(sequences)
-        answers = self._answer([sequence_query(tuple(sequences[i]), start[i], top) for i in asked])
-        for i, answer in zip(asked, answers, strict=True):
-            scores[i] = TokenScores.of(answer)
-        return scores
+        check_starts(start, [len(ids) for ids in sequences])
+        nothing = TokenScores(np.zeros(0), ())
+        return self._answer(
+            sequences,
+            lambda i: [sequence_query(sequences[i], start[i], top)] if start[i] < len(sequences[i]) else [],
+            nothing,
+        )
 
     def next_log_probs(self, prompts: Sequence[Ids], tokens: Sequence[int] = (), top: int = 0) -> list[TokenScores]:
         """log p of `tokens` and the `top` most probable after each prompt; see `TokenLevel`."""
         check_ids([*prompts, (0, *tokens)], self.network.vocabulary, "prompts and tokens")
         self._check_fits([len(prompt) for prompt in prompts], "the ids")
-        return [TokenScores.of(one) for one in self._answer([next_query(ids, tokens, top) for ids in prompts])]
+        return self._answer(prompts, lambda i: [next_query(prompts[i], tokens, top)], TokenScores(np.zeros(0), ()))
 
-    def _answer(self, queries: Sequence[Query]) -> list[Answer]:
-        return self.network.answer(queries, self.batch_tokens or self.network.usual_batch_tokens)
+    def _answer(
+        self, rows: Sequence[Ids], queries_of: Callable[[int], list[Query]], nothing: TokenScores
+    ) -> list[TokenScores]:
+        scores = [nothing] * len(rows)
+        keys = [tuple(row) for row in rows]
+        for index, answers in stream(self._scoring(), keys, list(map(len, keys)), queries_of):
+            scores[index] = TokenScores.of(answers[0]) if answers else nothing
+        return scores
+
+    @property
+    def _tokens(self) -> int:
+        return self.batch_tokens or self.network.usual_batch_tokens
+
+    def _scoring(self) -> Scoring:
+        return Scoring(self.network, self._tokens)
+
+    def _memo(self, encode: Callable[[str], Ids]) -> BoundedMemo:
+        return BoundedMemo(encode, WINDOW_ASKED * self._tokens)
 
     def _context(self, context: str) -> Ids:
         return self.codec.context_ids(context, self.chat)
@@ -240,11 +262,8 @@ class TransformersLM:
     def _owns(self, target: Completion) -> bool:
         return target.token_ids is not None and target.model.startswith(f"{self.tokens_id}:")
 
-    def _target(self, target: Target) -> Ids:
-        if isinstance(target, Completion):
-            ids = target.token_ids
-            return ids if ids is not None and self._owns(target) else self.codec.target_ids(target.text)
-        return self.codec.target_ids(target)
+    def _own_ids(self, target: Target) -> Ids | None:
+        return target.token_ids if isinstance(target, Completion) and self._owns(target) else None
 
     def _text_tokens(self, target: Target, count: int) -> int:
         if isinstance(target, Completion) and self._owns(target) and target.text_tokens is not None:
@@ -252,20 +271,4 @@ class TransformersLM:
         return count
 
     def _check_fits(self, lengths: Sequence[int], what: str) -> None:
-        limit = self.network.context_length
-        for index, length in enumerate(lengths):
-            if limit is not None and length > limit:
-                raise ContextLengthError(
-                    f"{what} are longer than this model's context",
-                    where=f"request {index}",
-                    got=f"{length} tokens",
-                    expected=f"at most {limit} tokens",
-                    fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
-                )
-
-
-def _check_lengths(what: str, contexts: Sequence[object], others: Sequence[object]) -> None:
-    if len(contexts) != len(others):
-        raise InputError(
-            f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
-        )
+        check_fits(lengths, self.network.context_length, what)

@@ -1,0 +1,217 @@
+"""Scoring in bounded memory: what is fed, what is held, and in which order, however many requests there are."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import build_tiny_model
+from dln.lm import causal_model
+from dln.lm.checkpoint import Source
+from dln.lm.plan import Plan
+from dln.lm.query import Answer, Query
+from dln.lm.stream import BoundedMemo, stream
+from dln.lm.transformers import TransformersLM
+from dln.lm.visiting_order import common_prefix, longest_first
+
+sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=14)
+WORDS = ["the", " cat", " sat", " on", " mat", " dog", " log", " yes", " no", " 12"]
+
+
+def prefixes(rows) -> set[tuple[int, ...]]:
+    return {row[: i + 1] for row in rows for i in range(len(row))}
+
+
+def pairs(count: int) -> tuple[list[str], list[str]]:
+    """`count` pairs in random order: 20 prompts × inputs × 5 targets, as a training step asks them."""
+    rng = np.random.default_rng(count)
+    stems = ["".join(rng.choice(WORDS, 20)) for _ in range(20)]
+    inputs = ["".join(rng.choice(WORDS, 4)) for _ in range(count // 100)]
+    contexts = [f"{stem}\nInput:{one}\nLabel:" for stem in stems for one in inputs for _ in range(5)]
+    targets = ["".join(rng.choice(WORDS, 2)) for _ in contexts]
+    order = rng.permutation(len(contexts))
+    return [contexts[i] for i in order], [targets[i] for i in order]
+
+
+class Replayed:
+    """Stands for the engine: records the windows and answers each query with its own index and length."""
+
+    def __init__(self, batch_tokens: int, shares: bool) -> None:
+        self.batch_tokens = batch_tokens
+        self.shares = shares
+        self.windows: list[list[Query]] = []
+
+    def answer(self, queries):
+        self.windows.append(list(queries))
+        return [Answer(np.array([hash(query)]), np.zeros(1)) for query in queries]
+
+
+@given(sequences)
+def test_the_longest_branch_comes_first_and_families_stay_together(rows):
+    distinct = sorted(set(rows))
+    shared = [0, *(common_prefix(a, b) for a, b in pairwise(distinct))]
+    visited = [distinct[i] for i in longest_first(shared, [len(row) for row in distinct])]
+    assert sorted(visited) == distinct
+    for prefix in {(), *prefixes(rows)}:
+        places = [i for i, row in enumerate(visited) if row[: len(prefix)] == prefix]
+        assert places == list(range(places[0], places[-1] + 1))
+        assert len(visited[places[0]]) == max(len(visited[i]) for i in places)
+
+
+@given(sequences, st.lists(st.integers(0, 2), max_size=9).map(tuple))
+def test_a_plan_after_another_evaluates_no_node_of_the_path_it_goes_on_from(rows, before):
+    plan = Plan.of(rows, before)
+    assert plan.size == len(prefixes(rows) - prefixes([before]))
+    assert plan.asked == sum(map(len, rows))
+    sharing = [common_prefix(before, row) for row in plan.sequences]
+    assert sharing[0] == max(sharing), "what continues the path comes first"
+
+
+@given(sequences, st.integers(1, 10), st.integers(1, 4), st.data())
+def test_no_pack_has_more_wanted_nodes_than_it_may(rows, budget, most, data):
+    plan = Plan.of(rows)
+    wanted = np.array(sorted(data.draw(st.sets(st.integers(0, plan.size - 1)))), dtype=np.int64)
+    first = 0
+    for pack in plan.packs(budget, wanted, most):
+        end = first + len(pack.tokens)
+        assert np.count_nonzero((wanted >= first) & (wanted < end)) <= most
+        first = end
+    assert first == plan.size
+
+
+@given(sequences, st.integers(1, 3), st.booleans())
+def test_every_request_is_answered_once_in_windows_that_begin_with_the_longest(rows, batch_tokens, shares):
+    engine = Replayed(batch_tokens, shares)
+    queries = [Query(row, (len(row) - 1,), ((i,),)) for i, row in enumerate(rows)]
+    found = dict(stream(engine, rows, [len(row) for row in rows], lambda i: [queries[i]]))
+    assert {i: answers[0].log_probs[0] for i, answers in found.items()} == {i: hash(q) for i, q in enumerate(queries)}
+    longest = max(map(len, rows))
+    assert len(engine.windows[0][0].ids) == longest
+    for window in engine.windows:
+        assert sum(len(query.ids) for query in window) < 256 * batch_tokens + longest
+    if not shares:
+        lengths = [len(query.ids) for window in engine.windows for query in window]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.text(max_size=6)), st.integers(1, 10))
+def test_a_memo_gives_what_it_encodes_and_forgets(texts, tokens):
+    memo = BoundedMemo(lambda text: tuple(map(ord, text)), tokens)
+    for text in texts:
+        assert memo(text) == tuple(map(ord, text))
+        assert sum(len(ids) + 1 for ids in memo._known.values()) <= max(tokens, len(text) + 1)
+
+
+@pytest.mark.parametrize("batch_tokens", [4, 64])
+def test_windows_lose_almost_no_sharing(tiny_lm, batch_tokens):
+    """Against the brute-force count of distinct prefixes of all sequences, through dozens of windows."""
+    lm = replace(tiny_lm, batch_tokens=batch_tokens)
+    contexts, targets = pairs(600)
+    rows = [
+        (*lm.context_ids(context), *lm.encode(target)[:-1]) for context, target in zip(contexts, targets, strict=True)
+    ]
+    before = lm.diagnostics
+    lm.log_prob(contexts, targets)
+    after = lm.diagnostics
+    assert after["asked"] - before["asked"] == sum(map(len, rows))
+    evaluated = after["tokens"] - before["tokens"]
+    assert len(prefixes(rows)) <= evaluated <= len(prefixes(rows)) / 0.95
+    assert after["needed"] - before["needed"] == evaluated
+
+
+@pytest.mark.parametrize("way", ["packed", "plain", "head not alone, packed", "head not alone, plain"])
+def test_logits_are_held_a_few_rows_at_a_time(tiny_lm, monkeypatch, way):
+    contexts, targets = pairs(100)
+    targets = [target * 4 for target in targets]
+    expected = tiny_lm.log_prob(contexts, targets)
+    model = tiny_lm.network
+    assert model.head_alone
+    lm = replace(tiny_lm, batch_tokens=128)
+    monkeypatch.setattr(causal_model, "HEAD_VALUES_PER_TOKEN", 20)  # 20 × 128 / 360: seven rows
+    shapes: list[int] = []
+    hook = model.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: shapes.append(output.shape[-2])
+    )
+    monkeypatch.setitem(model.__dict__, "head_alone", not way.startswith("head"))
+    monkeypatch.setitem(model.__dict__, "why_plain", "asked for by the test" if way.endswith("plain") else None)
+    try:
+        scores = lm.log_prob(contexts, targets)
+    finally:
+        hook.remove()
+    assert model.head_rows(128) == 7
+    assert max(shapes) <= 7
+    for one, other in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("why_plain", [None, "asked for by the test"])
+def test_logits_that_are_more_than_the_head_are_kept_and_still_bounded(tmp_path, tiny_folder, monkeypatch, why_plain):
+    """A Granite model divides what its head gives; scores are those of plain calls in small packs too."""
+    import torch
+    from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
+
+    sizes = {"vocab_size": 345, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    torch.manual_seed(0)
+    GraniteForCausalLM(GraniteConfig(**sizes, **heads, logits_scaling=4.0)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    lm = TransformersLM.load(Source(str(tmp_path), "cpu"), name="granite", batch_tokens=32)
+    model = lm.network
+    assert not model.head_alone
+    assert model.why_plain is None
+    monkeypatch.setitem(model.__dict__, "why_plain", why_plain)
+    monkeypatch.setattr(causal_model, "HEAD_VALUES_PER_TOKEN", 40)
+    shapes: list[int] = []
+    model.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: shapes.append(output.shape[-2])
+    )
+    contexts, targets = pairs(100)
+    scores = lm.log_prob(contexts, [target * 4 for target in targets])
+    assert max(shapes) <= model.head_rows(32) == 3
+    ids = [*lm.context_ids(contexts[7]), *lm.encode(targets[7] * 4)]
+    with torch.inference_mode():
+        table = model.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = len(lm.context_ids(contexts[7]))
+    expected = [float(table[t - 1, ids[t]]) for t in range(start, len(ids))]
+    np.testing.assert_allclose(scores[7].values, expected, atol=1e-4)
+
+
+def peak_bytes(lm: TransformersLM, count: int) -> tuple[int, dict[str, int]]:
+    """Peak of Python's and numpy's memory while `count` pairs are scored, beyond requests and results."""
+    contexts, targets = pairs(count)
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        scores = lm.log_prob(contexts, targets)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(scores) == count
+    assert all(score.finite for score in scores)
+    return peak - start, {**lm.diagnostics, "results": now - start}
+
+
+@pytest.fixture
+def counting_lm(tmp_path) -> TransformersLM:
+    """A tiny model whose counters nobody else has moved."""
+    return TransformersLM.load(Source(str(build_tiny_model(tmp_path)), "cpu"), name="tiny", batch_tokens=256)
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, count):
+    lm = counting_lm
+    few, counters = peak_bytes(lm, 2_000)
+    working = few - counters["results"]
+    many, counters = peak_bytes(lm, count)
+    order = 64 * count  # the order of the requests and their lengths: a few integers each
+    assert many - counters["results"] - order < 1.5 * working + 1_000_000
+    longest = 60
+    assert counters["peak_pack_tokens"] <= 256
+    assert counters["peak_cached_tokens"] <= 256 + longest
+    assert counters["peak_head_rows"] <= 256
