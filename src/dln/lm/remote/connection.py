@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from dln.lm.remote.call import Call
 from dln.lm.remote.endpoint import Endpoint
@@ -86,11 +88,14 @@ def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
     import httpx2
     from openai import AsyncAzureOpenAI, AsyncOpenAI
 
+    from dln.lm.remote.wire import WireTransport
+
     patience = endpoint.patience
     http = httpx2.AsyncClient(
         auth=_auth(endpoint),
         timeout=httpx2.Timeout(patience.read_seconds, connect=patience.connect_seconds),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
+        transport=None if _through_proxy(base_url) else WireTransport(),
         follow_redirects=False,
     )
     if endpoint.azure is not None:
@@ -108,6 +113,13 @@ def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
         max_retries=0,
         http_client=http,
     )
+
+
+def _through_proxy(base_url: str) -> bool:
+    """Whether the environment names a proxy for this address: then the client's own transport speaks to it."""
+    parts = urlsplit(base_url)
+    named = {"all", parts.scheme} & getproxies().keys()
+    return bool(named) and not proxy_bypass(parts.hostname or "")
 
 
 def _auth(endpoint: Endpoint) -> httpx2.Auth:
