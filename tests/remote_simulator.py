@@ -53,7 +53,7 @@ class Simulator:
     tops: int = 20
     calls: list[Call] = field(default_factory=list)
     model: str = "table"
-    context_length: int | None = 64
+    context_length: int | None = 256
 
     def __post_init__(self) -> None:
         self._words = {id_of(OPENING): OPENING, id_of(END): END}
@@ -187,7 +187,11 @@ class Simulator:
         before = self.sent(chat_text(body["messages"][0]["content"]))
         body.setdefault("max_tokens", body.get("max_completion_tokens"))
         text, drawn, values, prefixes, reason = self.draw(before, body)
-        choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": reason,
+        }
         if body.get("logprobs"):
             shown = [i for i, word in enumerate(drawn) if word != END]
             choice["logprobs"] = {

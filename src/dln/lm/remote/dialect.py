@@ -7,65 +7,29 @@ can merge equal calls and ask again where a reply is malformed. Other servers di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from dln.lm.base import Sampling
 from dln.lm.remote.call import Call
+from dln.lm.remote.dialect_values import Drawn, Forcing, Ids, ModelCard, Prompt
 from dln.lm.remote.read import (
     Token,
     TokenRow,
     choices_of,
     finish_of,
     ids_of,
-    integer,
     malformed,
     mapping,
-    number,
     sequence,
     string,
     token_row,
 )
 from dln.lm.remote.read_echo import Echo, lay_along
+from dln.lm.remote.read_prompt import check_next, keyed, same_ids, sent_ids
 
-__all__ = ["Dialect", "Drawn", "Forcing", "Ids", "ModelCard", "Prompt"]
-
-Ids = tuple[int, ...]
-Forcing = Literal["allowed_token_ids", "logit_bias"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is to be continued: ids if known, else a text, which with `chat` is the user's turn."""
-
-    text: str
-    ids: Ids | None = None
-    chat: bool = False
-
-    @property
-    def weight(self) -> int:
-        """Tokens, or an estimate of them."""
-        return len(self.text.encode()) // 4 + 1 if self.ids is None else len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One draw as the server tells it; `ids` None where it does not tell them."""
-
-    text: str
-    finish: str
-    row: TokenRow
-    ids: Ids | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What the server's list of models says; None where it says nothing."""
-
-    name: str
-    root: str | None = None
-    context_length: int | None = None
+__all__ = ["Dialect"]
 
 
 @dataclass(frozen=True)
@@ -184,13 +148,13 @@ class Dialect:
         Raises:
             MalformedReply: the entries are not those of the ids that were sent (missing, too few, shifted).
         """
-        sent = _sent(call)
+        sent = sent_ids(call)
         entries = sequence(choices_of(reply)[0].get("prompt_logprobs"), "prompt_logprobs")
         if len(entries) != len(sent):
             raise malformed("not one entry per token", where="prompt_logprobs", got=len(entries), expected=len(sent))
         if entries[0] is not None:
             raise malformed("the first token has no log-probability", where="prompt_logprobs[0]", got=entries[0])
-        return tuple(_keyed(entry, token) for entry, token in zip(entries, sent, strict=True))
+        return tuple(keyed(entry, token) for entry, token in zip(entries, sent, strict=True))
 
     def echo(self, prompt: Prompt, target: str, max_tokens: int) -> Call:
         """The prompt itself with its log-probabilities; `target` is its end, which is what is wanted."""
@@ -212,12 +176,12 @@ class Dialect:
         if not row.tokens:
             raise malformed("no log-probabilities of the prompt", where="logprobs", got=choice.get("logprobs"))
         if isinstance(sent, str):
-            found = lay_along(row, sent, drawn, whole=True)
+            found = lay_along(row, sent, drawn)
             first, last = found.tokens[0].log_prob, found.tokens[-1].log_prob
-            if first == first and last != last and len(found.tokens) > 1:  # noqa: PLR0124 - not NaN, NaN
+            if not math.isnan(first) and math.isnan(last) and len(found.tokens) > 1:
                 raise malformed("the first token has a log-probability and the last has none", where="logprobs")
             return found
-        return Echo(_same_ids(row.tokens, _sent(call), drawn), None)
+        return Echo(same_ids(row.tokens, sent_ids(call), drawn), None)
 
     def next_tokens(self, prompt: Prompt, top: int, wanted: Ids, length: int = 1) -> Call:
         """The likeliest next tokens, or `wanted` ones; further places follow the greedy text up to `length`."""
@@ -227,12 +191,15 @@ class Dialect:
         return self._complete(prompt, body, top)
 
     def read_next(self, call: Call, reply: Any) -> TokenRow:
-        """The greedy tokens, and at each place the likeliest, or those that were wanted.
+        """The greedy tokens, and at each place the likeliest, or those that were wanted; nothing for no answer.
 
         Raises:
             MalformedReply: a wanted token is missing, or nothing came back.
         """
-        row = token_row(choices_of(reply)[0].get("logprobs"))
+        choice = choices_of(reply)[0]
+        row = token_row(choice.get("logprobs"))
+        if not row.tokens and choice.get("logprobs") and not self._text_of(call, choice):
+            return row  # a chat's answer that ended before it began: its terminator is not shown
         return check_next(row, tuple(cast("dict[str, Any]", call.body).get("logprob_token_ids") or ()))
 
     def force(self, prompt: Prompt, token: int, how: Forcing) -> Call:
@@ -281,44 +248,5 @@ class Dialect:
         return string(choice.get("text"), "text")
 
 
-def check_next(row: TokenRow, wanted: Ids) -> TokenRow:
-    """`row`, which must say something of the next token, and of every wanted one."""
-    if not row.tops or not row.tops[0]:
-        raise malformed("no likeliest tokens", where="logprobs.top_logprobs")
-    missing = set(wanted) - {token.id for token in row.tops[0]}
-    if missing:
-        raise malformed(
-            "wanted tokens are missing", where="logprobs.top_logprobs", got=row.tops[0], expected=sorted(missing)
-        )
-    return row
-
-
 def _user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-def _sent(call: Call) -> Sequence[int]:
-    return cast("Sequence[int]", cast("dict[str, Any]", call.body)["prompt"])
-
-
-def _keyed(entry: object, token: int) -> Token:
-    if entry is None:
-        return Token(token, None, float("nan"))
-    by_id = mapping(entry, "prompt_logprobs")
-    if str(token) not in by_id:
-        raise malformed("the entry is of another token", where="prompt_logprobs", got=by_id, expected=f"token {token}")
-    value = by_id[str(token)]
-    if isinstance(value, dict):
-        value = cast("dict[str, Any]", value).get("logprob")
-    return Token(token, None, number(value, "prompt_logprobs"))
-
-
-def _same_ids(tokens: tuple[Token, ...], sent: Sequence[int], drawn: int) -> tuple[Token, ...]:
-    if not len(sent) <= len(tokens) <= len(sent) + drawn:
-        raise malformed("not one entry per token", where="logprobs.tokens", got=len(tokens), expected=len(sent))
-    for token, wanted in zip(tokens, sent, strict=False):
-        if token.id is not None and integer(token.id, "tokens") != wanted:
-            raise malformed("the entry is of another token", where="logprobs.tokens", got=token, expected=wanted)
-    if tokens[0].log_prob == tokens[0].log_prob and len(tokens) > 1:
-        raise malformed("the first token has no log-probability", where="logprobs.token_logprobs", got=tokens[0])
-    return tokens[: len(sent)]

@@ -17,7 +17,8 @@ import numpy as np
 from dln.errors import ContextLengthError, InputError, ProviderError
 from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
 from dln.lm.remote.call import Sender
-from dln.lm.remote.dialect import Dialect, Drawn, Ids
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Drawn, Ids
 from dln.lm.remote.engine_density import sampling_log_prob
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair

@@ -78,9 +78,7 @@ def open_remote(
         key_variables=(*dialect.key_variables, *([FALLBACK_KEY] if fallback else [])),
         key_needed=dialect.hosted and (kind == "azure" or list(urls) == [dialect.default_url]),
         headers=options.get("headers"),
-        patience=Patience(
-            **{field: options[name] for name, field in PATIENCE.items() if options.get(name) is not None}
-        ),
+        patience=Patience(**patience),
         azure=Azure(model, _version(options, variables)) if azure else None,
         environment=variables,
     )

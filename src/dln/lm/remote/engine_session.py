@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from dln.errors import ProviderError
 from dln.lm.remote.call import Call, Sender
-from dln.lm.remote.dialect import Dialect, Ids, Prompt
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Ids, Prompt
 from dln.lm.remote.read import malformed, model_of
 
 __all__ = ["Session"]

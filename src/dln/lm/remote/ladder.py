@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from dln.lm.base import Rung
-from dln.lm.remote.dialect import Forcing, Ids, Prompt
+from dln.lm.remote.dialect_values import Forcing, Ids, Prompt
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.read import Token, malformed
 

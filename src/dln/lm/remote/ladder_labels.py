@@ -15,7 +15,7 @@ import numpy as np
 
 from dln.lm.base import Rung
 from dln.lm.labels import LabelTrie
-from dln.lm.remote.dialect import Ids, Prompt
+from dln.lm.remote.dialect_values import Ids, Prompt
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair, TargetRung
 from dln.lm.remote.read import Token, malformed

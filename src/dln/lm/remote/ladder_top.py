@@ -3,7 +3,8 @@
 The text that was written so far, together with a returned token, either can still become a label or cannot. Once it
 can become one label only (the first token that tells the labels apart), its probability is that label's. Where it
 can become several, the next token after it is needed: a completion server is asked for it; of a chat, only what
-follows the greedy answer is known. What stays open makes the row NaN if it is more than 5 % of the labels' mass.
+follows the greedy answer is known. What stays open between some of the labels makes the row NaN if it is more than
+5 % of their mass. What stays open between all of them (a blank before any answer) tells nothing, and is left out.
 
 A label of which no token was returned is *censored*: it gets the smallest returned log-probability, which it cannot
 exceed, or an equal share of what is left of the probability where that is less.
@@ -19,7 +20,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.lm.base import Rung
-from dln.lm.remote.dialect import Prompt
+from dln.lm.remote.dialect_values import Prompt
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.read import Token, TokenRow
 from dln.numerics import Floats
@@ -60,10 +61,12 @@ class TopLabels:
             asked = [(i, text) for i, texts in enumerate(wanted) for text in sorted(texts)]
             if not asked:
                 break
-            self._fill(tables, prompts, asked, 1 if depth == 0 else DEEPEST)
-            for i in {i for i, _ in asked}:
+            begun = self._fill(tables, prompts, asked, 1 if depth == 0 else DEEPEST)
+            wanted = [set[str]() for _ in prompts]
+            for i in {i for i, _ in asked if "" in tables[i]}:
                 spreads[i] = spread(labels, tables[i], chat=self.session.chat)
-                wanted[i] = set() if self.session.chat and depth else set(spreads[i].open) - set(tables[i])
+                missing = set(spreads[i].open) - set(tables[i])
+                wanted[i] = missing & begun.get(i, set()) if self.session.chat else missing
         return np.array([_settled(found, labels) for found in spreads]).reshape(len(contexts), len(labels))
 
     def _fill(
@@ -72,14 +75,19 @@ class TopLabels:
         prompts: Sequence[Prompt],
         asked: Sequence[tuple[int, str]],
         length: int,
-    ) -> None:
+    ) -> dict[int, set[str]]:
+        """Ask for what comes after the texts so far; of a chat, which texts a longer answer would tell more of."""
         dialect = self.session.dialect
         if self.session.chat:  # what follows is seen along the greedy answer only: one longer call for all
             asked = [(i, "") for i in dict.fromkeys(i for i, _ in asked)]
-        calls_length = length if self.session.chat else 1
-        calls = [dialect.next_tokens(self._after(prompts[i], text), self.top, (), calls_length) for i, text in asked]
+        places = length if self.session.chat else 1
+        calls = [dialect.next_tokens(self._after(prompts[i], text), self.top, (), places) for i, text in asked]
+        begun: dict[int, set[str]] = {}
         for (i, text), row in zip(asked, self.session.send(calls, dialect.read_next), strict=True):
-            tables[i].update(_along(row, text, calls_length))
+            tables[i].update(_along(row, text, places))
+            if places == 1 and row.tokens:
+                begun[i] = {text + (row.tokens[0].text or "")}
+        return begun
 
     def _after(self, prompt: Prompt, text: str) -> Prompt:
         # The labels' tokens are compared as texts, so a completion is continued as text.
@@ -93,12 +101,14 @@ class Spread:
     Attributes:
         masses: label → probability found so far.
         open: text so far → probability that may belong to several labels.
+        unsettled: the part of `open` that belongs to some of the labels and not to others.
         smallest: the smallest returned probability of a first token.
         returned: the sum of the returned probabilities of first tokens.
     """
 
     masses: Mapping[str, float] = field(default_factory=dict[str, float])
     open: Mapping[str, float] = field(default_factory=dict[str, float])
+    unsettled: float = 0.0
     smallest: float = math.nan
     returned: float = math.nan
 
@@ -114,6 +124,7 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
     keys = {label: _key(label, chat=chat) for label in labels}
     masses: dict[str, float] = {}
     undecided: dict[str, float] = {}
+    unsettled = 0.0
     pending: list[tuple[str, float]] = [("", 1.0)]
     while pending:
         before, mass = pending.pop()
@@ -134,10 +145,11 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
                 pending.append((text, p))
             elif p > NEGLIGIBLE:
                 undecided[text] = undecided.get(text, 0.0) + p
+                unsettled += p if len(candidates) < len(labels) else 0.0
         for label in ended:
             masses[label] = masses.get(label, 0.0) + max(0.0, left) / len(ended)
     first = [math.exp(min(token.log_prob, 1.0)) for token in tables[""]]
-    return Spread(masses, undecided, min(first), math.fsum(first))
+    return Spread(masses, undecided, unsettled, min(first), math.fsum(first))
 
 
 def _along(row: TokenRow, text: str, length: int) -> dict[str, tuple[Token, ...]]:
@@ -155,9 +167,8 @@ def _along(row: TokenRow, text: str, length: int) -> dict[str, tuple[Token, ...]
 
 def _settled(found: Spread, labels: Sequence[str]) -> Floats:
     known = math.fsum(found.masses.values())
-    unsettled = math.fsum(found.open.values())
     values = [*found.masses.values(), found.smallest, found.returned]
-    if any(math.isnan(value) for value in values) or unsettled > MOST_OPEN * (known + unsettled):
+    if any(math.isnan(value) for value in values) or found.unsettled > MOST_OPEN * (known + found.unsettled):
         return np.full(len(labels), np.nan)
     missing = [label for label in labels if not found.masses.get(label)]
     bound = found.smallest

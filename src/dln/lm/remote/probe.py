@@ -18,7 +18,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from dln.lm.base import Rung
-from dln.lm.remote.dialect import Drawn
+from dln.lm.remote.dialect_values import Drawn
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import ForcedDecoding, PromptLogProbs, TargetRung, TargetScoring
 from dln.lm.remote.ladder_frequency import AnsweredLabels

@@ -10,7 +10,7 @@ import numpy as np
 from dln.errors import DlnError, InputError
 from dln.lm.base import Sampling
 from dln.lm.remote.call import MalformedReply
-from dln.lm.remote.dialect import Drawn, ModelCard, Prompt
+from dln.lm.remote.dialect_values import Drawn, ModelCard, Prompt
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.faults import BadRequest, ModelNotFound, ServerFailed
 from dln.lm.remote.ladder import Pair, TargetRung
@@ -234,7 +234,8 @@ def kept_densities(session: Session, targets: TargetRung | None) -> Densities:
 
 def _next(session: Session, top: int) -> tuple[Token, ...]:
     prompt = Prompt(CONTEXT, None, True) if session.chat else Prompt(CONTEXT)
-    return session.send([session.dialect.next_tokens(prompt, top, ())], session.dialect.read_next)[0].tops[0]
+    row = session.send([session.dialect.next_tokens(prompt, top, ())], session.dialect.read_next)[0]
+    return row.tops[0] if row.tops else ()
 
 
 def _row(rung: TargetRung, pair: Pair) -> list[float]:

@@ -37,14 +37,14 @@ class Echo:
         return self.tokens[first:]
 
 
-def lay_along(row: TokenRow, prompt: str, drawn: int, *, whole: bool) -> Echo:
+def lay_along(row: TokenRow, prompt: str, drawn: int, *, last: int | None = None) -> Echo:
     """The prompt's tokens among `row`, which may end with up to `drawn` tokens of the draw.
 
     Args:
         row: what the server returned.
         prompt: the text that was sent.
         drawn: most tokens that can stand after the prompt.
-        whole: whether all of the prompt was asked for; otherwise its end.
+        last: how many tokens of the prompt's end were asked for; None for all of it.
 
     Raises:
         MalformedReply: these are not the prompt's tokens.
@@ -55,11 +55,12 @@ def lay_along(row: TokenRow, prompt: str, drawn: int, *, whole: bool) -> Echo:
         count = len(texts) - extra
         if count < 1:
             continue
-        starts = _from_texts([text or "" for text in texts[:count]], prompt, whole) if legible else None
+        # As many as were asked for are the prompt's end; any other number must be all of it.
+        starts = _from_texts([text or "" for text in texts[:count]], prompt, count == last) if legible else None
         if starts is not None:
             return Echo(row.tokens[:count], starts)
     if not legible:
-        return _from_offsets(row, prompt, drawn, whole)
+        return _from_offsets(row, prompt, drawn, last)
     raise malformed(
         "the echoed tokens are not those of the prompt",
         where="logprobs.tokens",
@@ -68,12 +69,12 @@ def lay_along(row: TokenRow, prompt: str, drawn: int, *, whole: bool) -> Echo:
     )
 
 
-def _from_texts(texts: list[str], prompt: str, whole: bool) -> tuple[int, ...] | None:
+def _from_texts(texts: list[str], prompt: str, end: bool) -> tuple[int, ...] | None:
     # A token that opens the text (bos) is shown by some servers though it is not in the prompt's text.
     for skip in (0, 1):
         shown = [""] * skip + texts[skip:]
         joined = "".join(shown)
-        if (prompt == joined) if whole else prompt.endswith(joined):
+        if prompt == joined or (end and not skip and prompt.endswith(joined)):
             starts, at = list[int](), len(prompt) - len(joined)
             for text in shown:
                 starts.append(at)
@@ -82,9 +83,9 @@ def _from_texts(texts: list[str], prompt: str, whole: bool) -> tuple[int, ...] |
     return None
 
 
-def _from_offsets(row: TokenRow, prompt: str, drawn: int, whole: bool) -> Echo:
+def _from_offsets(row: TokenRow, prompt: str, drawn: int, last: int | None) -> Echo:
     offsets = row.offsets
-    if offsets is None or not whole:
+    if offsets is None or last is not None:
         return Echo(row.tokens, None)
     count = next((i for i, offset in enumerate(offsets) if offset >= len(prompt)), len(offsets))
     ordered = list(offsets) == sorted(offsets) and len(offsets) - count <= drawn

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from dln.lm.remote.call import Call
-from dln.lm.remote.dialect import Dialect, Forcing, Prompt
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Forcing, Prompt
 from dln.lm.remote.read import choices_of, malformed, token_row
 from dln.lm.remote.read_echo import Echo, lay_along
 
@@ -52,4 +53,4 @@ class Fireworks(Dialect):
         if not row.tokens:
             raise malformed("no log-probabilities of the prompt", where="logprobs", got=choice.get("logprobs"))
         body = cast("dict[str, Any]", call.body)
-        return lay_along(row, body["prompt"], max(1, body["max_tokens"]), whole=False)
+        return lay_along(row, body["prompt"], max(1, body["max_tokens"]), last=body["echo_last"])

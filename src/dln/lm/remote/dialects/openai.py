@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dln.lm.remote.dialect import Dialect, Forcing
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Forcing
 
 __all__ = ["OpenAI"]
 

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, cast
 
 from dln.lm.base import Sampling
 from dln.lm.remote.call import Call
-from dln.lm.remote.dialect import Dialect, Drawn, Forcing, Ids, Prompt, check_next
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Drawn, Forcing, Ids, Prompt
 from dln.lm.remote.read import Token, TokenRow, ids_of, integer, malformed, mapping, number, sequence, string
+from dln.lm.remote.read_prompt import check_next
 
 __all__ = ["SGLang"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 from dln.lm.remote.call import Call
-from dln.lm.remote.dialect import Dialect, Forcing
+from dln.lm.remote.dialect import Dialect
+from dln.lm.remote.dialect_values import Forcing, Prompt
 from dln.lm.remote.read import malformed, mapping, sequence, token_row
 from dln.lm.remote.read_echo import Echo, lay_along
 
@@ -30,6 +31,13 @@ class Together(Dialect):
     forcings: ClassVar[tuple[Forcing, ...]] = ()
     echo_tokens: ClassVar[tuple[int, ...]] = (1, 0)
 
+    def _complete(self, prompt: Prompt, body: dict[str, Any], top: int | None, *, draws: bool = False) -> Call:
+        call = super()._complete(prompt, body, top, draws=draws)
+        fields = dict(cast("dict[str, Any]", call.body))
+        if "top_logprobs" in fields:  # a number in chat too
+            fields["logprobs"] = fields.pop("top_logprobs")
+        return replace(call, body=fields)
+
     def read_echo(self, call: Call, reply: Any) -> Echo:
         """The prompt's tokens.
 
@@ -42,4 +50,4 @@ class Together(Dialect):
         row = token_row(mapping(rows[0], "prompt").get("logprobs"), "prompt.logprobs")
         if not row.tokens:
             raise malformed("no log-probabilities of the prompt", where="prompt.logprobs")
-        return lay_along(row, cast("dict[str, Any]", call.body)["prompt"], 0, whole=True)
+        return lay_along(row, cast("dict[str, Any]", call.body)["prompt"], 0)

@@ -1,0 +1,206 @@
+"""RemoteLM over every kind of server: it keeps the laws of a language model, and says what the table says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dln.errors import ContextLengthError, InputError, ProviderError
+from dln.lm.base import LanguageModel, Sampling
+from dln.lm.laws import LAWS, LawCase
+from dln.lm.remote.dialects import DIALECTS
+from dln.lm.remote.engine import RemoteLM
+from dln.lm.table import TableLM
+from remote_forms import FORMS, Form
+from remote_simulator import TEXTS, Simulator, chat_text
+
+CONTEXTS = ("Q:", "Is it so? Answer:", "a b c:")
+LABELS = (" yes", " no", " yes sir")
+CHAT_LABELS = (" yes", " no", " maybe")
+
+
+def remote(form: Form, lm: TableLM | None = None, **changes: Any) -> RemoteLM:
+    # a chat does not show its terminator: an answer that is nothing else has no likeliest tokens
+    texts = TEXTS[1:] if form.chat and form.labels == "top-k" else TEXTS
+    dialect, server = form(lm or TableLM.random(texts, 3), **changes)
+    return RemoteLM(dialect, server, name=f"{form.kind}/table", servers=["http://127.0.0.1:8000/v1"], chat=form.chat)
+
+
+def labels_of(form: Form) -> tuple[str, ...]:
+    return CHAT_LABELS if form.chat and form.labels == "top-k" else LABELS
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+def test_every_law_holds_over_every_kind_of_server(form: Form, law):
+    verdict = law(remote(form), LawCase(CONTEXTS, (" yes", " yes sir", " no way", ""), labels_of(form)))
+    if form.texts == "target scoring" and law.__name__ not in ("too_long_is_refused",):
+        assert verdict == "holds"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+def test_the_probe_finds_the_rungs(form: Form):
+    can = remote(form).capabilities
+    assert (can.rung, can.target_rung) == (form.labels, form.texts)
+    assert can.scores_labels
+    assert can.scores_targets == (form.texts != "accuracy")
+    assert can.chat == form.chat
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 1000), st.sampled_from(CONTEXTS), st.lists(st.sampled_from([*TEXTS, " nowhere"]), max_size=4))
+@pytest.mark.parametrize("form", [form for form in FORMS if form.texts != "accuracy"], ids=repr)
+def test_scores_are_the_tables(form: Form, seed: int, context: str, targets: list[str]):
+    table = TableLM.random(TEXTS, seed)
+    lm = remote(form, table)
+    truth = chat_text(context) if form.chat else context
+    got = lm.log_prob([context] * len(targets), targets)
+    for score, expected in zip(got, table.log_prob([truth] * len(targets), targets), strict=True):
+        np.testing.assert_allclose(score.values, expected.values, atol=1e-9)
+        assert score.text_tokens == expected.text_tokens
+    np.testing.assert_allclose(
+        lm.choice_log_probs([context], LABELS), table.choice_log_probs([truth], LABELS), atol=1e-9
+    )
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**64), st.sampled_from([0.0, 0.6, 1.0, 1.5]), st.integers(1, 4), st.sampled_from(CONTEXTS))
+@pytest.mark.parametrize("form", [form for form in FORMS if form.kind == "vllm"], ids=repr)
+def test_draws_are_the_tables_draws(form: Form, seed: int, temperature: float, tokens: int, context: str):
+    table = TableLM.random(TEXTS, 7)
+    sampling = Sampling(temperature=temperature, max_tokens=tokens)
+    truth = table.sample([chat_text(context) if form.chat else context], sampling, [seed])[0]
+    draw = remote(form, table).sample([context], sampling, [seed])[0]
+    assert (draw.text, draw.token_ids, draw.finish_reason) == (truth.text, truth.token_ids, truth.finish_reason)
+    assert draw.text_tokens == truth.text_tokens
+    np.testing.assert_allclose(draw.log_probs, truth.log_probs, atol=1e-12)
+    if draw.sampling_log_probs is not None:
+        np.testing.assert_allclose(draw.sampling_log_probs, truth.sampling_log_probs, atol=0.02)
+    else:
+        assert temperature > 1, "the density is known wherever the likeliest tokens tell it"
+
+
+def test_a_draw_is_scored_on_its_own_ids():
+    lm = remote(FORMS[0])
+    draw = lm.sample(["Q:"], Sampling(temperature=1.0, max_tokens=3), [5])[0]
+    shown = draw.with_text("something else")
+    np.testing.assert_allclose(lm.log_prob(["Q:"], [shown])[0].values, draw.log_probs)
+    foreign = lm.sample(["Q:"], Sampling(), [0])[0]
+    other = remote(FORMS[3])
+    text = other.log_prob(["Q:"], [foreign])[0]
+    assert text.text_tokens == len(text.values) == other.count_tokens(foreign.text), "ids of another model mean nothing"
+
+
+def test_a_boundary_within_a_token_is_unusable_and_not_cut():
+    lm = remote(next(form for form in FORMS if form.kind == "together"))
+    straddling, clean = lm.log_prob(["Q:", "Q:"], ["yes", " yes"])
+    assert np.isnan(straddling.values).all()
+    assert not straddling.finite
+    assert clean.finite
+    assert np.isnan(lm.choice_log_probs(["Q:"], ["yes", "no"])).all()
+
+
+def test_too_long_is_found_before_anything_is_sent():
+    lm = remote(FORMS[0])
+    server = lm.sender
+    assert isinstance(server, Simulator)
+    lm.log_prob(["Q:"], [" yes"])
+    sent = len([call for call in server.calls if call.path == "/completions"])
+    with pytest.raises(ContextLengthError, match="at most 256 tokens"):
+        lm.log_prob(["Q:"], [" yes" * 280])
+    with pytest.raises(ContextLengthError):
+        lm.sample(["Q:"], Sampling(max_tokens=300), [0])
+    with pytest.raises(ContextLengthError):
+        lm.choice_log_probs([" word" * 270], LABELS)
+    assert len([call for call in server.calls if call.path == "/completions"]) == sent
+
+
+def test_a_server_that_cannot_score_texts_says_why():
+    lm = remote(next(form for form in FORMS if form.kind == "openai"))
+    with pytest.raises(ProviderError, match="cannot score texts") as caught:
+        lm.log_prob(["Q:"], [" yes"])
+    assert "vLLM" in str(caught.value.fix)
+
+
+def test_another_model_in_the_middle_is_an_error_that_names_both():
+    lm = remote(FORMS[0], defects=frozenset({"other model"}))
+    with pytest.raises(ProviderError, match="another model answers") as caught:
+        for seed in range(100):
+            lm.sample(["Q:"], Sampling(temperature=1.0), [seed])
+    assert "'another'" in str(caught.value)
+    assert "'table'" in str(caught.value)
+
+
+def test_fingerprints_tell_apart_what_has_different_numbers():
+    table = TableLM.random(TEXTS, 3)
+
+    def fingerprint(form: Form = FORMS[0], server: str = "http://one:8000/v1", **options: Any) -> str:
+        dialect, sender = form(table)
+        lm: LanguageModel = RemoteLM(dialect, sender, name="x", servers=[server], chat=form.chat, **options)
+        return lm.fingerprint()
+
+    prints = [
+        fingerprint(),
+        fingerprint(server="http://two:8000/v1"),
+        fingerprint(FORMS[1]),
+        fingerprint(FORMS[2]),
+        fingerprint(revision="abc"),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint() == fingerprint()
+    assert fingerprint(revision="abc", server="http://two/v1") == fingerprint(revision="abc")
+
+
+def test_requests_of_one_context_share_a_route():
+    lm = remote(FORMS[0])
+    server = lm.sender
+    assert isinstance(server, Simulator)
+    _ = lm.capabilities
+    server.calls.clear()
+    lm.log_prob(["Q:"] * 3 + ["R:"], [" yes", " no", " maybe so", " yes"])
+    lm.choice_log_probs(["Q:"], LABELS)
+    scored = [call for call in server.calls if call.path == "/completions"]
+    assert {call.route for call in scored} == {"Q:", "R:"}
+    assert all(call.weight > 0 for call in scored)
+
+
+def test_every_draw_is_a_call_of_its_own_and_carries_its_seed():
+    lm = remote(FORMS[0])
+    server = lm.sender
+    assert isinstance(server, Simulator)
+    _ = lm.capabilities
+    server.calls.clear()
+    lm.sample(["Q:"] * 2, Sampling(temperature=1.0), [5, 2**63 + 1])
+    lm.sample(["Q:"] * 2, Sampling(), [5, 6])
+    seeds = [(call.body or {}).get("seed") for call in server.calls if call.path == "/completions"]
+    assert seeds == [5, -(2**63) + 1, None, None], "64 bits, signed; none where it has no effect"
+    assert all((call.body or {}).get("n", 1) == 1 for call in server.calls)
+
+
+def test_context_ids_are_asked_for_once():
+    lm = remote(FORMS[1])
+    server = lm.sender
+    assert isinstance(server, Simulator)
+    for _ in range(3):
+        lm.log_prob(["Q:", "R:"], [" yes", " no"])
+    encoded = [call.route for call in server.calls if call.path == "//tokenize"]
+    assert len(encoded) == len(set(encoded))
+
+
+@pytest.mark.parametrize("labels", [[], [""], ["a", "a"]])
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+def test_impossible_label_sets_are_refused(form: Form, labels: list[str]):
+    with pytest.raises(InputError):
+        remote(form).choice_log_probs(["Q:"], labels)
+
+
+def test_mismatched_batches_are_refused():
+    lm = RemoteLM(DIALECTS["vllm"]("table"), Simulator(TableLM.random(TEXTS, 1)), name="vllm/table")
+    with pytest.raises(InputError):
+        lm.log_prob(["a:"], [])
+    with pytest.raises(InputError):
+        lm.sample(["a:"], Sampling(), [])
