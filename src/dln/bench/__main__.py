@@ -1,53 +1,82 @@
-"""`python -m dln.bench`: measure and print a table; `--json FILE` writes the numbers too."""
+"""`python -m dln.bench [scoring] [step] [scaling]`: measure, print tables; `--json FILE` writes the numbers too."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
-from rich.table import Table
 
-from dln.bench.scoring import measure_scoring
-from dln.lm.load import load_lm
-from dln.lm.transformers import TransformersLM
+from dln.bench.models import bench_model
+from dln.bench.page import write_section
+from dln.bench.record import about_run, as_record
+from dln.bench.section import as_markdown, show
+from dln.bench.suite import BENCHMARKS, FULL, QUICK, run
+from dln.errors import DlnError
 
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the benchmarks on the embedded model."""
-    parser = argparse.ArgumentParser(prog="python -m dln.bench", description=__doc__)
-    parser.add_argument("--prompts", type=int, default=4, help="candidate prompts (N)")
-    parser.add_argument("--batch", type=int, default=20, help="examples per step (B)")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks named on the command line, all by default; the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = _parser().parse_args(words)
+    console = Console(width=max(Console().width, 100))
+    try:
+        _measure(chosen, words, console)
+    except DlnError as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        return error.exit_code
+    return 0
+
+
+def _measure(chosen: argparse.Namespace, words: list[str], console: Console) -> None:
+    lm = bench_model(chosen.model, chosen.device, chosen.dtype, chosen.tokenizer, chosen.batch_tokens)
+    sizes = QUICK if chosen.quick else FULL
+    about = about_run(lm, words)
+    for line in about.lines:
+        console.print(line, markup=False, highlight=False)
+    record: dict[str, object] = {"run": as_record(about)}
+    for outcome in run(lm, chosen.benchmark or list(BENCHMARKS), sizes, chosen.data, chosen.repeat):
+        show(console, outcome.section)
+        record[outcome.section.name] = outcome.record
+        if chosen.write:
+            notes = "\n".join(f"{line}  " for line in about.lines)
+            place = f"{lm.network.device.type} {outcome.section.name}"
+            write_section(chosen.write, place, f"{as_markdown(outcome.section)}\n\n{notes}")
+        if chosen.json:  # after each, so that an interrupted run leaves what it has measured
+            chosen.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dln.bench", description="Benchmarks of the engine in this process."
+    )
+    parser.add_argument("benchmark", nargs="*", choices=[*BENCHMARKS, []], help="which ones; all by default")
+    parser.add_argument("--model", default="smollm2", help="smollm2, hf/…, or of random weights: llama-1b, llama-tiny")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer for a model of random weights")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, auto")
+    parser.add_argument("--dtype", default="auto", help="auto: float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--batch-tokens", type=int, help="tokens per pack; default: what suits the device")
+    parser.add_argument("--data", type=Path, help="the paper's data; default DLN_PAPER_DATA or ../shared/data")
+    parser.add_argument("--repeat", type=_positive, default=3, help="runs of each way (long ones run once)")
+    parser.add_argument("--quick", action="store_true", help="tiny workloads: a check that everything runs")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    arguments = parser.parse_args()
-    lm = cast(TransformersLM, load_lm("smollm2"))
-    measure_scoring(lm, prompts=1, batch=2)  # warms up both ways
-    result = measure_scoring(lm, arguments.prompts, arguments.batch)
-    table = Table(title="label scoring of a one-layer step, embedded model", title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, value in (
-        ("prompts x examples x labels", f"{result.prompts} x {result.batch} x {result.labels}"),
-        ("tokens asked", f"{result.tokens_asked:,}"),
-        ("tokens needed", f"{result.tokens_needed:,}"),
-        ("tokens evaluated", f"{result.tokens_evaluated:,}"),
-        ("planner efficiency", f"{result.planner_efficiency:.3f}"),
-        ("plain padded batches", f"{result.plain_seconds:.2f} s"),
-        ("shared prefixes", f"{result.shared_seconds:.2f} s"),
-        ("speed-up", f"{result.speed_up:.1f} x"),
-        ("largest log-prob difference", f"{result.largest_difference:.1e} nats"),
-    ):
-        table.add_row(name, value)
-    Console().print(table)
-    if arguments.json:
-        derived = {"speed_up": result.speed_up, "planner_efficiency": result.planner_efficiency}
-        arguments.json.write_text(json.dumps(asdict(result) | derived, indent=2) + "\n", encoding="utf-8")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between the markers of this page")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,120 +1,135 @@
-"""Label scoring of a training step: shared prefixes against plain padded batches, in one process.
-
-The workload has the shape of a DLN-1 step: N prompts with demonstrations × B questions × C labels. The
-rival is what most users write: tokenise each (prompt, question), pad a batch, one forward, log-softmax at
-the last position.
-"""
+"""Scoring: the engine against plain padded batches, the same deduplicated, and the limit, in one process."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from dln.data import load_task
-from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.feedback import Feedback
-from dln.keys import Key
-from dln.lm.plan import Plan
+from dln.bench.clock import Measured, measure
+from dln.bench.limit import Machine
+from dln.bench.plain import PlainLM
+from dln.bench.workload import Labels, Texts, Work, Workload, answers, work
 from dln.lm.transformers import TransformersLM
-from dln.nn import ChoiceLayer, Demonstration, LayerInput
-from dln.numerics import Floats
 
-__all__ = ["ScoringResult", "measure_scoring"]
+__all__ = ["BATCH_ROWS", "ScoringResult", "Seconds", "best_rows", "measure_scoring", "sample_of"]
+
+BATCH_ROWS = {"cpu": (1, 4, 8, 16), "cuda": (8, 16, 32, 64)}
+"""Batch sizes that the plain ways choose their fastest from."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Best and median of some runs, and the memory that a run took on top, in bytes."""
+
+    best: float
+    median: float
+    runs: int
+    memory: float
+
+    @classmethod
+    def of(cls, measured: Measured[Any]) -> Seconds:
+        """Without the values."""
+        return cls(measured.best, measured.median, len(measured.seconds), measured.memory)
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """What one measurement gave.
+    """One workload, three ways.
 
     Attributes:
-        prompts: N.
-        batch: B.
-        labels: C.
-        tokens_asked: Σ tokens of all contexts.
-        tokens_needed: distinct non-empty prefixes among them.
-        tokens_evaluated: what the engine fed.
-        plain_seconds: padded batches.
-        shared_seconds: the engine.
-        largest_difference: of a log-probability between the two, in nats.
+        name: of the workload.
+        about: what it is made of.
+        work: tokens asked, needed, rows for the head.
+        evaluated: tokens that the engine fed.
+        engine: its seconds and memory.
+        plain: padded batches.
+        deduplicated: the same with equal pairs once, sorted by length.
+        plain_rows: batch size that was fastest for `plain`.
+        deduplicated_rows: and for `deduplicated`.
+        limit: seconds, see `dln.bench.limit`.
+        largest_difference: of a log-probability between engine and `plain`, in nats.
     """
 
-    prompts: int
-    batch: int
-    labels: int
-    tokens_asked: int
-    tokens_needed: int
-    tokens_evaluated: int
-    plain_seconds: float
-    shared_seconds: float
+    name: str
+    about: str
+    work: Work
+    evaluated: int
+    engine: Seconds
+    plain: Seconds
+    deduplicated: Seconds
+    plain_rows: int
+    deduplicated_rows: int
+    limit: float
     largest_difference: float
 
     @property
     def speed_up(self) -> float:
-        """Plain over shared seconds."""
-        return self.plain_seconds / self.shared_seconds
+        """Best seconds of plain batches over the engine's best."""
+        return self.plain.best / self.engine.best
+
+    @property
+    def speed_up_deduplicated(self) -> float:
+        """The same for deduplicated plain batches."""
+        return self.deduplicated.best / self.engine.best
 
     @property
     def planner_efficiency(self) -> float:
         """Tokens needed over tokens evaluated."""
-        return self.tokens_needed / self.tokens_evaluated
+        return self.work.needed / self.evaluated
+
+    @property
+    def hardware_efficiency(self) -> float:
+        """Limit over the engine's best seconds."""
+        return self.limit / self.engine.best
 
 
-def measure_scoring(lm: TransformersLM, prompts: int = 4, batch: int = 20, plain_rows: int = 8) -> ScoringResult:
-    """Score the labels of `batch` questions under `prompts` candidate prompts, both ways."""
-    task = load_task("questions")
-    names = task.label_names or ()
-    layer = ChoiceLayer(lm, "classify", task.instruction, names)
-    pool = tuple(Demonstration(e.input, e.input, e.target) for e in task.train)
-    feedback = Feedback((), (), (), (), pool)
-    candidates = DemonstrationProposal((8, 12))(Key(0), layer, feedback, prompts)
-    inputs = [LayerInput(e.input, e.input) for e in task.dev[:batch]]
-    contexts = [c for proposal in candidates for c in layer.with_prompt(proposal.prompt).contexts(inputs)]
-    words = [layer.target_prefix + name for name in names]
-    ids = [lm.codec.context_ids(context, lm.chat) for context in contexts]
-
+def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, repeat: int) -> ScoringResult:
+    """Score `workload` with the engine and with both plain ways, and compare the numbers."""
+    device = lm.network.device
+    small = sample_of(workload, max(BATCH_ROWS[device.type]))
+    answers(lm, small)  # warms up
     before = lm.diagnostics["tokens"]
-    started = time.perf_counter()
-    shared = lm.choice_log_probs(contexts, words)
-    shared_seconds = time.perf_counter() - started
-    evaluated = lm.diagnostics["tokens"] - before
-    started = time.perf_counter()
-    plain = _plain(lm, ids, [lm.codec.target_ids(word) for word in words], plain_rows)
-    plain_seconds = time.perf_counter() - started
-    plan = Plan.of(ids)
+    engine = measure(lambda: answers(lm, workload), device, repeat)
+    evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
+    plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
+    plain = measure(lambda: answers(plain_lm, workload), device, repeat)
+    deduplicated = measure(lambda: answers(sorted_lm, workload), device, repeat)
+    counted = work(lm, workload)
     return ScoringResult(
-        prompts=len(candidates),
-        batch=batch,
-        labels=len(names),
-        tokens_asked=plan.asked,
-        tokens_needed=plan.size,
-        tokens_evaluated=evaluated,
-        plain_seconds=plain_seconds,
-        shared_seconds=shared_seconds,
-        largest_difference=float(np.abs(shared - plain).max()),
+        name=workload.name,
+        about=workload.about,
+        work=counted,
+        evaluated=evaluated,
+        engine=Seconds.of(engine),
+        plain=Seconds.of(plain),
+        deduplicated=Seconds.of(deduplicated),
+        plain_rows=plain_lm.rows,
+        deduplicated_rows=sorted_lm.rows,
+        limit=machine.limit(counted),
+        largest_difference=float(np.abs(engine.value - plain.value).max()),
     )
 
 
-def _plain(lm: TransformersLM, ids: list[tuple[int, ...]], labels: list[tuple[int, ...]], rows: int) -> Floats:
-    """[N, C] log p of one-token labels by padded batches of contexts in their given order."""
-    import torch
+def best_rows(lm: PlainLM, sample: Workload) -> PlainLM:
+    """The plain way with the batch size that scores `sample` fastest."""
+    device = lm.engine.network.device
+    choices = [lm.with_rows(rows) for rows in BATCH_ROWS[device.type]]
+    answers(lm, sample_of(sample, 2))  # warms up
+    seconds = [measure(lambda lm=lm: answers(lm, sample), device, repeat=1).best for lm in choices]
+    return choices[int(np.argmin(seconds))]
 
-    if any(len(label) != 1 for label in labels):
-        raise ValueError("the plain rival scores labels of one token")
-    model = lm.network.model
-    device = lm.network.device
-    found: list[Floats] = []
-    with torch.inference_mode():
-        for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            width = max(map(len, part))
-            inputs = torch.zeros((len(part), width), dtype=torch.long, device=device)
-            mask = torch.zeros_like(inputs)
-            for i, row in enumerate(part):
-                inputs[i, : len(row)] = torch.tensor(row)
-                mask[i, : len(row)] = 1
-            logits = model(input_ids=inputs, attention_mask=mask).logits
-            last = logits[torch.arange(len(part)), mask.sum(1) - 1].log_softmax(-1)
-            found.append(last[:, [label[0] for label in labels]].double().cpu().numpy())
-    return np.concatenate(found)
+
+def sample_of(workload: Workload, count: int) -> Workload:
+    """`count` requests of every part (or all, where there are fewer), evenly spread over it."""
+    parts: list[Texts | Labels] = []
+    for part in workload.parts:
+        size = len(part.contexts)
+        chosen = [int(i) for i in np.linspace(0, size - 1, min(count, size)).round()]
+        contexts = tuple(part.contexts[i] for i in chosen)
+        if isinstance(part, Texts):
+            parts.append(Texts(contexts, tuple(part.targets[i] for i in chosen)))
+        else:
+            parts.append(Labels(contexts, part.words))
+    return replace(workload, parts=tuple(parts))

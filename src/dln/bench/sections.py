@@ -1,0 +1,118 @@
+"""Results as tables: what each benchmark shows, in the units a reader expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dln.bench.limit import Machine
+from dln.bench.saving import SavingResult
+from dln.bench.scaling import Growth
+from dln.bench.scoring import ScoringResult
+from dln.bench.section import Section
+from dln.bench.step import StepResult
+
+__all__ = ["saving_section", "scaling_section", "scoring_section", "step_section"]
+
+MEGABYTE = 2.0**20
+
+
+def scoring_section(results: Sequence[ScoringResult], machine: Machine) -> Section:
+    """One column per workload."""
+
+    def row(name: str, cells: Sequence[str]) -> tuple[str, ...]:
+        return (name, *cells)
+
+    def times(seconds: Sequence[tuple[float, float]]) -> list[str]:
+        return [f"{best:.2f} / {median:.2f}" for best, median in seconds]
+
+    rows = (
+        row("pairs", [f"{r.work.pairs:,}" for r in results]),
+        row("tokens asked", [f"{r.work.asked:,}" for r in results]),
+        row("tokens needed (trie nodes)", [f"{r.work.needed:,}" for r in results]),
+        row("tokens evaluated", [f"{r.evaluated:,}" for r in results]),
+        row("planner efficiency (needed / evaluated)", [f"{r.planner_efficiency:.3f}" for r in results]),
+        row("engine, s (best / median)", times([(r.engine.best, r.engine.median) for r in results])),
+        row("(a) plain padded batches, s", times([(r.plain.best, r.plain.median) for r in results])),
+        row("(b) the same deduplicated, s", times([(r.deduplicated.best, r.deduplicated.median) for r in results])),
+        row("(c) limit, s", [f"{r.limit:.2f}" for r in results]),
+        row("speed-up over (a)", [f"{r.speed_up:.1f} ×" for r in results]),
+        row("speed-up over (b)", [f"{r.speed_up_deduplicated:.1f} ×" for r in results]),
+        row("hardware efficiency (limit / engine)", [f"{r.hardware_efficiency:.2f}" for r in results]),
+        row("peak memory of the engine, MB", [_megabytes(r.engine.memory) for r in results]),
+        row("peak memory of (a), MB", [_megabytes(r.plain.memory) for r in results]),
+        row("largest log-prob difference to (a), nats", [f"{r.largest_difference:.1e}" for r in results]),
+    )
+    notes = (
+        *(f"{r.name}: {r.about}." for r in results),
+        *(
+            f"{r.name}: batches of {r.plain_rows} rows were the fastest for (a), of {r.deduplicated_rows} for (b)."
+            for r in results
+        ),
+        (
+            f"Matrix products of the model's shapes with {machine.tokens} rows: {machine.flops / 1e9:,.0f} GFLOP/s; "
+            f"a plain forward of one sequence of {machine.tokens} tokens, head aside, reaches "
+            f"{machine.forward_flops / machine.flops:.2f} of it."
+        ),
+    )
+    title = "Scoring: the engine against plain padded batches, one process"
+    return Section("scoring", title, ("", *(r.name for r in results)), rows, notes)
+
+
+def saving_section(result: SavingResult) -> Section:
+    """The work-saving rules on the DLN-2 workload."""
+    shares = ", ".join(f"{share:.2f}" for share in result.share)
+    same = ", ".join("yes" if same else f"no ({a}, {b})" for same, (a, b) in zip(result.same_winner, result.winners))  # noqa: B905
+    rows = (
+        ("(a) plain batches in full, s", f"{result.plain_seconds:.2f}"),
+        ("engine in full, s (best / median)", f"{result.full.best:.2f} / {result.full.median:.2f}"),
+        ("engine under the default rules, s", f"{result.saving.best:.2f} / {result.saving.median:.2f}"),
+        ("speed-up over (a)", f"{result.speed_up:.1f} ×"),
+        ("hidden texts that keep their weight", f"{result.particles:.2f}"),
+        ("scores asked for in the races, per layer", shares),
+        ("same winner as in full, per layer", same),
+    )
+    return Section("saving", f"Work-saving rules: both M-steps of {result.name}", ("", "value"), rows)
+
+
+def step_section(results: Sequence[StepResult]) -> Section:
+    """One row per way of taking the step."""
+    rows = tuple(
+        (
+            f"{result.preset}: {time.way}",
+            f"{time.seconds:.1f}",
+            f"{result.plain.seconds / time.seconds:.1f} ×",
+            f"{time.hidden_tokens:.0f}",
+            str(time.candidates),
+            _megabytes(time.memory),
+        )
+        for result in results
+        for time in (result.plain, result.full, result.saving)
+    )
+    columns = ("preset: way", "seconds", "speed-up", "tokens per hidden text", "candidates", "memory, MB")
+    notes = tuple(f"{result.preset}: {result.about}." for result in results)
+    return Section("step", "A whole DLN-2 training step, forward to both M-steps", columns, rows, notes)
+
+
+def scaling_section(points: Sequence[Growth]) -> Section:
+    """One row per size, with the ratio to the row before of the same dimension."""
+    rows: list[tuple[str, ...]] = []
+    before: Growth | None = None
+    for point in points:
+        first = before is None or before.what != point.what
+        rows.append(
+            (
+                f"{point.what} = {point.size}",
+                f"{point.asked:,}",
+                f"{point.needed:,}",
+                f"{point.seconds:.2f}",
+                "" if first or before is None else f"{point.needed / before.needed:.2f} ×",
+                "" if first or before is None else f"{point.seconds / before.seconds:.2f} ×",
+            )
+        )
+        before = point
+    columns = ("size", "tokens asked", "tokens needed", "engine, s", "needed grows by", "time grows by")
+    return Section("scaling", "How scoring time grows when one size doubles", columns, tuple(rows))
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / MEGABYTE:,.0f}"
