@@ -43,8 +43,8 @@ format: $(STAMP)  ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure the engine in one process
-	$(BIN)/python -m dln.bench
+bench: $(STAMP)  ## measure the engine in one process (BENCH="--quick" or other flags)
+	$(BIN)/python -m dln.bench $(BENCH)
 
 docs: $(STAMP)  ## run every example of the documentation
 	$(BIN)/pytest tests/test_docs.py
