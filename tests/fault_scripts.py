@@ -259,7 +259,7 @@ FAULTS: dict[str, Fault] = {
     "reset in the body": delivered("half then reset"),
     "body breaks off": delivered("half then end"),
     "body stalls": delivered("half then nothing"),
-    "slow body": delivered("slow", 0.4),
+    "slow body": delivered("slow", 0.1),
     "body drips for ever": delivered("slow", 60.0),
     "truncated JSON": cut_json,
     "malformed JSON": raw(b'{"choices": [}'),

@@ -142,7 +142,7 @@ class FaultServer:
         self._stuffing.clear()
         if self._listener.fileno() >= 0:
             self._listener.listen(BACKLOG)
-        self._call(self._open.set)
+            self._call(self._open.set)
 
     def stop_listening(self) -> None:
         """Nothing is there: connections are refused, and those that are open go on."""
@@ -271,11 +271,11 @@ class FaultServer:
             _reset(writer)
             return False
         if reply.delivery == "slow":
-            size = max(1, round(0.1 * len(message) / reply.seconds))  # a piece every tenth of a second
+            size = max(1, round(0.02 * len(message) / reply.seconds))
             for at in range(0, len(message), size):
                 writer.write(message[at : at + size])
                 await writer.drain()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.02)
             return self.keep_alive
         writer.write(half if reply.delivery.startswith("half") else message)
         await writer.drain()

@@ -6,8 +6,10 @@ One `Cell` is one experiment on a server and an engine of its own: the engine is
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,28 +26,27 @@ from dln.lm.load import load_lm
 from dln.lm.metered import Metered
 from fault_language import Language, LanguageLM
 from fault_replies import Manners
-from fault_scripts import FAULTS, When, always, first_of_each
+from fault_scripts import FAULTS, When, always, every, first, first_of_each
 from fault_server import FaultServer
 
-__all__ = ["ASKED", "DOOR", "FAULT_NAMES", "PLAYED", "Asked", "Cell", "Played", "engine", "measure", "measure_row"]
+__all__ = ["ASKED", "DOOR", "FAULT_NAMES", "PLAYED", "Asked", "Cell", "Played", "engine", "measure", "measure_rows"]
 
 Asked = Literal["start", "sample", "log_prob", "choice_log_probs"]
 Played = Literal["once", "always"]
 
+PLAYED: tuple[Played, ...] = ("once", "always")
 ASKED: tuple[Asked, ...] = ("start", "sample", "log_prob", "choice_log_probs")
-PLAYED: dict[Played, When] = {"once": first_of_each, "always": always}
 DOOR = {"connect time-out": "no connection is made in time", "connection refused": "nothing listens"}
 """Faults before there is a request; "once": for half a second."""
 
 FAULT_NAMES = (*DOOR, *FAULTS)
 
-PATIENCE: dict[str, Any] = {
-    "connect_seconds": 0.3,
-    "read_seconds": 0.5,
-    "deadline_seconds": 3.0,
-    "unreachable_seconds": 1.5,
-    "max_retries": 2,
-}
+APPROXIMATE = ("top-k", "Monte-Carlo", "accuracy")
+SLOW = ("429 with Retry-After", "read time-out", "body stalls", "slow body")
+"""Each takes a while to be over: not played on every request."""
+
+PATIENCE: dict[str, Any] = {"connect_timeout": 0.3, "timeout": 0.5, "deadline": 3.0, "max_retries": 1}
+PERSISTENT = {**PATIENCE, "max_retries": 8, "deadline": 6.0}
 
 LANGUAGE = Language()
 TRUTH = LanguageLM(LANGUAGE)
@@ -61,12 +62,16 @@ class Cell:
     """What came of one experiment.
 
     Attributes:
-        outcome: "survived" (the numbers of an undisturbed run), "unusable" (some values are NaN or −inf and say
-            so, the others are right), "by <rung>" (right numbers by a lower rung), "WRONG", or the error's class.
+        outcome: "survived" (the numbers of an undisturbed run), "unusable" (some values cannot be log-probabilities
+            and are seen to be none, the others are right), "WRONG", or the error's class.
         message: the error's first line; the numbers that are wrong; else empty.
         seconds: to the outcome.
         requests: sent while the fault was played, per request that an undisturbed run sends.
         counted: whether the meter counted what it counts in an undisturbed run.
+        rungs: by which rungs (labels; texts), where not by the first.
+        exit_code: of the command line, for an error.
+        plain: whether an error says where, what came back and what to try.
+        most: how often the same request was sent, at most.
     """
 
     outcome: str
@@ -74,6 +79,10 @@ class Cell:
     seconds: float = 0.0
     requests: float = 1.0
     counted: bool = True
+    rungs: str = ""
+    exit_code: int = 0
+    most: int = 1
+    plain: bool = True
 
 
 def engine(server: FaultServer, **options: Any) -> LanguageModel:
@@ -81,10 +90,14 @@ def engine(server: FaultServer, **options: Any) -> LanguageModel:
     return load_lm("vllm/tiny", base_url=server.base_url, **{**PATIENCE, **options})
 
 
-def measure_row(fault: str, played: Played) -> dict[Asked, Cell]:
-    """All that is asked, at the same time on servers of their own: most of the time is waiting."""
-    with ThreadPoolExecutor(len(ASKED)) as pool:
-        return dict(zip(ASKED, pool.map(lambda asked: measure(fault, played, asked), ASKED), strict=True))
+Row = tuple[str, Played, Asked]
+
+
+def measure_rows(faults: Sequence[str], **options: Any) -> dict[Row, Cell]:
+    """Every experiment with these faults, many at a time and on servers of their own: most of it is waiting."""
+    rows: list[Row] = [(fault, played, asked) for fault in faults for played in PLAYED for asked in ASKED]
+    with ThreadPoolExecutor(12) as pool:
+        return dict(zip(rows, pool.map(lambda row: measure(*row, **options), rows), strict=True))
 
 
 def measure(fault: str, played: Played, asked: Asked, **options: Any) -> Cell:
@@ -92,24 +105,33 @@ def measure(fault: str, played: Played, asked: Asked, **options: Any) -> Cell:
 
     Args:
         fault: one of `FAULT_NAMES`.
-        played: on each request when it comes first, or on all.
-        asked: what the model is asked; "start" is everything, from loading on.
+        played: "always", or "once": on each request at its first sending, and on every twelfth at the start.
+        asked: one verb of an engine that was loaded in good weather, or all three and the loading ("start").
         options: of the engine.
     """
-    with FaultServer(Manners(language=LANGUAGE), keep_alive=fault not in DOOR) as server:
+    with _server(fault) as server:
         if asked == "start":
-            with _weather(server, fault, played, ()):
-                return _observe(server, lambda: engine(server, **options), ("sample", "log_prob", "choice_log_probs"))
-        lm = engine(server, **options)
+            with _weather(server, fault, always if played == "always" else every(12), ()):
+                return _observe(server, lambda: _engine_for(fault, server, options), ASKED[1:])
+        lm = _engine_for(fault, server, options)
         assert lm.capabilities.scores_targets  # the probe is over before the fault begins
-        with _weather(server, fault, played, None):
+        when = always if played == "always" else first(3) if fault.startswith(SLOW) else first_of_each
+        with _weather(server, fault, when, None):
             return _observe(server, lambda: lm, (asked,))
 
 
+def _server(fault: str) -> FaultServer:
+    return FaultServer(Manners(language=LANGUAGE), keep_alive=fault not in DOOR)
+
+
+def _engine_for(fault: str, server: FaultServer, options: dict[str, Any]) -> LanguageModel:
+    return engine(server, **{**(PERSISTENT if fault in DOOR else {}), **options})
+
+
 @contextmanager
-def _weather(server: FaultServer, fault: str, played: Played, paths: tuple[str, ...] | None) -> Iterator[None]:
+def _weather(server: FaultServer, fault: str, when: When, paths: tuple[str, ...] | None) -> Iterator[None]:
     if fault not in DOOR:
-        server.play(fault, PLAYED[played], **({} if paths is None else {"paths": paths}))
+        server.play(fault, when, **({} if paths is None else {"paths": paths}))
         yield
         return
     close, mend = (
@@ -119,7 +141,7 @@ def _weather(server: FaultServer, fault: str, played: Played, paths: tuple[str, 
     )
     close()
     timer = Timer(0.5, mend)
-    if played == "once":
+    if when is not always:
         timer.start()
     try:
         yield
@@ -133,23 +155,26 @@ def _observe(server: FaultServer, load: Callable[[], LanguageModel], asked: Sequ
     before, began = len(server.asked()), time.monotonic()
     used: dict[str, float] = {}
     faults: list[str] = []
-    rungs = ""
+    rungs, code, plain = "", 0, True
     try:
         lm = load()
         metered = Metered(lm)
+        can = lm.capabilities
         for what in asked:
-            faults += answers(metered, what)
-        rungs = "" if lm.capabilities.rung == "target scoring" else lm.capabilities.rung
+            if what != "log_prob" or can.scores_targets:
+                faults += answers(metered, what, exact=can.rung not in APPROXIMATE)
+        rungs = "; ".join(dict.fromkeys(rung for rung in (can.rung, can.target_rung) if rung != "target scoring"))
         used = metered.meter.snapshot().to_dict() | {"seconds": 0.0}
-        outcome, message = ("WRONG", next(f for f in faults if f)) if any(faults) else (None, "")
-        outcome = outcome or ("unusable" if faults else f"by {rungs}" if rungs else "survived")
+        wrong = next((fault for fault in faults if fault), "")
+        outcome, message = "WRONG" if wrong else "unusable" if faults else "survived", wrong
     except DlnError as error:
+        code, plain = error.exit_code, None not in (error.where, error.got, error.fix)
         outcome, message = type(error).__name__, str(error).splitlines()[0].replace(server.root, "http://…")
-    seconds, requests = time.monotonic() - began, len(server.asked()) - before
+    seconds, sent = time.monotonic() - began, server.asked()[before:]
+    most = max(Counter(json.dumps(seen.body, sort_keys=True) for seen in sent).values(), default=0)
     calm = undisturbed(tuple(asked))
-    return Cell(
-        outcome, message, seconds, round(requests / calm[0], 2), not used or outcome != "survived" or used == calm[1]
-    )
+    counted = outcome not in {"survived", "unusable"} or bool(rungs) or used == calm[1]
+    return Cell(outcome, message, seconds, round(len(sent) / calm[0], 2), counted, rungs, code, most, plain)
 
 
 @cache
@@ -164,40 +189,45 @@ def undisturbed(asked: tuple[Asked, ...]) -> tuple[int, dict[str, float]]:
         return len(server.asked()) - before, metered.meter.snapshot().to_dict() | {"seconds": 0.0}
 
 
-def answers(lm: LanguageModel, asked: Asked) -> list[str]:
+def answers(lm: LanguageModel, asked: Asked, *, exact: bool = True) -> list[str]:
     """What is amiss with the answers: "" for each that says itself that it is unusable, a text for each wrong one."""
     if asked == "sample":
         return [message for i, draw in enumerate(lm.sample(CONTEXTS, SAMPLING, SEEDS)) for message in _draw(i, draw)]
     if asked == "log_prob":
         scores = lm.log_prob(CONTEXTS, TARGETS)
         truth = [score.values for score in TRUTH.log_prob(CONTEXTS, TARGETS)]
-        return [m for s, t in zip(scores, truth, strict=True) for m in _values(s.values, t, all_or_none=s.finite)]
+        return [m for s, t in zip(scores, truth, strict=True) for m in _values(s.values, t)]
+    if not exact:  # frequencies and bounds say what they are; all that can be asked is that they are probabilities
+        rows = lm.choice_log_probs(CONTEXTS, LABELS)
+        return [f"masses {row.tolist()}" for row in rows if not np.exp(row).sum() <= 1 + 1e-6]
     rows, truth = lm.choice_log_probs(CONTEXTS, LABELS), TRUTH.choice_log_probs(CONTEXTS, LABELS)
-    return [m for row, right in zip(rows, truth, strict=True) for m in _values(row, right)]
+    return [
+        m
+        for row, right in zip(rows, truth, strict=True)
+        for m in _values(row, right, together=bool(np.isnan(row).any()))
+    ]
 
 
-def _values(got: Any, truth: Any, *, all_or_none: bool = True) -> Iterator[str]:
+def _values(got: Any, truth: Any, *, together: bool = True) -> Iterator[str]:
+    """What differs. Values that are only used `together` are all unusable if one is seen to be."""
     if len(got) != len(truth):
         yield f"{len(got)} values for {len(truth)}"
         return
-    amiss = [
-        "" if not math.isfinite(value) or value > 1e-6 else f"{value:.6f} for {right:.6f}"
-        for value, right in zip(got, truth, strict=True)
-        if not abs(value - right) < 1e-9
-    ]
-    if amiss and all_or_none and any(not m for m in amiss) and _would_be_used(got):
-        yield "a value that cannot be right is not marked as such"
-    yield from amiss
-
-
-def _would_be_used(values: Any) -> bool:
-    return bool(np.isfinite(values).all() and (np.asarray(values) <= 1e-6).all())
+    seen = [not math.isfinite(value) or value > 1e-6 for value in got]
+    differ = [not abs(value - right) < 1e-9 for value, right in zip(got, truth, strict=True)]
+    if together and any(seen):
+        yield ""
+        return
+    for value, right, known, different in zip(got, truth, seen, differ, strict=True):
+        if different:
+            yield "" if known else f"{value:.6f} for {right:.6f}"
 
 
 def _draw(i: int, draw: Completion) -> Iterator[str]:
     """A draw must be the undisturbed one; its kept scores are the model's own, or are not there."""
     expected = _good_draws()[i]
-    if (draw.text, draw.token_ids, draw.finish_reason) != (expected.text, expected.token_ids, expected.finish_reason):
+    ids = expected.token_ids if draw.token_ids is None else draw.token_ids
+    if (draw.text, ids, draw.finish_reason) != (expected.text, expected.token_ids, expected.finish_reason):
         yield f"draw {draw.text!r} for {expected.text!r}"
     if draw.log_probs is None:
         yield ""
