@@ -6,13 +6,13 @@ table or log line of the client can hold it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from dln.lm.remote.call import Call
 from dln.lm.remote.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Reply:
     """What a server answered, whole; header names are in lower case."""
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)  # may quote a key
 
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Why no whole reply came: kind is "connect", "read time-out" or "broken off"."""
+    """Why no whole reply came: kind is "connect", "no trust" (TLS), "read time-out" or "broken off"."""
 
     kind: str
     reason: str
@@ -49,17 +49,22 @@ class Connection:
         self._root = base_url.removesuffix("/v1")
         self._client = _client(endpoint, base_url)
 
-    async def send(self, call: Call) -> Reply | Silence:
-        """One attempt: never raises for what the network or the server does."""
+    async def send(self, path: str, payload: bytes | None) -> Reply | Silence:
+        """One attempt: never raises for what the network or the server does.
+
+        Args:
+            path: as a `Call` has it.
+            payload: JSON to post; None to get.
+        """
         import httpx2
         from openai import APIConnectionError, APIStatusError
 
-        url = self._root + call.path[1:] if call.path.startswith("//") else call.path
+        url = self._root + path[1:] if path.startswith("//") else path
         try:
-            if call.body is None:
+            if payload is None:
                 response = await self._client.get(url, cast_to=httpx2.Response)
             else:
-                response = await self._client.post(url, cast_to=httpx2.Response, body=call.body)
+                response = await self._client.post(url, cast_to=httpx2.Response, content=payload)
         except APIStatusError as error:
             response = error.response
         except APIConnectionError as error:
@@ -76,6 +81,8 @@ class Connection:
 def _silence(error: BaseException | None) -> Silence:
     import httpx2
 
+    if isinstance(error, httpx2.ConnectError) and re.search("certificate|ssl|tls", str(error), re.IGNORECASE):
+        return Silence("no trust", str(error))
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
         return Silence("connect", reason)

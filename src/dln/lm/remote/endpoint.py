@@ -7,7 +7,6 @@ take their keys there.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,11 +15,9 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from pydantic import SecretStr
 
 from dln.errors import InputError
+from dln.lm.remote.credentials import header_value, key_of
 
 __all__ = ["Azure", "Endpoint", "Patience", "endpoint_of"]
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OPTION = "--api-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Patience:
         max_retries: of one call.
     """
 
-    connect_seconds: float = 5.0
+    connect_seconds: float = 4.0
     read_seconds: float = 120.0
     deadline_seconds: float = 600.0
     unreachable_seconds: float = 3.0
@@ -125,6 +122,29 @@ def endpoint_of(
     Raises:
         InputError: an address, key or header that cannot be used; the message shows no secret.
     """
+    try:
+        return _endpoint(
+            model, base_urls, api_key, key_variables, key_needed, headers, patience or Patience(), azure, environment
+        )
+    except InputError as found:
+        error = found
+    # whoever prints a traceback with the values of variables sees none that holds a key
+    base_urls, api_key, headers, environment = (), None, None, None
+    error.__context__ = None
+    raise error.with_traceback(None)
+
+
+def _endpoint(
+    model: str,
+    base_urls: Sequence[str],
+    api_key: str | SecretStr | None,
+    key_variables: Sequence[str],
+    key_needed: bool,
+    headers: Mapping[str, str | SecretStr] | None,
+    patience: Patience,
+    azure: Azure | None,
+    environment: Mapping[str, str] | None,
+) -> Endpoint:
     if not model.strip():
         raise InputError("the model's name on the server is missing", where="model", got=repr(model))
     urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
@@ -140,9 +160,9 @@ def endpoint_of(
     return Endpoint(
         model=model,
         base_urls=shown,
-        key=_key(api_key, next(iter(in_urls), None), key_variables, key_needed, environment, shown[0]),
-        headers={name: _header(name, value) for name, value in (headers or {}).items()},
-        patience=patience or Patience(),
+        key=key_of(api_key, next(iter(in_urls), None), key_variables, key_needed, environment, shown[0]),
+        headers={name: header_value(name, value) for name, value in (headers or {}).items()},
+        patience=patience,
         azure=azure,
     )
 
@@ -184,51 +204,3 @@ def _address(url: str) -> tuple[str, str | None]:
 def _without_secrets(parts: SplitResult) -> str:
     place = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", ""))
-
-
-def _key(
-    option: str | SecretStr | None,
-    in_url: str | None,
-    variables: Sequence[str],
-    needed: bool,
-    environment: Mapping[str, str] | None,
-    server: str,
-) -> SecretStr | None:
-    values = os.environ if environment is None else environment
-    given = option.get_secret_value() if isinstance(option, SecretStr) else option
-    places = [(_OPTION, given), ("--base-url", in_url), *((f"${name}", values.get(name)) for name in variables)]
-    for place, value in places:
-        if value:
-            return SecretStr(_checked(value, place))
-    if not needed:
-        return None
-    fix = " or ".join([*(f"export {name}=…" for name in variables), f"{_OPTION} …"])
-    raise InputError("no API key", where=server, got="nothing in " + ", ".join(p for p, _ in places), fix=fix)
-
-
-def _header(name: str, value: str | SecretStr) -> SecretStr:
-    if not _HEADER_NAME.fullmatch(name):
-        raise InputError("not a header's name", where="header", got=repr(name), expected="letters, digits and dashes")
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    return SecretStr(_checked(text, f"header {name}", spaces=True))
-
-
-def _checked(value: str, place: str, *, spaces: bool = False) -> str:
-    wrong = [
-        what
-        for what, found in (
-            ("a line break", re.search(r"[\r\n]", value)),
-            ("a control character", re.search(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f]", value)),
-            ("a space", not spaces and " " in value),
-            ("a character outside ASCII", not value.isascii()),
-        )
-        if found
-    ]
-    if wrong:
-        raise InputError(
-            "cannot be sent in a header",
-            where=place,
-            got=f"{len(value)} characters with {wrong[0]}",
-            fix="copy it anew",
-        )
-    return value

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
 
-from dln.errors import DlnError
 from dln.lm.remote.call import Call, MalformedReply
 from dln.lm.remote.connection import Connection, Reply
 from dln.lm.remote.counters import Counters
 from dln.lm.remote.endpoint import Endpoint
-from dln.lm.remote.faults import DeadlinePassed, Fault, RateLimited, fault_of_body, fault_of_silence, fault_of_status
+from dln.lm.remote.faults import Fault, fault_of_body, fault_of_silence, fault_of_status, too_late, too_long_a_wait
 from dln.lm.remote.limiter import Gate, Window
+from dln.lm.remote.merging import Merger
 from dln.lm.remote.replicas import Health, assign, rendezvous
 from dln.lm.remote.retry import back_off, wait_asked
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "encoded"]
 
 T = TypeVar("T")
 
@@ -40,12 +42,15 @@ class Exchange:
         most = endpoint.patience.max_concurrency
         self._gates = [Gate(Window(size=float(min(8, most)), most=most)) for _ in endpoint.base_urls]
         self._health = [Health() for _ in endpoint.base_urls]
-        self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
+        self._merger = Merger(counters)
 
     def queues(self, calls: Sequence[Call]) -> list[deque[tuple[int, tuple[int, ...]]]]:
         """Per preferred replica the calls, as (index, order of replicas), heaviest first."""
         urls = self.endpoint.base_urls
-        routes = [call.route or _key(call).hex() for call in calls] if len(urls) > 1 else [""] * len(calls)
+        if len(urls) == 1:
+            routes = [""] * len(calls)
+        else:  # calls that share nothing are spread
+            routes = [call.route or hashlib.blake2b(encoded(call) or b"").hexdigest() for call in calls]
         if len(urls) > 1 and len(calls) > 2 * self.endpoint.patience.max_concurrency:
             orders = assign(routes, urls)
         else:
@@ -58,78 +63,48 @@ class Exchange:
 
     async def answer(self, call: Call, order: tuple[int, ...], read: Callable[[Call, Any], T]) -> T:
         """What `read` makes of the call's reply; equal calls in flight are asked once."""
-        if call.draws:
-            return (await self._ask(call, order, read))[1]
-        key = _key(call)
-        while (leader := self._in_flight.get(key)) is not None:
-            await asyncio.wait([leader])
-            if leader.cancelled():
-                continue  # whoever asked was stopped: now it is for us to ask
-            error = leader.exception()
-            if error is not None:
-                raise _again(error)
-            try:
-                value = read(call, leader.result())
-            except MalformedReply:
-                break
-            self._counters.merged += 1
-            return value
-        shared: asyncio.Future[Any] = self.loop.create_future()
-        self._in_flight.setdefault(key, shared)
-        try:
-            found, value = await self._ask(call, order, read)
-            shared.set_result(found)
-            return value
-        except DlnError as error:
-            shared.set_exception(error)
-            shared.exception()  # seen, even if nobody waits for it
-            raise
-        finally:
-            if self._in_flight.get(key) is shared:
-                del self._in_flight[key]
-            shared.cancel()
+        question = _Question(call, encoded(call), read)
 
-    async def _ask(self, call: Call, order: tuple[int, ...], read: Callable[[Call, Any], T]) -> tuple[Any, T]:
+        async def ask() -> tuple[Any, T]:
+            return await self._ask(question, order)
+
+        if call.draws:
+            return (await ask())[1]
+        return await self._merger.answer(call.path, question.payload, ask, lambda reply: read(call, reply))
+
+    async def _ask(self, question: _Question[T], order: tuple[int, ...]) -> tuple[Any, T]:
         patience = self.endpoint.patience
-        begun = self.loop.time()
         unreachable_since: float | None = None
         malformed = 0
-        attempt = 0
-        while True:
+        for attempt in itertools.count():
             chosen = self._choose(order)
-            outcome = await self._attempt(call, chosen, begun, read)
+            outcome = await self._attempt(question, chosen)
             if not isinstance(outcome, Fault):
                 return outcome
             now = self.loop.time()
             malformed += outcome.kind == "malformed"
-            if outcome.kind == "connect":
-                unreachable_since = now if unreachable_since is None else unreachable_since
-            else:
+            if outcome.kind != "connect":
                 unreachable_since = None
+            elif unreachable_since is None:
+                unreachable_since = now - outcome.spent_seconds
             elsewhere = outcome.dead and any(self._health[r].usable(now) for r in order if r != chosen)
-            wait = 0.0 if elsewhere else self._wait(call, attempt, outcome)
-            given_up = (
+            wait = 0.0 if elsewhere else self._wait(question.call, attempt, outcome)
+            silent = 0.0 if unreachable_since is None or elsewhere else now + wait - unreachable_since
+            if (
                 not outcome.retry
                 or attempt >= patience.max_retries
                 or malformed > _MALFORMED_RETRIES
-                or (unreachable_since is not None and now + wait - unreachable_since > patience.unreachable_seconds)
-            )
-            if given_up:
+                or silent > patience.unreachable_seconds
+            ):
                 raise outcome.error
             if outcome.wait_seconds is not None and outcome.wait_seconds > patience.longest_wait_seconds:
-                raise RateLimited(
-                    f"the server asks to wait {outcome.wait_seconds:.0f} seconds",
-                    where=outcome.error.where,
-                    got=outcome.error.got,
-                    expected=f"at most {patience.longest_wait_seconds:.0f} seconds",
-                    fix="try again later, or allow a longer wait",
-                )
-            if now + wait - begun > patience.deadline_seconds:
-                raise self._too_late(outcome.error.where, str(outcome.error.got))
-            attempt += 1
+                raise too_long_a_wait(outcome, patience.longest_wait_seconds)
+            if now + wait - (question.begun or now) > patience.deadline_seconds:
+                raise too_late(outcome.error.where, outcome.error.got, patience.deadline_seconds)
             self._counters.retries[outcome.kind] += 1
             if wait:
                 await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
 
     def _wait(self, call: Call, attempt: int, fault: Fault) -> float:
         jitter = hashlib.blake2b(f"{id(call)} {time.monotonic_ns()}".encode(), digest_size=2).digest()
@@ -146,54 +121,52 @@ class Exchange:
         self._health[chosen] = self._health[chosen].taken()
         return chosen
 
-    async def _attempt(
-        self, call: Call, chosen: int, begun: float, read: Callable[[Call, Any], T]
-    ) -> tuple[Any, T] | Fault:
+    async def _attempt(self, question: _Question[T], chosen: int) -> tuple[Any, T] | Fault:
         gate = self._gates[chosen]
         try:
-            await gate.enter(call.weight)
+            await gate.enter(question.call.weight)
         except asyncio.CancelledError:
             self._health[chosen] = self._health[chosen].released()
             raise
         try:
-            return await self._on_wire(call, chosen, begun, read)
+            return await self._on_wire(question, chosen)
         finally:
             gate.leave()
 
-    async def _on_wire(
-        self, call: Call, chosen: int, begun: float, read: Callable[[Call, Any], T]
-    ) -> tuple[Any, T] | Fault:
-        gate, url, counters = self._gates[chosen], self.endpoint.base_urls[chosen], self._counters
-        where = url + call.path if not call.path.startswith("//") else url.removesuffix("/v1") + call.path[1:]
-        task = asyncio.current_task()
+    async def _on_wire(self, question: _Question[T], chosen: int) -> tuple[Any, T] | Fault:
+        gate, counters, patience = self._gates[chosen], self._counters, self.endpoint.patience
+        url, path = self.endpoint.base_urls[chosen], question.call.path
+        where = url.removesuffix("/v1") + path[1:] if path.startswith("//") else url + path
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         sent_at = self.loop.time()
+        question.begun = sent_at if question.begun is None else question.begun
         counters.calls += 1
-        if task is not None:
-            self.on_wire.add(task)
+        counters.bytes_sent += len(question.payload or b"")
+        self.on_wire.add(task)
         try:
-            async with asyncio.timeout_at(begun + self.endpoint.patience.deadline_seconds):
-                reply = await self._connection(chosen).send(call)
+            async with asyncio.timeout_at(question.begun + patience.deadline_seconds):
+                reply = await self._connection(chosen).send(path, question.payload)
         except asyncio.CancelledError:
             self._health[chosen] = self._health[chosen].released()
             raise
         except TimeoutError:
             reply = None
         finally:
-            if task is not None:
-                self.on_wire.discard(task)
+            self.on_wire.discard(task)
         now = self.loop.time()
         if reply is None:
             counters.time_outs += 1
             self._health[chosen] = self._health[chosen].after_failure(now, refused=False)
             gate.crowded(sent_at, now)
-            return Fault("deadline", self._too_late(where, "nothing in time"))
+            return Fault("deadline", too_late(where, "nothing in time", patience.deadline_seconds))
         if not isinstance(reply, Reply):
             counters.time_outs += "Timeout" in reply.reason
             fault = fault_of_silence(reply.kind, reply.reason, where, secrets=self._secrets)
+            fault = replace(fault, spent_seconds=now - sent_at)
         else:
             counters.bytes_received += len(reply.body)
             counters.latencies.append(now - sent_at)
-            answered = self._read(call, reply, where, read)
+            answered = self._read(question, reply, where)
             if not isinstance(answered, Fault):
                 counters.replies += 1
                 self._health[chosen] = self._health[chosen].after_success()
@@ -202,7 +175,7 @@ class Exchange:
             fault = answered
         if fault.crowded:
             gate.crowded(sent_at, now)
-        if fault.wait_seconds is not None and fault.wait_seconds <= self.endpoint.patience.longest_wait_seconds:
+        if fault.wait_seconds is not None and fault.wait_seconds <= patience.longest_wait_seconds:
             gate.pause(now + fault.wait_seconds)
         healthy = self._health[chosen]
         self._health[chosen] = (
@@ -210,7 +183,7 @@ class Exchange:
         )
         return fault
 
-    def _read(self, call: Call, reply: Reply, where: str, read: Callable[[Call, Any], T]) -> tuple[Any, T] | Fault:
+    def _read(self, question: _Question[T], reply: Reply, where: str) -> tuple[Any, T] | Fault:
         if not 200 <= reply.status < 300:
             wait = wait_asked(reply.headers, time.time())
             return fault_of_status(
@@ -221,14 +194,9 @@ class Exchange:
         except (ValueError, RecursionError):
             return fault_of_body(reply.body, where, secrets=self._secrets)
         try:
-            return found, read(call, found)
+            return found, question.read(question.call, found)
         except MalformedReply as error:
             return Fault("malformed", error, retry=True)
-
-    def _too_late(self, where: object, got: str) -> DeadlinePassed:
-        seconds = self.endpoint.patience.deadline_seconds
-        fix = "give it more time, or look at why the server is slow"
-        return DeadlinePassed("no answer in time", where=where, got=got, expected=f"one within {seconds:g} s", fix=fix)
 
     def _connection(self, chosen: int) -> Connection:
         if chosen not in self._connections:
@@ -249,14 +217,22 @@ class Exchange:
         self._connections.clear()
 
 
-def _key(call: Call) -> bytes:
-    """What equal calls have in common: path and body."""
-    content = json.dumps([call.path, call.body], sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(content.encode("ascii"), digest_size=16).digest()
+@dataclass(slots=True)
+class _Question(Generic[T]):
+    """A call on its way to an answer."""
+
+    call: Call
+    payload: bytes | None
+    read: Callable[[Call, Any], T]
+    begun: float | None = None  # when it was first sent
 
 
-def _again(error: BaseException) -> BaseException:
-    """The same error for another waiter: an exception that is raised in two places mixes their tracebacks."""
-    if isinstance(error, DlnError):
-        return type(error)(error.message, where=error.where, got=error.got, expected=error.expected, fix=error.fix)
-    return error
+def encoded(call: Call) -> bytes | None:
+    """The body as it is sent: equal bodies give equal bytes."""
+    if call.body is None:
+        return None
+    text = json.dumps(call.body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair; escaped, it can be sent
+        return json.dumps(call.body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -30,6 +30,8 @@ __all__ = [
     "fault_of_silence",
     "fault_of_status",
     "plain",
+    "too_late",
+    "too_long_a_wait",
 ]
 
 
@@ -76,6 +78,7 @@ class Fault:
         crowded: whether it says that too much is asked at once: concurrency shrinks.
         dead: whether it speaks against the replica rather than against the call.
         wait_seconds: that the server asks for, None where it does not.
+        spent_seconds: from sending to knowing, where no reply came.
     """
 
     kind: str
@@ -84,6 +87,7 @@ class Fault:
     crowded: bool = False
     dead: bool = False
     wait_seconds: float | None = None
+    spent_seconds: float = 0.0
 
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
@@ -106,9 +110,9 @@ _NO_MODEL = re.compile(
 )
 
 
-def fault_of_status(
+def fault_of_status(  # noqa: PLR0911 — one return per kind of fault
     status: int, body: bytes, server: str, model: str, *, wait_seconds: float | None = None, secrets: Iterable[str] = ()
-) -> Fault:  # noqa: PLR0911 — one return per kind of fault
+) -> Fault:
     """The fault that a status other than 2xx is."""
     words = _message(body)
     said = plain(words, secrets)
@@ -152,6 +156,9 @@ def fault_of_silence(kind: str, reason: str, server: str, *, secrets: Iterable[s
             "no connection", where=server, got=got, expected="a listening server", fix="is the server running?"
         )
         return Fault(kind, error, retry=True, dead=True)
+    if kind == "no trust":
+        fix = "https:// and certificate right? a certificate authority of one's own goes into SSL_CERT_FILE"
+        return Fault(kind, ServerUnreachable("no safe connection", where=server, got=got, expected="TLS", fix=fix))
     fix = "look at the server's log, give it more time, or ask less at once"
     error = ServerFailed("no whole answer", where=server, got=got, expected="an answer", fix=fix)
     return Fault(kind, error, retry=True, crowded=kind == "read time-out", dead=True)
@@ -167,6 +174,23 @@ def fault_of_body(body: bytes, server: str, *, secrets: Iterable[str] = ()) -> F
         "the answer cannot be read", where=server, got=f"{what}: {text}" if text else what, expected="JSON", fix=fix
     )
     return Fault("malformed", error, retry=True)
+
+
+def too_late(where: object, got: object, seconds: float) -> DeadlinePassed:
+    """The error when a call's time is over."""
+    fix = "give it more time, or look at why the server is slow"
+    return DeadlinePassed("no answer in time", where=where, got=got, expected=f"one within {seconds:g} s", fix=fix)
+
+
+def too_long_a_wait(fault: Fault, longest: float) -> RateLimited:
+    """The error when a server asks for more patience than the user has."""
+    return RateLimited(
+        f"the server asks to wait {fault.wait_seconds or 0:.0f} seconds",
+        where=fault.error.where,
+        got=fault.error.got,
+        expected=f"at most {longest:g} seconds",
+        fix="try again later, or allow a longer wait",
+    )
 
 
 def plain(text: object, secrets: Iterable[str] = (), *, longest: int = 300) -> str:

@@ -18,18 +18,21 @@ __all__ = ["Gate", "Window"]
 class Window:
     """The bound on calls in flight.
 
+    It doubles per round trip until the first cut. Then, per round trip, it grows by a quarter of its distance from
+    where the last cut was, and a little: fast back to near there, slowly past it, faster again far beyond.
+
     Args:
         size: the bound, in calls; its whole part counts.
         most: which it never exceeds.
         least: under which it never falls.
-        fast: whether it was never cut yet: then every success adds a whole call (doubling per round trip).
+        wall: its size at the last cut; None before.
         cut_at: time of the last cut, in seconds.
     """
 
     size: float = 8.0
     most: int = 64
     least: int = 1
-    fast: bool = True
+    wall: float | None = None
     cut_at: float = float("-inf")
 
     @property
@@ -39,17 +42,17 @@ class Window:
 
     def after_success(self) -> Window:
         """After a reply that came while the window was full."""
-        step = 1.0 if self.fast else 1.0 / self.size
-        return replace(self, size=min(float(self.most), self.size + step))
+        step = 1.0 if self.wall is None else (0.25 + abs(self.wall - self.size) / 4) / self.size
+        return replace(self, size=min(float(self.most), self.size + min(1.0, step)))
 
     def after_crowding(self, sent_at: float, now: float) -> Window:
-        """Half of it, after a refusal of a call sent at `sent_at`.
+        """Seven tenths of it, after a refusal of a call sent at `sent_at`.
 
         Refusals of calls that were sent before the last cut say nothing new: one burst cuts once.
         """
         if sent_at < self.cut_at:
             return self
-        return replace(self, size=max(float(self.least), self.size / 2), fast=False, cut_at=now)
+        return replace(self, size=max(float(self.least), 0.7 * self.size), wall=self.size, cut_at=now)
 
 
 class Gate:

@@ -8,7 +8,6 @@ calling thread only waits, so that Ctrl-C is heard at once.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -68,7 +67,6 @@ class HttpSender:
             future.result()
         except BaseException:
             future.cancel()
-            concurrent.futures.wait([future], timeout=0)
             batch.stopped.wait(timeout=2.0)
             raise
         finally:
