@@ -96,7 +96,10 @@ class Scored:
     def scores(self) -> Floats:
         """[N] mean over the used examples; NaN if there was none, and for a candidate without any score."""
         used = self.used
-        return self.per_example[:, used].mean(axis=1) if used.any() else np.full(len(self.per_example), np.nan)
+        if not used.any():
+            return np.full(len(self.per_example), np.nan)
+        # row by row in memory: a candidate's last bits must not depend on how many others there are
+        return np.ascontiguousarray(self.per_example[:, used]).mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +136,7 @@ class Pairs:
         clean = np.where(np.isfinite(values) & comparable(np.isfinite(values)), values, np.nan)
         for example in np.unique(self.examples):
             inside = self.examples == example
-            totals[:, example] = clean[:, inside] @ self.weights[inside]
+            totals[:, example] = np.ascontiguousarray(clean[:, inside] * self.weights[inside]).sum(axis=1)
         return totals
 
 

@@ -63,10 +63,10 @@ class BehindLeader:
     (mean over n − mean over m) / (s_d √(1/m − 1/n)) has exactly a t distribution with m − 1 degrees of
     freedom, so w is stopped against a given leader in a given round with probability ≤ δ'. The leader
     is one of N − 1 others and there are R − 1 rounds that stop: by the union bound w is stopped in the
-    race with probability ≤ δ, however the leaders come about. Without normality this holds as far as the
-    central limit theorem has got at m examples; s̃ is there for the rest. A term that depends on the
-    other examples of its round (an output layer fitted to them) is compared as that round has it, see
-    `Race`.
+    race with probability ≤ δ, and the winner differs from full scoring's no more often, however the
+    leaders come about. Without normality this holds as far as the central limit theorem has got at m
+    examples; s̃ is there for the rest. A term that depends on the other examples of its round (an output
+    layer fitted to them) is compared as that round has it, see `Race`.
 
     Args:
         error: δ, between 0 and 1.
@@ -103,7 +103,7 @@ class Race:
 
     Examples are taken in a random order that spreads the wanted outputs evenly, drawn from the step's
     key. The first round has `start` of the counted examples and `fewest` at least, each further one
-    twice as many, the last one all.
+    `growth` times as many, the last one all.
 
     The comparison is of the objective alone. Where a penalty is taken off the scores afterwards, a
     candidate that is behind could still win, so a layer with penalties must not be raced
@@ -111,26 +111,36 @@ class Race:
 
     An output layer that is fitted anew for each candidate is fitted in every round to that round's
     examples, cross-fitted as always: each term is held out, but by a fit to fewer examples than in the
-    end. Candidates are thus compared after equal amounts of fitting, and the rounds have
-    `fewest_fitted` examples at least per fitted label, because a fit to less mostly shows its prior.
+    end. All candidates of a round are compared after equal amounts of fitting. A fit to one example or
+    none of a label mostly shows its prior, so `fewest` should be twice the number of labels then. Terms of
+    one round share fits and are not quite independent, and the rule's guarantee is approximate for them.
+
+    An example that is unusable for a stopped candidate alone counts for the survivors, which without
+    racing it would not.
 
     Args:
         objective: what is wrapped.
         rule: who stops.
         start: part of the counted examples in the first round.
         fewest: examples in the first round at least.
+        growth: how many times as many examples each further round has.
     """
 
     objective: Objective
     rule: StoppingRule = field(default_factory=BehindLeader)
     start: float = 0.25
-    fewest: int = 5
+    fewest: int = 4
+    growth: float = 1.5
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= 1:
             raise InputError("the first round's part must lie in (0, 1]", where="race_start", got=self.start)
-        if self.fewest < 2:
-            raise InputError("a round needs two examples or more", where="race", got=self.fewest)
+        if self.fewest < 2 or not self.growth > 1:
+            raise InputError(
+                "a race needs rounds of two examples or more, and growing ones",
+                where="race",
+                got=f"fewest {self.fewest}, growth {self.growth}",
+            )
 
     def __call__(self, candidates: Candidates) -> Scored:
         """Terms of the survivors on all counted examples; stopped candidates are all NaN."""
@@ -172,7 +182,7 @@ class Race:
         size = max(self.fewest, int(np.ceil(self.start * total)))
         while size < total:
             sizes.append(size)
-            size *= 2
+            size = int(np.ceil(self.growth * size))
         return [*sizes, total]
 
 

@@ -54,6 +54,8 @@ def algorithm(
     """
     chosen = options.inference
     rungs = _rungs(options, network)
+    hidden = _hidden_objective(chosen, rungs, correct)
+    output = _output_objective(chosen, rungs, correct)
     return vi.build(
         num_hidden=chosen.num_hidden,
         num_prompts=chosen.num_prompts,
@@ -64,10 +66,9 @@ def algorithm(
         ),
         weighting=_weighting(chosen) if rungs.weighs else UniformWeights(),
         score=chosen.score,
-        hidden_objective=_raced(
-            _hidden_objective(chosen, rungs, correct), chosen, penalised=chosen.exploration * rungs.weighs
-        ),
-        output_objective=_raced(_output_objective(chosen, rungs, correct), chosen, penalised=chosen.trust_factor),
+        # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
+        hidden_objective=hidden if chosen.exploration and rungs.weighs else _raced(hidden, chosen, 4),
+        output_objective=output if chosen.trust_factor else _raced(output, chosen, _fewest(chosen, network)),
         penalties=_penalties(options, rungs),
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
         layer_steps=chosen.layer_steps,
@@ -145,11 +146,16 @@ def _output_objective(options: InferenceOptions, rungs: Rungs, correct: Callable
     return ExpectedLogProb(options.score, calibrator(options))
 
 
-def _raced(objective: Objective, options: InferenceOptions, penalised: float) -> Objective:
-    # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
-    if not options.race or penalised:
+def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Objective:
+    if not options.race:
         return objective
-    return Race(objective, BehindLeader(options.race_error), options.race_start)
+    return Race(objective, BehindLeader(options.race_error), options.race_start, fewest)
+
+
+def _fewest(options: InferenceOptions, network: Sequential | None) -> int:
+    """Examples of a race's first round: two per label where an output layer is fitted to them."""
+    labels = network.labels if network is not None and options.output_layer == "fitted" else None
+    return max(4, 2 * len(labels or ()))
 
 
 def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:

@@ -1,0 +1,352 @@
+"""Models that cannot score: training goes on by the lower rungs, and says so."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dln
+from dln.data import Dataset, Example
+from dln.errors import InputError
+from dln.infer.candidates import Candidates
+from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
+from dln.infer.hidden import PriorProposal
+from dln.infer.ladder import Rungs
+from dln.infer.objective import Accuracy, ExpectedLogProb
+from dln.infer.posterior import EStep
+from dln.infer.race import Race
+from dln.infer.weights import UniformWeights
+from dln.keys import Key
+from dln.lm.base import Sampling
+from dln.lm.table import TableLM
+from dln.lm.wrapper import Wrapper
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.numerics import logsumexp
+from dln.train import resolve_options
+from dln.train.assemble import algorithm
+from dln.train.event_log import read_events
+from dln.train.events import StepDone, Validated
+from dln.train.records import LayerRecord
+from dln.view.report import render_report, write_report
+
+LABELS = ("yes", "no")
+SIZE = 12
+
+
+class Mute(Wrapper):
+    """A model behind an API that draws texts, may score labels, and cannot score a given text."""
+
+    def __init__(self, inner, *, labels=True, rung="top-k"):
+        super().__init__(inner)
+        self.can_score_labels, self.rung = labels, rung
+
+    @property
+    def capabilities(self):
+        return replace(
+            self.inner.capabilities,
+            scores_targets=False,
+            scores_labels=self.can_score_labels,
+            rung=self.rung if self.can_score_labels else "accuracy",
+            target_rung="accuracy",
+        )
+
+    def sample(self, contexts, sampling, seeds):
+        draws = self.inner.sample(contexts, sampling, seeds)
+        return [replace(d, token_ids=None, log_probs=None, sampling_log_probs=None) for d in draws]
+
+    def log_prob(self, contexts, targets):
+        raise InputError("this model cannot score given texts", got=len(targets))
+
+    def choice_log_probs(self, contexts, labels):
+        if not self.can_score_labels:
+            raise InputError("this model cannot score labels")
+        return self.inner.choice_log_probs(contexts, labels)
+
+
+def teachable(texts, name):
+    """A toy world: item n belongs to text n mod C, a prompt has a skill, and the text below may hold a hint.
+
+    Who is told the answer writes the hint that belongs to it.
+    """
+
+    def conditional(context):
+        skill = [int(s) for s in re.findall(r"skill (\d)", context)]
+        hints = [int(h) for h in re.findall(r"hint(\d)", context)]
+        items = [int(i) for i in re.findall(r"item(\d+)", context)]
+        told = re.findall(r"answer is:\n(\w+)", context)
+        logits = np.zeros(len(texts))
+        logits[-1] = 0.5  # without skill it is rather the last one
+        if told:
+            logits[LABELS.index(told[0])] += 4.0
+        if skill and items:
+            logits[items[-1] % len(texts)] += 1.0 * skill[0]
+        if skill and hints:
+            logits[hints[-1] % len(texts)] += 1.5 * skill[0]
+        p = np.exp(logits - logits.max())
+        return dict(zip(texts, (p / p.sum()).tolist(), strict=True))
+
+    return TableLM(conditional, name=name)
+
+
+def dataset(name):
+    return Dataset(tuple(Example(f"item{i}", LABELS[i % 2]) for i in range(SIZE)), LABELS, name=name)
+
+
+def network(depth, *, labels=True, rung="top-k", hidden_scores=False):
+    writer = teachable((" hint0", " hint1"), f"writer-{depth}")
+    below = writer if hidden_scores else Mute(writer, labels=labels)
+    top_lm = Mute(teachable((" yes", " no"), f"top-{depth}"), labels=labels, rung=rung)
+    layers = [LanguageLayer(below, "think" if i == 0 else "think_residual", "skill 0") for i in range(depth - 1)]
+    template = "classify_residual" if depth > 1 else "classify"
+    top = ChoiceLayer(top_lm, template, "skill 0", LABELS) if labels else LanguageLayer(top_lm, template, "skill 0")
+    return Sequential(*layers, top)
+
+
+class Teacher(Wrapper):
+    """Proposes prompts: answers every backward prompt by an instruction of some skill."""
+
+    def __init__(self):
+        super().__init__(TableLM(lambda _: {f"skill {s}": 0.25 for s in (0, 1, 2, 4)}, name="teacher"))
+
+    def sample(self, contexts, sampling, seeds):
+        return self.inner.sample(contexts, sampling, seeds)
+
+    def log_prob(self, contexts, targets):
+        raise InputError("not asked")
+
+    def choice_log_probs(self, contexts, labels):
+        raise InputError("not asked")
+
+
+def fit(net, tmp_path=None, **changes):
+    inference = {
+        "prompt_proposals": {"rewrite": 1.0},
+        "num_prompts": 4,
+        "num_hidden": 3,
+    } | changes
+    return dln.fit(
+        net,
+        dataset("train"),
+        dataset("dev"),
+        preset=inference.pop("preset", "default"),
+        steps=4,
+        seed=3,
+        options={"batch_size": 8, "val_every": 1, "inference": inference},
+        prompt_lm=Teacher(),
+        run_dir=tmp_path,
+    )
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_path, depth, labels, preset):
+    net = network(depth, labels=labels)
+    before = dln.evaluate(net, dataset("test")).accuracy.mean
+    result = fit(net, tmp_path / "run", preset=preset)
+    assert result.steps == 4
+    assert result.reason == "steps"
+    after = dln.evaluate(result.network, dataset("test")).accuracy.mean
+    # four steps are few for three layers that each begin without any skill
+    assert after > before if depth < 3 else after >= before
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    steps = [event for event in events if isinstance(event, StepDone)]
+    lost = " ".join(steps[0].rungs.lost)
+    assert len(steps) == 4
+    if depth > 1:
+        assert all(step.rungs.weights == "uniform" and step.elbo is None for step in steps)
+        assert "equal posterior weights" in lost
+        for step in steps:
+            for row in step.hidden:
+                assert row.weights == pytest.approx([1 / len(row.texts)] * len(row.texts))
+                assert set(row.alpha) == set(row.beta) == {None}
+    assert ("accuracy" in lost) == (not labels)
+    assert steps[0].rungs.output == ("top-k" if labels else "accuracy")
+    names = {event.select_by for event in events if isinstance(event, Validated)}
+    assert names == {"log_likelihood" if labels and preset == "default" else "accuracy"}
+    meta = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert meta["rungs"]["lost"] == steps[0].rungs.lost
+    page = render_report(events, title="run")
+    for sentence in steps[0].rungs.lost:
+        assert sentence in html.unescape(page)
+
+
+def test_a_run_on_a_lower_rung_can_be_repeated(tmp_path):
+    whole = fit(network(2), tmp_path / "whole")
+    again = fit(network(2), tmp_path / "again")
+    assert again.network.state_dict() == whole.network.state_dict()
+
+
+def test_a_fully_scoring_network_loses_nothing():
+    net = Sequential(
+        LanguageLayer(TableLM.random((" a", " b"), 0)),
+        ChoiceLayer(TableLM.random((" yes", " no"), 1), "classify_residual", "p", LABELS),
+    )
+    assert Rungs.of(net) == Rungs()
+    assert Rungs.of(Sequential(net.layers[1])) == Rungs(None, None, "target scoring")
+
+
+# ---------------------------------------------------------------- which rung
+
+
+@pytest.mark.parametrize(
+    ("net", "weights", "hidden", "output"),
+    [
+        (network(2), "uniform", "Monte-Carlo", "top-k"),
+        (network(2, labels=False), "uniform", "accuracy", "accuracy"),
+        (network(2, hidden_scores=True), "target scoring", "target scoring", "top-k"),
+        (network(2, hidden_scores=True, labels=False), "uniform", "accuracy", "accuracy"),
+        (network(1, rung="Monte-Carlo"), None, None, "Monte-Carlo"),
+        (network(1, labels=False), None, None, "accuracy"),
+        (network(3, rung="forced decoding"), "uniform", "Monte-Carlo", "forced decoding"),
+    ],
+)
+def test_rungs_follow_the_capabilities(net, weights, hidden, output):
+    rungs = Rungs.of(net)
+    assert (rungs.weights, rungs.hidden, rungs.output) == (weights, hidden, output)
+    chosen = algorithm(resolve_options("default", {"inference": {"race": False}}), lambda p, y: p == y, network=net)
+    assert chosen.rungs == rungs
+    judge = {"target scoring": ExpectedLogProb, "Monte-Carlo": DownstreamLogProb, "accuracy": DownstreamAccuracy}
+    if hidden:
+        assert isinstance(chosen.m_step.hidden_objective, judge[hidden])
+        assert isinstance(chosen.e_step.weighting, UniformWeights) == (weights == "uniform")
+    assert isinstance(chosen.m_step.output_objective, Accuracy if output == "accuracy" else ExpectedLogProb)
+
+
+def test_an_exploration_reward_that_cannot_be_had_is_named():
+    net = network(2)
+    chosen = algorithm(resolve_options("paper"), lambda p, y: p == y, network=net)
+    assert chosen.m_step.penalties == ()
+    assert any("exploration" in sentence for sentence in chosen.rungs.lost)
+    whole = algorithm(resolve_options("paper"), lambda p, y: p == y, network=network(2, hidden_scores=True))
+    assert len(whole.m_step.penalties) == 1
+
+
+# ---------------------------------------------------------------- what a hidden layer leads to
+
+
+def situation(net, position, prompts, seed=0):
+    x = tuple(f"item{i}" for i in range(6))
+    y = tuple(LABELS[i % 2] for i in range(6))
+    trace = net.sample(Key(seed), x)
+    posterior = EStep(PriorProposal(1.0), UniformWeights(), 3, "log_prob")(Key(seed), net, trace, y)
+    layer = net.layers[position]
+    return Candidates(
+        key=Key(seed).child("m"),
+        layers=(layer, *(layer.with_prompt(p) for p in prompts)),
+        position=position,
+        depth=len(net),
+        trace=trace,
+        posterior=posterior,
+        correct=np.ones(6, dtype=bool),
+        counted=np.ones(6, dtype=bool),
+        step=0,
+        above=net.layers[position + 1 :],
+    )
+
+
+def test_the_estimate_converges_to_the_log_likelihood():
+    net = network(2)
+    at = situation(net, 0, ["skill 2"])
+    top = net.layers[1]
+    many = DownstreamLogProb(samples=3000)(at).per_example
+    for n, layer in enumerate(at.layers):
+        for i, item in enumerate(at.trace.inputs(0)):
+            support = layer.lm.inner.support(layer.contexts([item])[0])
+            joint = [
+                sum(h.log_probs)
+                + top.label_log_probs([LayerInput(item.x, h.text.strip())])[0][top.index(LABELS[i % 2])]
+                for h in support
+            ]
+            assert many[n, i] == pytest.approx(float(logsumexp(joint)), abs=0.05)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_equal_prompts_have_equal_draws_and_the_rest_of_the_batch_does_not_matter(seed):
+    net = network(3)
+    at = situation(net, 0, ["skill 1", "skill 0"], seed)
+    for judge in (DownstreamLogProb(4), DownstreamAccuracy(lambda p, y: p == y, 4)):
+        terms = judge(at).per_example
+        np.testing.assert_array_equal(terms[0], terms[2])
+        few = replace(at, counted=np.array([True, False, True, False, False, True]))
+        np.testing.assert_array_equal(judge(few).per_example[:, few.counted], terms[:, few.counted])
+        assert np.isnan(judge(few).per_example[:, ~few.counted]).all()
+        assert np.nanmax(terms) <= (0 if isinstance(judge, DownstreamLogProb) else 1)
+
+
+def test_a_skilled_hidden_prompt_wins_and_its_race_too():
+    net = network(2).with_prompts(["skill 0", "skill 4"])
+    at = situation(net, 0, ["skill 4", "skill 1"])
+    for judge in (DownstreamLogProb(20), DownstreamAccuracy(lambda p, y: p == y, 20)):
+        assert int(np.nanargmax(judge(at).scores)) == 1
+        assert int(np.nanargmax(Race(judge)(at).scores)) == 1
+
+
+def test_a_text_after_which_nothing_can_be_scored_is_left_out():
+    class Holes(Mute):
+        def choice_log_probs(self, contexts, labels):
+            rows = super().choice_log_probs(contexts, labels)
+            rows[["hint0" in context for context in contexts]] = math.nan
+            return rows
+
+    net = network(2)
+    top = ChoiceLayer(Holes(teachable((" yes", " no"), "holes")), "classify_residual", "skill 4", LABELS)
+    at = replace(situation(net, 0, ["skill 1"]), above=(top,))
+    terms = DownstreamLogProb(40)(at).per_example
+    alone = top.label_log_probs([LayerInput(x, "hint1") for x in at.trace.x])
+    for i in range(6):
+        assert terms[:, i] == pytest.approx(alone[i][i % 2])
+
+
+def test_an_output_layer_leads_to_nothing():
+    net = network(2)
+    with pytest.raises(InputError, match="below the output layer"):
+        DownstreamLogProb()(situation(net, 1, ["skill 1"]))
+    with pytest.raises(InputError, match="draw"):
+        DownstreamLogProb(samples=0)
+    with pytest.raises(InputError, match="temperature"):
+        DownstreamAccuracy(lambda p, y: True, temperature=-1.0)
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_events_without_the_new_fields_are_still_read(tmp_path):
+    fit(network(2), tmp_path / "run")
+    log = tmp_path / "run" / "events.jsonl"
+    old = []
+    for line in log.read_text().splitlines():
+        event = json.loads(line)
+        event.pop("rungs", None)
+        for layer in event.get("layers", []) if event["kind"] == "step" else []:
+            layer.pop("share")
+            for candidate in layer["candidates"]:
+                candidate.pop("stopped")
+        old.append(json.dumps(event))
+    log.write_text("\n".join(old) + "\n")
+    events = read_events(log)
+    layers = [layer for event in events if isinstance(event, StepDone) for layer in event.layers]
+    assert all(isinstance(layer, LayerRecord) and layer.share == 1.0 for layer in layers)
+    assert "Scored by" not in write_report(tmp_path / "run").read_text()
+
+
+def test_a_model_that_cannot_score_is_drawn_from_alone():
+    """The fake is one: a guard for the tests above."""
+    mute = Mute(teachable((" yes", " no"), "guard"), labels=False)
+    with pytest.raises(InputError):
+        mute.log_prob(["item1"], [" yes"])
+    (draw,) = mute.sample(["item1"], Sampling(), [0])
+    assert draw.token_ids is None
