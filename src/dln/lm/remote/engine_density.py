@@ -48,7 +48,9 @@ def sampling_log_prob(token: Token, top: Sequence[Token], sampling: Sampling) ->
     if not possible or (others > 1e-6 and power <= 1):
         return None
     tempered = [math.exp(power * value) for value in values]
-    tail = others * math.exp(values[-1] * (power - 1)) if others > 1e-6 else 0.0
+    # The drawn token may stand beside the likeliest ones without being one: it bounds nothing.
+    bounds = [entry.log_prob for entry in top if entry != token and math.isfinite(entry.log_prob)]
+    tail = others * math.exp(min(bounds, default=0.0) * (power - 1)) if others > 1e-6 else 0.0
     norm = math.fsum(tempered)
     if not norm or tail / norm > TOLERANCE:
         return None

@@ -30,6 +30,7 @@ __all__ = ["TopLabels", "spread"]
 DEEPEST = 8
 NEGLIGIBLE = 1e-4
 MOST_OPEN = 0.05
+ROUNDING = 1e-6
 
 Tables = Mapping[str, tuple[Token, ...]]
 
@@ -173,7 +174,7 @@ def _settled(found: Spread, labels: Sequence[str]) -> Floats:
     missing = [label for label in labels if not found.masses.get(label)]
     bound = found.smallest
     if missing and known + bound * len(missing) > 1.0:
-        bound = max(0.0, 1.0 - found.returned) / len(missing)
+        bound = min(bound, max(ROUNDING, 1.0 - found.returned) / len(missing))
     with np.errstate(divide="ignore"):
         return np.log(np.array([found.masses.get(label) or bound for label in labels]))
 

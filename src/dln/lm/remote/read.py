@@ -172,8 +172,8 @@ def _from_entries(entries: list[dict[str, Any]], where: str) -> TokenRow:
             tuple(_entry(mapping(top, where), where) for top in sequence(entry.get("top_logprobs") or [], where))
             for entry in entries
         ),
-        offsets=None if None in offsets else tuple(integer(offset, where) for offset in offsets),
-        sampling=None if None in sampling else tuple(number(value, where) for value in sampling),
+        offsets=None if None in offsets or not entries else tuple(integer(offset, where) for offset in offsets),
+        sampling=None if None in sampling or not entries else tuple(number(value, where) for value in sampling),
     )
 
 
