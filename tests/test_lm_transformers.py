@@ -198,26 +198,34 @@ def test_too_long_requests_are_named_before_any_forward(tiny_lm: TransformersLM)
     assert tiny_lm.diagnostics["forwards"] == forwards
 
 
-def test_a_shortage_of_memory_halves_the_batch(tiny_lm: TransformersLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tiny_lm.log_prob(CONTEXTS[:3], TARGETS)
-    drawn = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
+@pytest.mark.parametrize("why_plain", [None, "asked for by the test"])
+def test_a_shortage_of_memory_halves_the_batch(
+    tiny_lm: TransformersLM, monkeypatch: pytest.MonkeyPatch, why_plain: str | None
+) -> None:
+    contexts = [f"{word} sat on the mat and the dog sat" for word in ("cat", "dog", "log", "who")]
+    expected = tiny_lm.log_prob(contexts[:3], TARGETS)
+    drawn = tiny_lm.sample(contexts, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
     call = CausalModel._call
 
     def small_memory(self: CausalModel, rows: object, shown: int, **inputs: torch.Tensor) -> object:
-        if inputs["input_ids"].numel() > 40:
+        if inputs["input_ids"].numel() > 32:
             raise torch.OutOfMemoryError("too large")
         return call(self, rows, shown, **inputs)
 
     monkeypatch.setattr(CausalModel, "_call", small_memory)
+    for reason in ("why_plain", "why_fixed_batches"):
+        monkeypatch.setitem(tiny_lm.network.__dict__, reason, why_plain)
     before = tiny_lm.diagnostics["out_of_memory_splits"]
-    for got, wanted in zip(tiny_lm.log_prob(CONTEXTS[:3], TARGETS), expected, strict=True):
+    for got, wanted in zip(tiny_lm.log_prob(contexts[:3], TARGETS), expected, strict=True):
         np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
-    again = tiny_lm.sample(CONTEXTS, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
+    between = tiny_lm.diagnostics["out_of_memory_splits"]
+    assert between > before
+    again = tiny_lm.sample(contexts, Sampling(1.0, max_tokens=5), [1, 2, 3, 4])
     assert [draw.token_ids for draw in again] == [draw.token_ids for draw in drawn]
-    assert tiny_lm.diagnostics["out_of_memory_splits"] > before
+    assert tiny_lm.diagnostics["out_of_memory_splits"] > between
 
-    def nothing_fits(*_a, **_k):
-        return (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+    def nothing_fits(*_args: object, **_inputs: object) -> object:
+        raise torch.OutOfMemoryError("none")
 
     monkeypatch.setattr(CausalModel, "_call", nothing_fits)
     with pytest.raises(InputError, match="memory"):

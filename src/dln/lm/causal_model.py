@@ -16,6 +16,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dln.errors import InputError
+from dln.lm.branching import probe_branching
 from dln.lm.packed import probe
 from dln.lm.query import Answer, Query
 from dln.lm.scoring import Scoring
@@ -135,6 +136,12 @@ class CausalModel:
             return probe(self, self.vocabulary, 2.5 * self.noise)
 
     @cached_property
+    def why_fixed_batches(self) -> str | None:
+        """Why draws run in fixed batches; None where they branch from one cache and join and leave at any time."""
+        with self.inference():
+            return self.why_plain or probe_branching(self)
+
+    @cached_property
     def head_alone(self) -> bool:
         """Whether the model's logits are what its output head gives, without scaling or capping behind it."""
         with self.inference() as torch:
@@ -177,7 +184,7 @@ class CausalModel:
         output = self._call(rows, 1 if size < count else count, **inputs)
         hidden, self._hidden = self._hidden, None
         self.counters.peak_head_rows = max(self.counters.peak_head_rows, size if count else 0)
-        if size == count or hidden is None:
+        if size >= count or hidden is None:
             return getattr(output, "past_key_values", None), iter([output.logits[0].float()])
         slices = (self._head(hidden[start : start + size]).float() for start in range(0, count, size))
         return output.past_key_values if inputs.get("use_cache") else None, slices

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["decode_plain"]
 
 
-def decode_plain(model: CausalModel, draws: Sequence[Draw], sampling: Sampling) -> None:
-    """Take all `draws` of one batch to their end."""
+def decode_plain(model: CausalModel, draws: Sequence[Draw], sampling: Sampling) -> list[Draw]:
+    """Take all `draws` of one batch to their end, from wherever they are; returns those that were not there yet."""
+    draws = [draw for draw in draws if not draw.ended]  # after a shortage of memory, some may be
+    if not draws:
+        return []
     with model.inference() as torch:
         prompts = list(dict.fromkeys(draw.prefix for draw in draws))
         cache, mask, logits = _prefill(model, prompts)
@@ -35,7 +38,7 @@ def decode_plain(model: CausalModel, draws: Sequence[Draw], sampling: Sampling) 
             take_tokens(model, active, logits, sampling)
             keep = [i for i, draw in enumerate(active) if not draw.ended]
             if not keep:
-                return
+                return list(draws)
             if len(keep) < len(active):
                 source = torch.tensor(keep, device=model.device)
                 cache.reorder_cache(source)

@@ -1,0 +1,242 @@
+"""A key-value cache from which draws branch: every distinct prefix of all running draws is there once.
+
+All tokens of all draws lie in one row of slots. A forward of one new token per draw is a row of tokens too,
+and a mask says which slots each of them sees: its own prefix. So a draw joins or leaves without anything
+being copied or padded, draws of one prompt read the same keys and values, and so do different prompts as far
+as they begin alike. Slots are written in place; when most of them are empty, the others are moved together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dln.lm.query import Ids
+from dln.lm.slot_writer import SlotWriter
+from dln.lm.slots import ROOT, SlotTrie
+
+if TYPE_CHECKING:
+    import torch
+
+    from dln.lm.causal_model import CausalModel
+
+__all__ = ["Branch", "BranchingCache", "probe_branching"]
+
+SLACK = 64
+
+
+@dataclass(eq=False)
+class Branch:
+    """A sequence whose keys and values are in the cache: the slots of its tokens, first token first."""
+
+    slots: list[int]
+
+
+class BranchingCache:
+    """Keys and values of a growing set of sequences.
+
+    Args:
+        model: whose they are.
+        chunk: tokens per forward when prompts are fed.
+    """
+
+    def __init__(self, model: CausalModel, chunk: int) -> None:
+        self._model = model
+        self._chunk = chunk
+        self._trie = SlotTrie()
+        self._branches: set[Branch] = set()
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def used(self) -> int:
+        """Tokens in the cache."""
+        return self._trie.used
+
+    def known(self, ids: Ids) -> int:
+        """How many tokens at the beginning of `ids` are in the cache."""
+        return len(self._trie.walk(ids))
+
+    def hold(self, ids: Ids) -> Branch | None:
+        """A branch of what is known of `ids`, so that it stays; None if nothing is. It has to leave, too."""
+        path = self._trie.walk(ids)
+        if not path:
+            return None
+        self._trie.hold(path[-1])
+        branch = Branch(path)
+        self._branches.add(branch)
+        return branch
+
+    def enter(self, prompts: Sequence[Ids]) -> tuple[list[Branch], torch.Tensor]:
+        """A branch for each prompt, and the logits [N, V] after it; each distinct prefix is fed once."""
+        pieces: list[tuple[list[int], int]] = []  # the path of a sequence, and from which depth on it is to be fed
+        branches: list[Branch] = []
+        tokens: dict[int, int] = {}
+        for prompt in prompts:
+            path = self._trie.walk(prompt)
+            # A last token that is known from before is fed again, for the sake of its logits.
+            start = min(len(path), len(prompt) - 1)
+            if len(path) == len(prompt):
+                self._trie.hold(path[-1])
+            else:
+                path = [*path, *self._grow(path[-1] if path else ROOT, prompt[len(path) :])]
+            if path[-1] not in tokens:
+                pieces.append((path, start))
+                tokens.update(zip(path[start:], prompt[start:], strict=True))
+            branches.append(Branch(path))
+        self._branches.update(branches)
+        logits = self._feed(pieces, tokens, {branch.slots[-1] for branch in branches})
+        return branches, _stacked([logits[branch.slots[-1]] for branch in branches])
+
+    def _grow(self, slot: int, tokens: Sequence[int]) -> list[int]:
+        """New slots below `slot`, of which the last is held."""
+        added: list[int] = []
+        for token in tokens:
+            below = self._trie.add(slot, token)
+            if added:
+                self._trie.release(slot)  # what is below keeps it
+            added.append(below)
+            slot = below
+        return added
+
+    def step(self, branches: Sequence[Branch], tokens: Sequence[int]) -> torch.Tensor:
+        """Feed one more token of each branch; the logits [B, V] after them."""
+        import torch
+
+        model, trie = self._model, self._trie
+        if trie.height > 2 * trie.used + SLACK:
+            self._compact()
+        slots: list[int] = []
+        for branch in branches:
+            slot = trie.add(branch.slots[-1], None)
+            trie.release(branch.slots[-1])
+            branch.slots.append(slot)
+            slots.append(slot)
+        seen = np.zeros((len(branches), trie.height), dtype=np.bool_)
+        for row, branch in zip(seen, branches, strict=True):
+            row[branch.slots] = True
+        rows = torch.arange(len(branches), device=model.device)
+        positions = [len(branch.slots) - 1 for branch in branches]
+        writer = SlotWriter(self._layers, slots, None, trie.height, model.device)
+        return self._forward(writer, tokens, positions, seen, rows)
+
+    def leave(self, branch: Branch) -> None:
+        """Give up a branch; what only it needed is free."""
+        self._branches.remove(branch)
+        self._trie.release(branch.slots[-1])
+
+    def _feed(
+        self, pieces: Sequence[tuple[list[int], int]], tokens: dict[int, int], ends: set[int]
+    ) -> dict[int, torch.Tensor]:
+        """Feed the new part of each path, parents before children, `chunk` tokens at a time; logits after `ends`."""
+        logits: dict[int, torch.Tensor] = {}
+        pack: list[tuple[list[int], int, int]] = []
+        size = 0
+        for path, start in pieces:
+            done = start
+            while done < len(path):
+                end = min(len(path), done + self._chunk - size)
+                pack.append((path, done, end))
+                size += end - done
+                done = end
+                if size == self._chunk:
+                    logits.update(self._feed_pack(pack, tokens, ends))
+                    pack, size = [], 0
+        if pack:
+            logits.update(self._feed_pack(pack, tokens, ends))
+        return logits
+
+    def _feed_pack(
+        self, pack: Sequence[tuple[list[int], int, int]], tokens: dict[int, int], ends: set[int]
+    ) -> dict[int, torch.Tensor]:
+        import torch
+
+        model = self._model
+        slots = [slot for path, start, end in pack for slot in path[start:end]]
+        inside = set(slots)
+        visible = sorted({slot for path, start, _ in pack for slot in path[:start]} - inside)
+        column = {slot: i for i, slot in enumerate([*visible, *slots])}
+        seen = np.zeros((len(slots), len(column)), dtype=np.bool_)
+        row = 0
+        for path, start, end in pack:
+            columns = np.array([column[slot] for slot in path[:end]])
+            for depth in range(start, end):
+                seen[row, columns[: depth + 1]] = True
+                row += 1
+        positions = [depth for _, start, end in pack for depth in range(start, end)]
+        wanted = [i for i, slot in enumerate(slots) if slot in ends]
+        writer = SlotWriter(self._layers, slots, visible, self._trie.height, model.device)
+        rows = torch.tensor(wanted, device=model.device, dtype=torch.long)
+        logits = self._forward(writer, [tokens[slot] for slot in slots], positions, seen, rows)
+        return {slots[i]: values for i, values in zip(wanted, logits, strict=True)}
+
+    def _forward(
+        self,
+        writer: SlotWriter,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        seen: npt.NDArray[np.bool_],
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        import torch
+        from transformers import DynamicCache
+
+        model = self._model
+        cache: Any = DynamicCache()
+        cache.update = writer
+        cache.get_seq_length = lambda layer_idx=0: seen.shape[1] - len(tokens)  # pyright: ignore[reportUnknownLambdaType]
+        mask = torch.zeros(seen.shape, dtype=model.mask_dtype)
+        mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(model.mask_dtype).min)
+        _, slices = model.forward(
+            (torch.zeros_like(rows), rows),
+            input_ids=torch.tensor([list(tokens)], device=model.device),
+            position_ids=torch.tensor([list(positions)], device=model.device),
+            attention_mask=mask[None, None].to(model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        model.counters.tokens += len(tokens)
+        model.counters.reached(cached_tokens=self._trie.used)
+        return next(slices)
+
+    def _compact(self) -> None:
+        import torch
+
+        kept = self._trie.compact()
+        new = {int(slot): i for i, slot in enumerate(kept)}
+        source = torch.from_numpy(kept).to(self._model.device)
+        for keys, values in self._layers.values():
+            for tensor in (keys, values):
+                tensor[:, :, : len(kept)] = tensor.index_select(2, source)
+        for branch in self._branches:
+            branch.slots = [new[slot] for slot in branch.slots]
+
+
+def probe_branching(model: CausalModel) -> str | None:
+    """Why draws cannot branch from one cache with this model, or None: a few of them, there and plain."""
+    rng = np.random.default_rng(1)
+    stem = tuple(int(t) for t in rng.integers(model.vocabulary, size=9))
+    prompts = [(*stem[:cut], *(int(t) for t in rng.integers(model.vocabulary, size=5))) for cut in (9, 9, 4)]
+    try:
+        cache = BranchingCache(model, 8)
+        branches, logits = cache.enter(prompts[:2])
+        grown, rows = list(prompts[:2]), list(logits)
+        cache.leave(branches.pop(0))
+        more, logits = cache.enter(prompts[2:])
+        found = [*zip(grown, rows, strict=True), (prompts[2], logits[0])]
+        ids = [(*prompt, 1 % model.vocabulary) for prompt in prompts[1:]]
+        found += zip(ids, cache.step([*branches, *more], [one[-1] for one in ids]), strict=True)
+        difference = max(float(np.abs(model.next_logits(one) - values.cpu().numpy()).max()) for one, values in found)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError, KeyError) as error:
+        # Whatever an architecture does with a cache it does not know, fixed batches still work.
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return None if difference <= 2.5 * model.noise else f"branching and plain logits differ by {difference:.2g}"
+
+
+def _stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.stack(list(rows))
