@@ -36,7 +36,7 @@ class Recall(Wrapper):
     def __init__(self, inner: LanguageModel) -> None:
         super().__init__(inner)
         self._draws: dict[tuple[str, Sampling, int], Completion] = {}
-        self._scores: dict[tuple[str, Target], TokenLogProbs] = {}
+        self._scores: dict[tuple[str, Hashable], TokenLogProbs] = {}
         self._masses: dict[tuple[str, tuple[str, ...]], Floats] = {}
 
     def __getattr__(self, name: str) -> object:
@@ -45,19 +45,18 @@ class Recall(Wrapper):
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """Draws; a greedy one has no seed."""
         greedy = sampling.temperature == 0
-        wanted = [(c, sampling, 0 if greedy else s) for c, s in zip(contexts, seeds, strict=True)]
         return _answer(
             self._draws,
-            wanted,
-            lambda new: self._inner.sample([c for c, _, _ in new], sampling, [seed for _, _, seed in new]),
+            [(c, sampling, 0 if greedy else s) for c, s in zip(contexts, seeds, strict=True)],
+            lambda new: self._inner.sample([contexts[i] for i in new], sampling, [seeds[i] for i in new]),
         )
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
-        """Token scores of (context, target) pairs."""
+        """Token scores of (context, target) pairs; draws that differ only in how they were drawn are one target."""
         return _answer(
             self._scores,
-            list(zip(contexts, targets, strict=True)),
-            lambda new: self._inner.log_prob([c for c, _ in new], [t for _, t in new]),
+            [(c, _scored_as(t)) for c, t in zip(contexts, targets, strict=True)],
+            lambda new: self._inner.log_prob([contexts[i] for i in new], [targets[i] for i in new]),
         )
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
@@ -66,28 +65,34 @@ class Recall(Wrapper):
         rows = _answer(
             self._masses,
             [(context, names) for context in contexts],
-            lambda new: list(self._inner.choice_log_probs([c for c, _ in new], names)),
+            lambda new: list(self._inner.choice_log_probs([contexts[i] for i in new], names)),
         )
         return np.stack(rows) if rows else np.zeros((0, len(names)))
 
 
+def _scored_as(target: Target) -> Hashable:
+    """What the score of a target depends on."""
+    if isinstance(target, str):
+        return target
+    return (target.text, target.token_ids, target.text_tokens, target.model)
+
+
 def _answer(
-    known: dict[QuestionT, AnswerT],
-    wanted: Sequence[QuestionT],
-    ask: Callable[[list[QuestionT]], Sequence[AnswerT]],
+    known: dict[QuestionT, AnswerT], questions: Sequence[QuestionT], ask: Callable[[list[int]], Sequence[AnswerT]]
 ) -> list[AnswerT]:
-    """Answers in the order of `wanted`; only what is not known is asked, in one call.
+    """Answers in order; what is not known is asked in one call, by the place where it first stands.
 
     Raises:
         InputError: the model gave another number of answers.
     """
-    new = list(dict.fromkeys(question for question in wanted if question not in known))
-    if new:
-        answers = ask(new)
-        if len(answers) != len(new):
-            raise InputError("the model answered another number of requests", got=len(answers), expected=len(new))
-        known.update(zip(new, answers, strict=True))
-    return [known[question] for question in wanted]
+    new = {question: i for i, question in reversed(list(enumerate(questions))) if question not in known}
+    places = sorted(new.values())
+    if places:
+        answers = ask(places)
+        if len(answers) != len(places):
+            raise InputError("the model answered another number of requests", got=len(answers), expected=len(places))
+        known.update({questions[i]: answer for i, answer in zip(places, answers, strict=True)})
+    return [known[question] for question in questions]
 
 
 @dataclass(frozen=True, eq=False)
