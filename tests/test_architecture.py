@@ -22,7 +22,8 @@ BELOW: dict[str, set[str]] = {
     "train": {*LEAVES, "lm", "nn", "infer", "data"},
     "view": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "bench": {*LEAVES, "lm", "nn", "infer", "data", "train"},
-    "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "bench", "dln"},
+    "serve": {*LEAVES, "lm", "nn", "infer", "data", "train"},
+    "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "bench", "serve", "dln"},
     "integrations": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},
 }
 """What each room may import, itself apart. `dln` is the package's own public face (its version, its names)."""

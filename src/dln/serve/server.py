@@ -1,0 +1,153 @@
+"""The server: a socket that is bound before anything is promised, and uvicorn on it until it is told to stop."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dln.errors import InputError, RunFailed
+from dln.serve.answer import Served
+from dln.serve.guard import is_loopback
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+__all__ = ["need_serve_extra", "run_server", "serving"]
+
+STOP_SECONDS = 5
+
+
+def run_server(
+    served: Served,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str | None = None,
+    on_ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are given a few seconds to end.
+
+    Args:
+        served: what answers.
+        host: where to listen.
+        port: 0 takes a free one.
+        key: that clients must present; needed where `host` is not this machine alone.
+        on_ready: is told the base URL ("http://127.0.0.1:8000/v1") once requests are accepted.
+
+    Raises:
+        InputError: the port is in use, the host is not of this machine, or a key is missing.
+    """
+    server, bound, url = _prepare(served, host, port, key)
+    with bound:
+        watch = threading.Thread(target=_tell, args=(server, url, on_ready), daemon=True)
+        watch.start()
+        try:
+            server.run(sockets=[bound])
+        finally:
+            served.batcher.close()
+
+
+@contextmanager
+def serving(served: Served, *, host: str = "127.0.0.1", port: int = 0, key: str | None = None) -> Generator[str]:
+    """Serve within a block, in a thread; gives the base URL.
+
+    Raises:
+        InputError: as `run_server`.
+        RunFailed: the server did not come up.
+    """
+    server, bound, url = _prepare(served, host, port, key)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    with bound:
+        thread.start()
+        try:
+            if not _wait(server, thread):
+                raise RunFailed("the server did not come up", where=url)
+            yield url
+        finally:
+            server.should_exit = True
+            served.batcher.close()
+            thread.join(STOP_SECONDS + 5)
+
+
+def need_serve_extra() -> None:
+    """Say what to install where the server's packages are missing.
+
+    Raises:
+        InputError: with the command.
+    """
+    try:
+        import starlette
+        import uvicorn
+    except ImportError as error:
+        raise InputError(
+            "serving needs packages that are not installed", got=error.name, fix="pip install 'dln[serve]'"
+        ) from error
+    del starlette, uvicorn
+
+
+def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Server, socket.socket, str]:
+    need_serve_extra()
+    import uvicorn
+
+    from dln.serve.app import build_app
+
+    if not is_loopback(host) and not key:
+        raise InputError(
+            "a server that others can reach needs a key",
+            where=f"--host {host}",
+            fix="set DLN_SERVE_API_KEY, or name another variable with --api-key-env; or serve on 127.0.0.1",
+        )
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError("the key must be printable ASCII without blanks", where="the server's key")
+    bound = _bind(host, port)
+    shown = bound.getsockname()[1]
+    names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
+    config = uvicorn.Config(
+        build_app(served, key=key, hosts=names),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    address = f"[{host}]" if ":" in host else host
+    return uvicorn.Server(config), bound, f"http://{address}:{shown}/v1"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 65536:
+        raise InputError("this is no port", where="--port", got=port, expected="0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                "this port is in use", where=f"{host}:{port}", fix="another --port, or --port 0 for a free one"
+            ) from error
+        raise InputError("cannot listen here", where=f"{host}:{port}", got=error.strerror or str(error)) from error
+    return bound
+
+
+def _wait(server: Server, thread: threading.Thread) -> bool:
+    pause = threading.Event()
+    while thread.is_alive() and not server.started:
+        pause.wait(0.005)
+    return server.started
+
+
+def _tell(server: Server, url: str, on_ready: Callable[[str], None]) -> None:
+    pause = threading.Event()
+    while not server.started and not server.should_exit:
+        pause.wait(0.01)
+    if server.started:
+        on_ready(url)
