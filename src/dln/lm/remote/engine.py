@@ -8,9 +8,9 @@ counted by the caller, and a text that no rung can score is refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from dln.errors import ContextLengthError, InputError, ProviderError
 from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
 from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect
-from dln.lm.remote.dialect_values import Drawn, Ids
-from dln.lm.remote.engine_density import sampling_log_prob
+from dln.lm.remote.dialect_values import Ids
+from dln.lm.remote.engine_completion import completion_of
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair
 from dln.lm.remote.probe import Probed, probe
@@ -29,7 +29,8 @@ from dln.numerics import Floats
 __all__ = ["RemoteLM"]
 
 ENGINE_VERSION = "1"
-BYTES_PER_TOKEN = 4
+COUNTED_BYTES = 256
+"""Texts up to this size are counted by the server."""
 
 
 class RemoteLM:
@@ -122,12 +123,17 @@ class RemoteLM:
         return f"{report.dialect}:{served}:{kind}:{report.rung}:{report.target_rung}:{digest}"
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of `text` as a target by the server's tokenizer; without one an estimate, four bytes a token."""
-        if not text:
+        """Tokens of `text` as a target by the server's tokenizer; an estimate for long texts, or without tokenizer.
+
+        Counting is asked for text by text, and a call each would cost more than the exact number of a long text is
+        worth. What is sent is counted exactly before it is sent.
+        """
+        size = len(text.encode(errors="replace"))
+        if not size:
             return 0
-        if self._found and self._session.takes_ids:
+        if self._found and self._session.takes_ids and size <= COUNTED_BYTES:
             return len(self._session.encode([text], alone=True)[0])
-        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+        return math.ceil(size * self._session.tokens_per_byte)
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context, each by a call of its own, so that it cannot depend on its neighbours.
@@ -145,13 +151,14 @@ class RemoteLM:
         top = None
         if found.keeps_log_probs:
             plain = sampling.temperature == 0 or (sampling.temperature == 1 and sampling.top_p == 1)
-            top = 1 if plain or found.report.densities != "model" else max(1, found.report.top_log_probs)
+            needed = not plain and found.report.densities == "model" and not session.tells_densities
+            top = max(1, found.report.top_log_probs) if needed else 1
         calls = [
             session.dialect.draw(prompt, sampling, seed if sampling.temperature else None, top)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         drawn = session.send(calls, session.dialect.read_draw)
-        return [self._completion(draw, sampling) for draw in drawn]
+        return [completion_of(draw, sampling, found.report, self.fingerprint()) for draw in drawn]
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         """log p of each target's tokens given its context, pair by pair; an empty target has no values.
@@ -221,40 +228,6 @@ class RemoteLM:
             return target.token_ids if target.model == self.fingerprint() else None
         return None
 
-    def _completion(self, drawn: Drawn, sampling: Sampling) -> Completion:
-        text, finish = drawn.text, drawn.finish
-        cuts = [at for at in map(text.find, sampling.stop) if at >= 0]
-        if cuts:  # the server knows fewer stop strings than were given, or none
-            text, finish = text[: min(cuts)], "stop"
-        ids = drawn.ids if self.report.token_ids else None
-        log_probs = sampling_log_probs = None
-        if ids is not None and drawn.row.tokens:
-            log_probs, sampling_log_probs = self._densities(drawn, sampling)
-        reason: Literal["stop", "length"] = "length" if finish == "length" else "stop"
-        return Completion(
-            text=text,
-            token_ids=ids,
-            log_probs=log_probs,
-            sampling_log_probs=sampling_log_probs,
-            text_tokens=None if ids is None else _text_tokens(drawn, text, len(ids)),
-            finish_reason=reason,
-            model=self.fingerprint(),
-        )
-
-    def _densities(self, drawn: Drawn, sampling: Sampling) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-        """log p and log q of each token, as far as they are known."""
-        values = tuple(token.log_prob for token in drawn.row.tokens)
-        kind = self.report.densities
-        if sampling.temperature == 1 and sampling.top_p == 1:
-            return values, values
-        greedy = (0.0,) * len(values) if sampling.temperature == 0 else None
-        if kind != "model":
-            return None, greedy or drawn.row.sampling or (values if kind == "sampling" else None)
-        tops = drawn.row.tops or ((),) * len(values)
-        known = [sampling_log_prob(t, top, sampling) for t, top in zip(drawn.row.tokens, tops, strict=True)]
-        q = tuple(value for value in known if value is not None)
-        return values, greedy or drawn.row.sampling or (q if len(q) == len(known) else None)
-
     def _check_fits(self, rows: Sequence[Ids | None], more: int, what: str) -> None:
         limit = self._session.context_length
         for index, ids in enumerate(rows):
@@ -266,22 +239,6 @@ class RemoteLM:
                     expected=f"at most {limit} tokens",
                     fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
                 )
-
-
-def _text_tokens(drawn: Drawn, text: str, count: int) -> int:
-    """How many leading tokens lie within `text`; the rest are the terminator, or what a stop string cut off."""
-    shown = [token.text for token in drawn.row.tokens]
-    if len(shown) == count and all(part is not None for part in shown):
-        inside, at = 0, 0
-        for k, part in enumerate(shown):
-            at += len(part or "")
-            if at > len(text) or not (part and text.startswith(part, at - len(part))):
-                break
-            inside = k + 1
-        if at >= len(text) or inside == count:
-            return inside
-    ended = drawn.finish == "stop" and drawn.text == text
-    return max(0, count - 1) if ended else count
 
 
 def _check_lengths(what: str, contexts: Sequence[str], others: Sequence[object]) -> None:

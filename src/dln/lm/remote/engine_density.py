@@ -1,13 +1,14 @@
-"""log q of a drawn token at another temperature, from its log-probability and those of the likeliest tokens.
+"""log q of a draw at another temperature, from its log-probabilities and those of the likeliest tokens.
 
     log q(i) = log p(i) / T − log Σ_j p(j)^(1/T)
 
 The sum runs over the whole vocabulary, of which only the likeliest tokens are known. At T < 1 the others matter
 little: with m their mass together and p_min the smallest known probability, each is at most p_min, so that
 
-    Σ_others p^(1/T)  ≤  m · p_min^(1/T − 1)
+    0  ≤  Σ_others p^(1/T)  ≤  m · p_min^(1/T − 1)
 
-If that bound moves the result by more than `TOLERANCE`, the density is not known, and None says so.
+The middle is taken, and half the width is the error. A draw whose errors add up to more than `TOLERANCE` has no
+known density, and None says so.
 """
 
 from __future__ import annotations
@@ -18,49 +19,68 @@ from collections.abc import Sequence
 from dln.lm.base import Sampling
 from dln.lm.remote.read import Token
 
-__all__ = ["TOLERANCE", "sampling_log_prob"]
+__all__ = ["TOLERANCE", "draw_log_probs", "token_log_prob"]
 
-TOLERANCE = 0.02
-"""Nats per token."""
+TOLERANCE = 0.25
+"""Nats per draw."""
+
+ROUNDING = 1e-6
 
 
-def sampling_log_prob(token: Token, top: Sequence[Token], sampling: Sampling) -> float | None:
-    """log q of `token` under `sampling`; None where it is not known well enough.
+def draw_log_probs(
+    tokens: Sequence[Token], tops: Sequence[Sequence[Token]], sampling: Sampling
+) -> tuple[float, ...] | None:
+    """log q of each token of a draw under `sampling`; None where they are not known well enough together.
 
     Args:
-        token: what was drawn, with its log-probability at temperature 1.
-        top: the likeliest tokens at its place at temperature 1.
+        tokens: what was drawn, with log-probabilities at temperature 1.
+        tops: the likeliest tokens at each place at temperature 1; empty where none are known.
         sampling: how it was drawn.
     """
+    known = [
+        token_log_prob(token, tops[place] if place < len(tops) else (), sampling) for place, token in enumerate(tokens)
+    ]
+    found = [pair for pair in known if pair is not None]
+    if len(found) < len(known) or math.fsum(error for _, error in found) > TOLERANCE:
+        return None
+    return tuple(value for value, _ in found)
+
+
+def token_log_prob(token: Token, top: Sequence[Token], sampling: Sampling) -> tuple[float, float] | None:
+    """log q of one token, and how far it may be off, in nats; None where nothing can be said."""
     if sampling.temperature == 0:
-        return 0.0
+        return 0.0, 0.0
     if sampling.temperature == 1 and sampling.top_p == 1:
-        return token.log_prob
-    known = {(entry.id, entry.text): entry.log_prob for entry in top}
-    if (token.id, token.text) not in known and not any(
-        abs(value - token.log_prob) < 1e-9 and text == token.text for (_, text), value in known.items()
-    ):
-        known[token.id, token.text] = token.log_prob
-    values = sorted((value for value in known.values() if math.isfinite(value)), reverse=True)
-    total = math.fsum(map(math.exp, values))
-    others, power = max(0.0, 1.0 - total), 1 / sampling.temperature
-    possible = bool(values) and total <= 1 + 1e-3 and math.isfinite(token.log_prob)
-    if not possible or (others > 1e-6 and power <= 1):
+        return token.log_prob, 0.0
+    others = [entry.log_prob for entry in top if not _same(entry, token)]
+    values = sorted((value for value in (token.log_prob, *others) if math.isfinite(value)), reverse=True)
+    total, power = math.fsum(map(math.exp, values)), 1 / sampling.temperature
+    rest = max(0.0, 1.0 - total)
+    whole = rest <= ROUNDING
+    if not math.isfinite(token.log_prob) or total > 1 + 1e-3 or not (whole or (power > 1 and others)):
         return None
     tempered = [math.exp(power * value) for value in values]
-    # The drawn token may stand beside the likeliest ones without being one: it bounds nothing.
-    bounds = [entry.log_prob for entry in top if entry != token and math.isfinite(entry.log_prob)]
-    tail = others * math.exp(min(bounds, default=0.0) * (power - 1)) if others > 1e-6 else 0.0
+    # The drawn token may stand beside the likeliest ones without being one of them: it bounds nothing.
+    tail = 0.0 if whole else rest * math.exp(min(others) * (power - 1))
     norm = math.fsum(tempered)
-    if not norm or tail / norm > TOLERANCE:
-        return None
     if sampling.top_p < 1:
-        kept, at_least = 0, 0.0
-        for value in tempered:
-            kept, at_least = kept + 1, at_least + value / (norm + tail)
-            if at_least >= sampling.top_p * (1 - 1e-12):
-                break
-        else:
+        kept = _nucleus(tempered, norm + tail, sampling.top_p)
+        if kept is None:
             return None
         norm, tail = math.fsum(tempered[:kept]), 0.0
-    return min(0.0, power * token.log_prob - math.log(norm + tail / 2))
+    return min(0.0, power * token.log_prob - math.log(norm + tail / 2)), tail / 2 / norm
+
+
+def _nucleus(tempered: Sequence[float], norm: float, top_p: float) -> int | None:
+    """How many of the likeliest tokens reach `top_p`; None if the known ones do not surely."""
+    reached = 0.0
+    for count, value in enumerate(tempered, 1):
+        reached += value / norm
+        if reached >= top_p * (1 - 1e-12):
+            return count
+    return None
+
+
+def _same(entry: Token, token: Token) -> bool:
+    named = entry.id == token.id if entry.id is not None and token.id is not None else entry.text == token.text
+    return named and abs(entry.log_prob - token.log_prob) < ROUNDING

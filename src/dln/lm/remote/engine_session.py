@@ -35,6 +35,8 @@ class Session:
     Attributes:
         takes_ids: whether prompts go as token ids; set by the probe once the server has shown that it can.
         context_length: in tokens, as soon as the server has told it.
+        tokens_per_byte: of text, as the probe measured it; a quarter without a tokenizer.
+        tells_densities: whether draws come with the log-probabilities that they were drawn with.
         calls: that were handed to the sender.
     """
 
@@ -43,6 +45,8 @@ class Session:
         self.chat = chat
         self.takes_ids = False
         self.context_length: int | None = None
+        self.tokens_per_byte = 0.25
+        self.tells_densities = False
         self.calls = 0
         self._sender = sender
         self._lock = threading.Lock()

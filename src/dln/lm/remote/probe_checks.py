@@ -93,7 +93,7 @@ def known_draw(session: Session, top: int | None) -> Drawn:
     for seed in range(4):
         call = session.dialect.draw(prompt, KNOWN, seed, top)
         drawn += session.send([call], session.dialect.read_draw)
-        if len(drawn[-1].row.tokens) > 1:
+        if len(drawn[-1].row.tokens) > 1 or (top is None and drawn[-1].text):
             return drawn[-1]
     return drawn[-1]
 
@@ -109,7 +109,7 @@ def settle_ids(session: Session) -> str:
         return session.send([call], session.dialect.read_draw)[0].text
 
     try:
-        context, plain = session.encode([CONTEXT], alone=False)[0], session.encode([PLAIN], alone=True)[0]
+        plain = session.encode([CONTEXT, PLAIN], alone=True)
         by_text = None if session.chat else draw()
         session.takes_ids = True
         by_ids = draw()
@@ -119,7 +119,8 @@ def settle_ids(session: Session) -> str:
     if by_text is not None and by_text != by_ids:
         session.takes_ids = False
         return "disagrees with what the server makes of a text: ids are not used"
-    return f"the server's own, agrees ({len(context)} and {len(plain)} tokens of two known texts)"
+    session.tokens_per_byte = sum(map(len, plain)) / len((CONTEXT + PLAIN).encode())
+    return f"the server's own, agrees ({len(plain[0])} and {len(plain[1])} tokens of two known texts)"
 
 
 def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
@@ -225,6 +226,7 @@ def kept_densities(session: Session, targets: TargetRung | None) -> Densities:
         return "unknown"
     if not drawn.ids or not drawn.row.tokens:
         return "none"
+    session.tells_densities = drawn.row.sampling is not None
     try:
         _agree([t.log_prob for t in drawn.row.tokens], _row(targets, Pair(prompt, "", drawn.ids)), "")
     except Unfit:
