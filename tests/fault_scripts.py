@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Exchange:
         number: 1 for the first request since the fault was switched on.
         attempt: 1 for the first with this path and body since then.
         good: the reply of a server in good health.
+        headers: of the request, with lower-case names.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Exchange:
     number: int
     attempt: int
     good: Callable[[], dict[str, Any]]
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ def delivered(delivery: Delivery, seconds: float = 0.0) -> Fault:
 def raw(body: bytes, content_type: str = "application/json", code: int = 200) -> Fault:
     """These bytes instead of an answer."""
     return lambda _: Reply(code, body, (("Content-Type", content_type),))
+
+
+def tell_tale(code: int) -> Fault:
+    """A page for debugging that repeats all headers of the request, the key among them."""
+    return lambda exchange: Reply(
+        code,
+        f"<html>Error. Your headers: {json.dumps(dict(exchange.headers))}</html>".encode(),
+        (("Content-Type", "text/html"),),
+    )
 
 
 def cut_json(exchange: Exchange) -> Reply:
@@ -254,6 +265,7 @@ FAULTS: dict[str, Fault] = {
     "500": status(500, "The server had an error"),
     "502": raw(b"<html><h1>502 Bad Gateway</h1></html>", "text/html", 502),
     "503": status(503, "The server is overloaded", "overloaded"),
+    "500 that repeats our headers": tell_tale(500),
     "read time-out": delivered("nothing"),
     "reset before the reply": delivered("reset"),
     "reset in the body": delivered("half then reset"),
@@ -265,6 +277,7 @@ FAULTS: dict[str, Fault] = {
     "malformed JSON": raw(b'{"choices": [}'),
     "JSON of another kind": raw(b'["choices"]'),
     "HTML with status 200": raw(HTML, "text/html; charset=utf-8"),
+    "HTML that repeats our headers": tell_tale(200),
     "empty body": raw(b""),
     "empty choices": edited(lambda reply: reply.update(choices=[])),
     "no choices": edited(lambda reply: reply.pop("choices", None)),

@@ -243,14 +243,16 @@ class FaultServer:
 
         try:
             if self.manners.key is not None and headers.get("authorization") != f"Bearer {self.manners.key}":
-                raise Refusal(401, "Incorrect API key provided", "invalid_request_error", "invalid_api_key")
+                given = headers.get("authorization", "nothing").removeprefix("Bearer ")
+                message = f"Incorrect API key provided: {given}."  # many servers repeat it
+                raise Refusal(401, message, "invalid_request_error", "invalid_api_key")
             for script in self._scripts:
                 if script.paths and path not in script.paths:
                     continue
                 request = path + json.dumps(body, sort_keys=True)
                 script.number += 1
                 script.attempts[request] += 1
-                exchange = Exchange(method, path, body, script.number, script.attempts[request], good)
+                exchange = Exchange(method, path, body, script.number, script.attempts[request], good, headers)
                 if script.when(exchange):
                     return script.name, script.fault(exchange)
             return "", good_reply(Exchange(method, path, body, 0, 0, good))
