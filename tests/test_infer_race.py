@@ -86,7 +86,7 @@ def network(depth, seed):
 
 
 def objective(name):
-    return ExpectedLogProb("log_prob", PenalisedLikelihood() if name == "fitted" else FixedOutput())
+    return ExpectedLogProb("log_prob", PenalisedLikelihood(folds=2) if name == "fitted" else FixedOutput())
 
 
 def step(net, seed, hidden, output, num_prompts=5):
