@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,15 @@ from dln.lm.remote.call import Call, MalformedReply
 from dln.lm.remote.connection import Connection, Reply
 from dln.lm.remote.counters import Counters
 from dln.lm.remote.endpoint import Endpoint
-from dln.lm.remote.faults import Fault, fault_of_body, fault_of_silence, fault_of_status, too_late, too_long_a_wait
+from dln.lm.remote.faults import (
+    Fault,
+    fault_of_body,
+    fault_of_reading,
+    fault_of_silence,
+    fault_of_status,
+    too_late,
+    too_long_a_wait,
+)
 from dln.lm.remote.limiter import Gate, Window
 from dln.lm.remote.merging import Merger
 from dln.lm.remote.replicas import Health, assign, rendezvous
@@ -35,6 +44,7 @@ class Exchange:
     def __init__(self, endpoint: Endpoint, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self.endpoint = endpoint
         self.loop = loop
+        self.process = os.getpid()
         self.on_wire: set[asyncio.Task[Any]] = set()
         self._counters = counters
         self._secrets = endpoint.secrets()
@@ -196,7 +206,7 @@ class Exchange:
         try:
             return found, question.read(question.call, found)
         except MalformedReply as error:
-            return Fault("malformed", error, retry=True)
+            return fault_of_reading(error, where, secrets=self._secrets)
 
     def _connection(self, chosen: int) -> Connection:
         if chosen not in self._connections:

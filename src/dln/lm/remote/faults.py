@@ -27,6 +27,7 @@ __all__ = [
     "ServerFailed",
     "ServerUnreachable",
     "fault_of_body",
+    "fault_of_reading",
     "fault_of_silence",
     "fault_of_status",
     "plain",
@@ -174,6 +175,19 @@ def fault_of_body(body: bytes, server: str, *, secrets: Iterable[str] = ()) -> F
         "the answer cannot be read", where=server, got=f"{what}: {text}" if text else what, expected="JSON", fix=fix
     )
     return Fault("malformed", error, retry=True)
+
+
+def fault_of_reading(error: MalformedReply, server: str, *, secrets: Iterable[str] = ()) -> Fault:
+    """The fault that JSON is in which the reader found no answer; its words made fit to be shown."""
+    hidden = tuple(secrets)
+    clean = type(error)(
+        plain(error.message, hidden),
+        where=plain(error.where or server, hidden),
+        got=None if error.got is None else plain(error.got, hidden),
+        expected=error.expected,
+        fix=error.fix,
+    )
+    return Fault("malformed", clean, retry=True)
 
 
 def too_late(where: object, got: object, seconds: float) -> DeadlinePassed:

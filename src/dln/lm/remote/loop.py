@@ -11,10 +11,21 @@ import asyncio
 import atexit
 import os
 import threading
+from typing import Protocol
 
-__all__ = ["background_loop", "in_background"]
+__all__ = ["background_loop", "forget", "in_background", "remember"]
+
+
+class Closable(Protocol):
+    """What has connections on the loop."""
+
+    async def close(self) -> None:
+        """Close them."""
+        ...
+
 
 _guard = threading.Lock()
+_closables: set[Closable] = set()
 _running: dict[int, tuple[asyncio.AbstractEventLoop, threading.Thread]] = {}
 _abandoned: list[object] = []  # kept, so that no destructor closes what the parent still uses
 
@@ -40,6 +51,16 @@ def in_background() -> bool:
     return found is not None and found[1] is threading.current_thread()
 
 
+def remember(closable: Closable) -> None:
+    """Close it when the process ends, unless it is forgotten before."""
+    _closables.add(closable)
+
+
+def forget(closable: Closable) -> None:
+    """It is closed."""
+    _closables.discard(closable)
+
+
 def _run(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
     asyncio.set_event_loop(loop)
     loop.call_soon(started.set)
@@ -51,15 +72,23 @@ def _run(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
             task.cancel()
         if tasks:
             loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+        loop.run_until_complete(_close_all())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+async def _close_all() -> None:
+    while _closables:
+        await _closables.pop().close()
 
 
 def _after_fork() -> None:
     global _guard  # noqa: PLW0603 — the parent's lock may have been held when it forked
     _guard = threading.Lock()
     _abandoned.extend(_running.values())
+    _abandoned.extend(_closables)
     _running.clear()
+    _closables.clear()
 
 
 def _stop() -> None:

@@ -73,7 +73,12 @@ class Health:
         return self if self.failures == 0 else Health(limit=self.limit)
 
     def after_failure(self, now: float, *, refused: bool) -> Health:
-        """After no reply; one that takes no connection at all is left at once."""
+        """After no reply; one that takes no connection at all is left at once, and longer each time it is tried.
+
+        Failures of calls that were under way when it was left say nothing new.
+        """
+        if self.failures >= self.limit and not self.probing:
+            return self
         failures = max(self.failures + 1, self.limit if refused else 0)
         rest = min(30.0, 1.0 * 2.0 ** min(10, failures - self.limit))
         return replace(self, failures=failures, closed_until=now + rest, probing=False)

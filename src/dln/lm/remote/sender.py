@@ -8,7 +8,10 @@ calling thread only waits, so that Ctrl-C is heard at once.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +20,7 @@ from dln.lm.remote.call import Call
 from dln.lm.remote.counters import Counters, Traffic
 from dln.lm.remote.endpoint import Endpoint
 from dln.lm.remote.exchange import Exchange
-from dln.lm.remote.loop import background_loop, in_background
+from dln.lm.remote.loop import background_loop, forget, in_background, remember
 
 __all__ = ["HttpSender"]
 
@@ -82,15 +85,27 @@ class HttpSender:
         return self._counters.traffic({}, ()) if exchange is None else self._counters.traffic(*exchange.state())
 
     def close(self) -> None:
-        """Close the connections; the next `send` opens new ones."""
+        """Close the connections; the next `send` opens new ones. Also done when the sender is not used any more."""
         with self._guard:
             exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.loop is background_loop():
-            asyncio.run_coroutine_threadsafe(exchange.close(), exchange.loop).result(timeout=5.0)
+        if exchange is not None:
+            closing = _close(exchange)
+            if closing is not None:
+                closing.result(timeout=5.0)
 
     def _current(self) -> Exchange:
         loop = background_loop()
         with self._guard:
             if self._exchange is None or self._exchange.loop is not loop:
                 self._exchange = Exchange(self.endpoint, loop, self._counters)
+                remember(self._exchange)
+                weakref.finalize(self, _close, self._exchange).atexit = False  # then the loop closes it
             return self._exchange
+
+
+def _close(exchange: Exchange) -> concurrent.futures.Future[None] | None:
+    """Begin to close; nothing where the loop is gone or belongs to the process this one was forked from."""
+    forget(exchange)
+    if exchange.loop.is_closed() or exchange.process != os.getpid():
+        return None
+    return asyncio.run_coroutine_threadsafe(exchange.close(), exchange.loop)
