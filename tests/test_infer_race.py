@@ -27,6 +27,12 @@ from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.train import resolve_options
 from dln.train.assemble import algorithm
+from dln.train.events import StepDone
+from dln.train.record import step_event
+from dln.train.records import CandidateRecord, LayerRecord, StoppedRecord
+from dln.view.explanations import why_chosen
+from dln.view.limits import Limits
+from dln.view.steps import steps
 
 HIDDEN = (" a", " b", " c d")
 LABELS = ("yes", "no")
@@ -359,3 +365,33 @@ def test_a_fitted_output_layer_is_raced_on_two_examples_per_label_at_least():
     many = Sequential(ChoiceLayer(net.layers[0].lm, "classify", "p", tuple("abcdefg")))
     chosen = algorithm(resolve_options(), lambda p, y: p == y, network=many)
     assert chosen.m_step.output_objective.fewest == 14
+
+
+# ---------------------------------------------------------------- records and the report
+
+
+def test_the_report_says_where_a_candidate_stopped():
+    state, info = step(network(2, 7), 7, Race(objective("fixed")), Race(objective("fixed")))
+    written = step_event(state, info, Y)
+    read = StepDone.model_validate_json(written.model_dump_json())
+    assert read == written
+    (shown,) = steps([read], Limits())
+    for layer, record, choice in zip(info.layers, read.layers, shown.choices, strict=True):
+        assert choice.share == record.share == layer.share < 1
+        for stopped, candidate in zip(layer.stopped, record.candidates, strict=True):
+            assert (candidate.stopped is None) == (stopped is None)
+            assert (candidate.score is None) == (stopped is not None)
+            if stopped is not None:
+                assert candidate.stopped.score == pytest.approx(stopped.score)
+        ranked = {c.prompt.instruction: c for c in choice.candidates}
+        for stopped, proposal in zip(layer.stopped, layer.proposals, strict=True):
+            seen = ranked[proposal.prompt.instruction]
+            assert (seen.rank is None) == (seen.stopped is not None) == (stopped is not None)
+
+
+def test_who_is_left_alone_is_explained():
+    candidate = CandidateRecord(prompt={}, source="incumbent", objective=-1.0, penalty=0.0, score=-1.0)
+    stopped = StoppedRecord(round=1, examples=4, score=-3.0)
+    other = CandidateRecord(prompt={}, source="x", objective=None, penalty=0.0, score=None, stopped=stopped)
+    record = LayerRecord(layer=0, candidates=[candidate, other], winner=0, examples=9, dropped={})
+    assert "clearly behind" in why_chosen(record)
