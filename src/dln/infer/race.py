@@ -65,8 +65,10 @@ class BehindLeader:
     is one of N − 1 others and there are R − 1 rounds that stop: by the union bound w is stopped in the
     race with probability ≤ δ, and the winner differs from full scoring's no more often, however the
     leaders come about. Without normality this holds as far as the central limit theorem has got at m
-    examples; s̃ is there for the rest. A term that depends on the other examples of its round (an output
-    layer fitted to them) is compared as that round has it, see `Race`.
+    examples; s̃ is there for the rest. An order that spreads the wanted outputs evenly, as that of `Race`,
+    leaves less error than independent draws wherever differences depend on the output. A term that depends
+    on the other examples of its round (an output layer fitted to them) is compared as that round has it,
+    see `Race`.
 
     Args:
         error: δ, between 0 and 1.
