@@ -1,0 +1,75 @@
+"""`dln serve` as a process: what it prints, how it is asked to stop, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from cli_shell import Shell
+from dln.lm.load import load_lm
+from dln.nn import ChoiceLayer, Sequential, save_network
+from serve_clients import client_of
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_served_network_answers_until_it_is_stopped(shell: Shell, stop: signal.Signals):
+    network = Sequential(ChoiceLayer(load_lm("fake/1"), "classify", "Which?", ("order", "return")))
+    (shell.folder / "kinds").mkdir()
+    save_network(network, shell.folder / "kinds" / "network.json")
+    process = shell.process("serve", "kinds", "--port", 0, "--json")
+    assert process.stdout is not None
+    record = json.loads(process.stdout.readline())
+    assert record["model"] == "kinds"
+    with client_of(record["url"]) as client:
+        answer = client.chat.completions.create(model="kinds", messages=[{"role": "user", "content": "two boxes"}])
+        assert answer.choices[0].message.content == network.predict("two boxes").label
+    process.send_signal(stop)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "stopped" in said
+    assert "Traceback" not in said
+
+
+def test_a_served_model_says_how_it_is_asked(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DLN_SERVE_API_KEY", "canary-77")
+    process = shell.process("serve", "fake/1", "--port", 0, "--name", "toy")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = line.split()[2]
+    assert line.startswith("toy at http://127.0.0.1:")
+    with client_of(url, "canary-77") as client:
+        assert client.completions.create(model="toy", prompt="a").choices[0].text
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=30)
+    assert "curl" in out
+    assert "openai.OpenAI" in out
+    assert "canary" not in line + out + said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no/such"], "no such run, network file or model"),
+        (["smollm3"], "no such run, network file or model"),
+        (["missing.json"], "cannot be read"),
+        (["fake/1", "--host", "0.0.0.0"], "needs a key"),  # noqa: S104 - refused
+        (["fake/1", "--api-key-env", "NOT_SET"], "not set"),
+        (["fake/1", "--host", "192.0.2.1", "--api-key-env", "SET"], "cannot listen"),
+    ],
+)
+def test_mistakes_are_said_without_a_traceback(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+):
+    monkeypatch.setenv("SET", "a-key")
+    done = shell("serve", "--port", 0, *words)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
