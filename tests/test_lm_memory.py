@@ -215,3 +215,31 @@ def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, count):
     assert counters["peak_pack_tokens"] <= 256
     assert counters["peak_cached_tokens"] <= 256 + longest
     assert counters["peak_head_rows"] <= 256
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_pairs_are_scored_as_plain_transformers_scores_them(smollm2, chat, count):
+    """Questions of the bundled task, cut at random, half of them behind a common beginning; float32, 1e-4."""
+    import torch
+
+    from dln.data import load_task
+
+    lm = smollm2.with_chat(chat)
+    texts = [example.input for example in load_task("questions").train]
+    rng = np.random.default_rng(count)
+    contexts, targets = [], []
+    for i in range(count):
+        text = texts[rng.integers(len(texts))]
+        cut = int(rng.integers(1, len(text)))
+        contexts.append(("What is asked for?\n\nInput: " if i % 2 else "") + text[:cut])
+        targets.append(text[cut : cut + int(rng.integers(1, 30))])
+    scores = lm.log_prob(contexts, targets)
+    model = lm.network.model
+    for context, target, score in zip(contexts, targets, scores, strict=True):
+        before, after = lm.context_ids(context), lm.encode(target)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*before, *after]]), logits_to_keep=len(after) + 1).logits[0]
+        expected = logits[:-1].double().log_softmax(-1).gather(1, torch.tensor(after)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(score.values, expected, atol=1e-4)

@@ -6,15 +6,19 @@ as ids, echoes them with their log-probabilities, and shows tokens one by one; `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from dln.lm.base import Completion, Sampling
 from dln.lm.query import Answer, Ids, Query, TopTokens
+from dln.lm.scoring import Scoring
+from dln.lm.stream import stream
 from dln.numerics import Floats
 
-__all__ = ["TokenLevel", "TokenScores", "next_query", "sequence_query"]
+__all__ = ["TokenLevel", "TokenScores", "next_query", "sequence_query", "token_scores"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -76,7 +80,7 @@ class TokenLevel(Protocol):
 
 
 def sequence_query(ids: Ids, start: int, top: int) -> Query:
-    """The query for log p of `ids[start:]`, each token given all before it; 1 ≤ start < len(ids)."""
+    """The query for log p of `ids[start:]`, each token given all before it; 1 ≤ start ≤ len(ids)."""
     positions = tuple(range(start - 1, len(ids) - 1))
     return Query(tuple(ids[:-1]), positions, tuple((token,) for token in ids[start:]), top=top)
 
@@ -84,3 +88,18 @@ def sequence_query(ids: Ids, start: int, top: int) -> Query:
 def next_query(ids: Ids, tokens: Sequence[int], top: int) -> Query:
     """The query for the distribution after `ids`."""
     return Query(tuple(ids), (len(ids) - 1,), (tuple(tokens),), top=top)
+
+
+def token_scores(scoring: Scoring, rows: Sequence[Ids], query_of: Callable[[int], Query]) -> list[TokenScores]:
+    """The scores of each row's query; a query about no position has none."""
+    scores = [TokenScores(np.zeros(0), ())] * len(rows)
+    keys = [tuple(row) for row in rows]
+
+    def queries_of(index: int) -> list[Query]:
+        query = query_of(index)
+        return [query] if query.positions else []
+
+    for index, answers in stream(scoring, keys, list(map(len, keys)), queries_of):
+        if answers:
+            scores[index] = TokenScores.of(answers[0])
+    return scores

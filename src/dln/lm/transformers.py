@@ -22,10 +22,11 @@ from dln.lm.decoding import decode
 from dln.lm.draws import DrawRequest
 from dln.lm.label_scoring import LabelQuestions
 from dln.lm.labels import LabelTrie
+from dln.lm.own_draws import own_ids, text_tokens
 from dln.lm.query import Ids, Query
 from dln.lm.scoring import Scoring
 from dln.lm.stream import WINDOW_ASKED, BoundedMemo, stream
-from dln.lm.token_level import TokenScores, next_query, sequence_query
+from dln.lm.token_level import TokenScores, next_query, sequence_query, token_scores
 from dln.lm.tokens import Codec
 from dln.numerics import Floats
 
@@ -43,7 +44,7 @@ class TransformersLM:
         checkpoint: the weights and the tokenizer; siblings share it.
         chat: whether a context is wrapped as one user turn, and the assistant's turn drawn or scored.
         batch_tokens: tokens per forward when scoring, which bounds memory as `scoring` says, whatever the number
-            of requests; None takes what suits the device.
+            of requests; when sampling, 8 times as many may be cached. None takes what suits the device.
         batch_rows: draws side by side; None takes what suits the device. Neither changes a draw.
     """
 
@@ -134,7 +135,7 @@ class TransformersLM:
         context_of, target_of = self._memo(self._context), self._memo(self.codec.target_ids)
 
         def target_ids(target: Target) -> Ids:
-            own = self._own_ids(target)
+            own = own_ids(target, self.tokens_id)
             return target_of(text_of(target)) if own is None else own
 
         def queries_of(index: int) -> list[Query]:
@@ -148,7 +149,7 @@ class TransformersLM:
         scores = [TokenLogProbs(nothing, 0)] * len(targets)
         for index, answers in stream(self._scoring(), contexts, lengths, queries_of):
             values = answers[0].log_probs if answers else nothing
-            scores[index] = TokenLogProbs(values, self._text_tokens(targets[index], len(values)))
+            scores[index] = TokenLogProbs(values, text_tokens(targets[index], self.tokens_id, len(values)))
         return scores
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
@@ -192,7 +193,6 @@ class TransformersLM:
             [DrawRequest(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)],
             sampling,
             batch_rows=self.batch_rows or self.network.usual_batch_rows,
-            # A prefill needs no vocabulary-sized rows: it may be larger than a scoring forward.
             batch_tokens=8 * self._tokens,
             fingerprint=self.fingerprint(),
         )
@@ -224,27 +224,13 @@ class TransformersLM:
         check_ids(sequences, self.network.vocabulary, "sequences")
         self._check_fits([len(ids) for ids in sequences], "the ids")
         check_starts(start, [len(ids) for ids in sequences])
-        nothing = TokenScores(np.zeros(0), ())
-        return self._answer(
-            sequences,
-            lambda i: [sequence_query(sequences[i], start[i], top)] if start[i] < len(sequences[i]) else [],
-            nothing,
-        )
+        return token_scores(self._scoring(), sequences, lambda i: sequence_query(sequences[i], start[i], top))
 
     def next_log_probs(self, prompts: Sequence[Ids], tokens: Sequence[int] = (), top: int = 0) -> list[TokenScores]:
         """log p of `tokens` and the `top` most probable after each prompt; see `TokenLevel`."""
         check_ids([*prompts, (0, *tokens)], self.network.vocabulary, "prompts and tokens")
         self._check_fits([len(prompt) for prompt in prompts], "the ids")
-        return self._answer(prompts, lambda i: [next_query(prompts[i], tokens, top)], TokenScores(np.zeros(0), ()))
-
-    def _answer(
-        self, rows: Sequence[Ids], queries_of: Callable[[int], list[Query]], nothing: TokenScores
-    ) -> list[TokenScores]:
-        scores = [nothing] * len(rows)
-        keys = [tuple(row) for row in rows]
-        for index, answers in stream(self._scoring(), keys, list(map(len, keys)), queries_of):
-            scores[index] = TokenScores.of(answers[0]) if answers else nothing
-        return scores
+        return token_scores(self._scoring(), prompts, lambda i: next_query(prompts[i], tokens, top))
 
     @property
     def _tokens(self) -> int:
@@ -258,17 +244,6 @@ class TransformersLM:
 
     def _context(self, context: str) -> Ids:
         return self.codec.context_ids(context, self.chat)
-
-    def _owns(self, target: Completion) -> bool:
-        return target.token_ids is not None and target.model.startswith(f"{self.tokens_id}:")
-
-    def _own_ids(self, target: Target) -> Ids | None:
-        return target.token_ids if isinstance(target, Completion) and self._owns(target) else None
-
-    def _text_tokens(self, target: Target, count: int) -> int:
-        if isinstance(target, Completion) and self._owns(target) and target.text_tokens is not None:
-            return min(target.text_tokens, count)
-        return count
 
     def _check_fits(self, lengths: Sequence[int], what: str) -> None:
         check_fits(lengths, self.network.context_length, what)
