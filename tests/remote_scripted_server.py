@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -43,9 +44,10 @@ Script = Callable[[Asked], "bytes | Awaitable[bytes | None] | None"]
 class ScriptedServer:
     """Answers each request with the bytes of `script`; None closes the connection without an answer."""
 
-    def __init__(self, script: Script, *, port: int = 0) -> None:
+    def __init__(self, script: Script, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
         self._port = port
+        self._tls = tls
         self.asked: list[Asked] = []
         self.in_flight = 0
         self.most_in_flight = 0
@@ -77,7 +79,9 @@ class ScriptedServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self._port))
+        server = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
+        )
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
