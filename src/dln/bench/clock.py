@@ -35,18 +35,25 @@ class Measured(Generic[T]):
     Attributes:
         value: what the first run returned.
         seconds: one entry per run.
+        processor: for each, the processor's time that the process got, all its threads together, in seconds.
         memory: most bytes in use above those before, during the first run: resident set of the process on the
             CPU (sampled every 5 ms), torch's allocations on an accelerator. NaN where it cannot be had.
     """
 
     value: T
     seconds: tuple[float, ...]
+    processor: tuple[float, ...]
     memory: float
 
     @property
     def best(self) -> float:
         """Shortest run, in seconds."""
         return min(self.seconds)
+
+    @property
+    def cpu(self) -> float:
+        """Processor time of the run that took least of it, in seconds."""
+        return min(self.processor)
 
     @property
     def median(self) -> float:
@@ -57,19 +64,19 @@ class Measured(Generic[T]):
 def measure(run: Callable[[], T], device: torch.device, repeat: int, long: float = LONG) -> Measured[T]:
     """Run `repeat` times, but only once if that takes more than `long` seconds."""
     with _Memory(device) as memory:
-        value, first = _timed(run, device)
-    seconds = [first]
-    while len(seconds) < repeat and first <= long:
-        seconds.append(_timed(run, device)[1])
-    return Measured(value, tuple(seconds), memory.growth)
+        value, first, cpu = _timed(run, device)
+    times = [(first, cpu)]
+    while len(times) < repeat and first <= long:
+        times.append(_timed(run, device)[1:])
+    return Measured(value, tuple(wall for wall, _ in times), tuple(cpu for _, cpu in times), memory.growth)
 
 
-def _timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def _timed(run: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
     _wait_for(device)
-    started = time.perf_counter()
+    started, got = time.perf_counter(), time.process_time()
     value = run()
     _wait_for(device)
-    return value, time.perf_counter() - started
+    return value, time.perf_counter() - started, time.process_time() - got
 
 
 def _wait_for(device: torch.device) -> None:

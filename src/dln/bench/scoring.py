@@ -21,17 +21,18 @@ BATCH_ROWS = {"cpu": (1, 4, 8, 16), "cuda": (8, 16, 32, 64)}
 
 @dataclass(frozen=True)
 class Seconds:
-    """Best and median of some runs, and the memory that a run took on top, in bytes."""
+    """Best and median of some runs, least processor time of one, and the memory that a run took on top, in bytes."""
 
     best: float
     median: float
     runs: int
+    cpu: float
     memory: float
 
     @classmethod
     def of(cls, measured: Measured[Any]) -> Seconds:
         """Without the values."""
-        return cls(measured.best, measured.median, len(measured.seconds), measured.memory)
+        return cls(measured.best, measured.median, len(measured.seconds), measured.cpu, measured.memory)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def scoring_section(results: Sequence[ScoringResult], machine: Machine) -> Secti
         row("speed-up over (a)", [f"{r.speed_up:.1f} ×" for r in results]),
         row("speed-up over (b)", [f"{r.speed_up_deduplicated:.1f} ×" for r in results]),
         row("hardware efficiency (limit / engine)", [f"{r.hardware_efficiency:.2f}" for r in results]),
+        row("processor time, s: engine / (a)", times([(r.engine.cpu, r.plain.cpu) for r in results])),
         row("peak memory of the engine, MB", [_megabytes(r.engine.memory) for r in results]),
         row("peak memory of (a), MB", [_megabytes(r.plain.memory) for r in results]),
         row("largest log-prob difference to (a), nats", [f"{r.largest_difference:.1e}" for r in results]),
