@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from hypothesis import strategies as st
 
 from dln.errors import ContextLengthError, InputError, ProviderError
 from dln.lm.base import LanguageModel, Sampling
-from dln.lm.laws import LAWS, LawCase
+from dln.lm.laws import LAWS, LawCase, check_laws
+from dln.lm.load import load_lm
 from dln.lm.remote.dialects import DIALECTS
 from dln.lm.remote.engine import RemoteLM
 from dln.lm.table import TableLM
+
+if TYPE_CHECKING:
+    from dln.lm.remote.sender import HttpSender
+    from dln.lm.transformers import TransformersLM
 from remote_forms import FORMS, Form
 from remote_simulator import TEXTS, Simulator, chat_text
 
@@ -226,3 +232,50 @@ def test_mismatched_batches_are_refused():
         lm.log_prob(["a:"], [])
     with pytest.raises(InputError):
         lm.sample(["a:"], Sampling(), [])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["completion", "chat"])
+def served_tiny(request: pytest.FixtureRequest, tiny_lm: TransformersLM) -> Iterator[tuple[RemoteLM, TransformersLM]]:
+    """A tiny model in this process, and the same model behind a real server."""
+    pytest.importorskip("uvicorn")
+    from dln.serve.build import served
+    from dln.serve.server import serving
+
+    local = tiny_lm.with_chat(request.param)
+    with serving(served(local, "tiny")) as url:
+        lm = load_lm("vllm/tiny:chat" if request.param else "vllm/tiny", base_url=url)
+        assert isinstance(lm, RemoteLM)
+        yield lm, local
+        cast("HttpSender", lm.sender).close()
+
+
+def test_a_served_model_says_what_it_says_in_process(served_tiny: tuple[RemoteLM, TransformersLM]):
+    lm, local = served_tiny
+    can = lm.capabilities
+    assert (can.rung, can.target_rung, can.token_ids) == ("target scoring", "target scoring", True)
+    assert can.context_length == local.capabilities.context_length
+    contexts, labels = ["Input: a thriller\nLabel:", "the cat sat"], [" yes", " no", " yes yes"]
+    np.testing.assert_allclose(
+        lm.choice_log_probs(contexts, labels), local.choice_log_probs(contexts, labels), atol=1e-3
+    )
+    for got, expected in zip(lm.log_prob(contexts, labels[:2]), local.log_prob(contexts, labels[:2]), strict=True):
+        np.testing.assert_allclose(got.values, expected.values, atol=1e-3)
+    for temperature in (0.0, 0.7, 1.0):
+        sampling = Sampling(temperature=temperature, max_tokens=6)
+        draws = zip(
+            lm.sample(contexts, sampling, [1, 2**62]), local.sample(contexts, sampling, [1, 2**62]), strict=True
+        )
+        for got, expected in draws:
+            assert (got.text, got.token_ids, got.text_tokens) == (
+                expected.text,
+                expected.token_ids,
+                expected.text_tokens,
+            )
+            np.testing.assert_allclose(got.log_probs, expected.log_probs, atol=1e-3)
+            np.testing.assert_allclose(got.sampling_log_probs, expected.sampling_log_probs, atol=1e-3)
+
+
+def test_a_served_model_keeps_the_laws(served_tiny: tuple[RemoteLM, TransformersLM]):
+    lm, _ = served_tiny
+    verdicts = check_laws(lm, ["Input: a\nLabel:", "the cat"], [" yes no", " dog"], [" yes", " no", " yes no"])
+    assert set(verdicts.values()) == {"holds"}

@@ -25,21 +25,15 @@ from dln.lm.remote.ladder_frequency import AnsweredLabels
 from dln.lm.remote.ladder_labels import LabelRung, PickedLabels, ScoredLabels
 from dln.lm.remote.ladder_top import TopLabels
 from dln.lm.remote.probe_checks import (
-    REFUSALS,
     Unfit,
     check_picked,
     check_targets,
     check_top,
-    first_draw,
     kept_densities,
-    known_draw,
-    model_card,
-    said,
     seeds_matter,
-    settle_ids,
-    top_tokens,
 )
 from dln.lm.remote.probe_report import ProbeReport, Trial
+from dln.lm.remote.probe_start import REFUSALS, first_draw, known_draw, model_card, said, settle_ids, top_tokens
 
 __all__ = ["LADDER", "Probed", "probe"]
 
@@ -90,9 +84,11 @@ def probe(session: Session, *, best: Rung = "target scoring", draws: int = 16) -
     card = model_card(session)
     known, keeps = first_draw(session)
     tokenizer = settle_ids(session)
-    if session.takes_ids:
-        known = known_draw(session, 1 if keeps else None)
-    speed = _speed(session, known)
+    drew, before = time.perf_counter(), session.calls
+    again = known_draw(session, 1 if keeps else None)
+    known = again if session.takes_ids else known
+    tokens = (len(known.ids or known.row.tokens) or len(known.text.split())) * (session.calls - before)
+    speed = tokens / max(time.perf_counter() - drew, 1e-9)
     top = top_tokens(session) if keeps or session.chat else 0
     trials = _Trials(best)
     targets = trials.first("texts", _target_rungs(session, known))
@@ -110,7 +106,7 @@ def probe(session: Session, *, best: Rung = "target scoring", draws: int = 16) -
         token_ids=session.takes_ids and known.ids is not None,
         context_length=session.context_length,
         seeds=seeds_matter(session),
-        densities=kept_densities(session, targets) if keeps else "none",
+        densities=kept_densities(session, targets, known) if keeps else "none",
         top_log_probs=top,
         calls_per_second=(session.calls - asked) / max(time.perf_counter() - began, 1e-9),
         tokens_per_second=speed,
@@ -171,11 +167,3 @@ def _label_rungs(
     if draws:
         yield AnsweredLabels(session, draws), lambda: f"{draws} draws for each context"
     yield AnsweredLabels(session, 0), lambda: "one answer for each context"
-
-
-def _speed(session: Session, known: Drawn) -> float:
-    """Tokens per second of one draw alone."""
-    began, before = time.perf_counter(), session.calls
-    drawn = known_draw(session, None)
-    tokens = (len(drawn.ids or known.ids or known.row.tokens) or len(drawn.text.split())) * (session.calls - before)
-    return tokens / max(time.perf_counter() - began, 1e-9)
