@@ -14,11 +14,11 @@ from dln.train.events import Evaluated, Finished, StepDone, Validated
 
 __all__ = ["STEPS", "agreed", "shell", "steps_of", "train", "usage_of"]
 
-STEPS = 3
+STEPS = 2
 WORDS = (
-    *("train", "--csv", "mail.csv", "--steps", STEPS, "--dev-size", 8, "--test-size", 8),
-    *("--set", "batch_size=4", "--set", "val_every=1", "--set", "inference.num_prompts=3"),
-    *("--set", "inference.num_hidden=2", "--set", "inference.demonstrations=[2]", "--hidden-tokens", 6),
+    *("train", "--csv", "mail.csv", "--steps", STEPS, "--dev-size", 4, "--test-size", 4, "--hidden-tokens", 4),
+    *("--set", "batch_size=4", "--set", "val_every=1", "--set", "inference.num_prompts=2"),
+    *("--set", "inference.num_hidden=2", "--set", "inference.demonstrations=[1]", "--set", "inference.prompt_tokens=8"),
     *("--lm-option", "timeout=0.5", "--lm-option", "connect_timeout=0.3", "--lm-option", "max_retries=3"),
 )
 
@@ -28,7 +28,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureF
     for engine in ("OPENAI", "VLLM"):
         for what in ("API_KEY", "BASE_URL"):
             monkeypatch.delenv(f"{engine}_{what}", raising=False)
-    mail_csv(folder / "mail.csv", rows=40)
+    mail_csv(folder / "mail.csv", rows=30)
     return Shell(monkeypatch, folder, capsys)
 
 
@@ -41,10 +41,11 @@ def train(
     lm: str = "vllm/tiny",
     debug: bool = False,
 ) -> Done:
-    """`dln train` into runs/<run>, with a cache of its own."""
+    """`dln train` into runs/<run>, with a cache of its own; one revision makes servers of all ports the same model."""
     address = () if url is None else ("--base-url", url)
     own = ("--run-dir", f"runs/{run}", "--cache", f"{run}.sqlite", "--layers", layers)
-    return cli(*(["--debug"] if debug else []), *WORDS, "--lm", lm, *address, *own, *words)
+    first = ("--debug",) if debug else ()
+    return cli(*first, *WORDS, "--lm-option", "revision=1", "--lm", lm, *address, *own, *words)
 
 
 def agreed(run: Path) -> tuple[Any, ...]:
