@@ -125,8 +125,7 @@ class _Running:
         joining: list[Draw] = []
         added = 0
         last: Ids = ()
-        self._let_go()
-        held = self._cache.hold(self._waiting[0].prefix)
+        held, self._held = self._held, None  # given up at the end: what joins needs it
         while self._waiting and len(self._active) + len(joining) < self._rows:
             prefix = self._waiting[0].prefix
             new = 0 if prefix == last else len(prefix) - max(self._cache.known(prefix), common_prefix(prefix, last))
