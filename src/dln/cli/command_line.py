@@ -25,8 +25,11 @@ FLAGS: dict[tuple[str, str], str] = {
     ("data", "dev_size"): "--dev-size",
     ("data", "test_size"): "--test-size",
     ("lm", "spec"): "--lm",
+    ("lm", "base_url"): "--base-url",
+    ("lm", "api_key_env"): "--api-key-env",
     ("lm", "prompt_lm"): "--prompt-lm",
     ("lm", "hidden_lm"): "--hidden-lm",
+    ("lm", "prices_file"): "--prices",
     ("lm", "batch_tokens"): "--batch-tokens",
     ("network", "layers"): "--layers",
     ("network", "prompts"): "--prompt",
@@ -37,23 +40,32 @@ FLAGS: dict[tuple[str, str], str] = {
     ("budget", "max_calls"): "--max-calls",
     ("budget", "max_tokens"): "--max-tokens",
     ("budget", "max_minutes"): "--max-minutes",
+    ("budget", "max_usd"): "--max-usd",
 }
 """Which flag sets which setting."""
 
 
 def command_of(config: RunConfig) -> str:
-    """`dln train` with the flags that give `config`; what has no flag is left to its file."""
-    default = RunConfig.model_validate({})
+    """`dln train` with the flags that give `config`; what has no flag, and every secret, is left to its file."""
+    # as they are recorded: addresses without credentials, no keys
+    settings, default = (dict(c.model_dump(mode="json")) for c in (config, RunConfig.model_validate({})))
     words = ["dln", "train"]
     for (section, field), flag in FLAGS.items():
-        value = getattr(getattr(config, section), field)
-        if value == getattr(getattr(default, section), field):
+        value = settings[section][field]
+        if value == default[section][field]:
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            words += _side(cast(dict[str, Any], value), flag)
         else:
-            for item in cast(tuple[object, ...], value if isinstance(value, tuple) else (value,)):
+            for item in cast(list[object], value if isinstance(value, list) else [value]):
                 words += [flag, str(item)]
+    for name, value in config.model_dump(mode="json")["lm"]["options"].items():
+        words += ["--lm-option", f"{name}={json.dumps(value)}"]
+    for name, price in config.lm.prices.items():
+        cached = "" if price.cached_input is None else f"/{price.cached_input!r}"
+        words += ["--price", f"{name}={price.input!r}/{price.output!r}{cached}"]
     options = dict(config.options)
     for name in ("preset", "steps", "seed"):
         if name in options:
@@ -63,6 +75,17 @@ def command_of(config: RunConfig) -> str:
     if not config.test:
         words.append("--no-test")
     return shlex.join(words)
+
+
+def _side(model: dict[str, Any], flag: str) -> list[str]:
+    """The flags of a model beside that of the layers: `--prompt-lm`, `--prompt-base-url` and so on."""
+    stem = flag.removesuffix("-lm")
+    words = [flag, str(model["spec"])] if model["spec"] is not None else []
+    for url in model["base_url"]:
+        words += [f"{stem}-base-url", str(url)]
+    if model["api_key_env"] is not None:
+        words += [f"{stem}-api-key-env", str(model["api_key_env"])]
+    return words
 
 
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

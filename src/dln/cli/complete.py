@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dln.data import task_names
@@ -9,7 +10,10 @@ from dln.lm.load import ENGINES
 from dln.nn import template_names
 from dln.train.options import PRESETS, InferenceOptions, Options
 
-__all__ = ["models", "presets", "runs", "settings", "tasks", "templates"]
+__all__ = ["key_variables", "model_options", "models", "presets", "runs", "settings", "tasks", "templates"]
+
+OPTIONS = ("timeout", "max_concurrency", "chat", "device", "dtype")
+"""Options of engines that are asked for most."""
 
 
 def tasks(incomplete: str) -> list[str]:
@@ -31,6 +35,16 @@ def templates(incomplete: str) -> list[str]:
 def models(incomplete: str) -> list[str]:
     """Forms of model names, as far as they are fixed."""
     return _matching([engine.form.partition("<")[0] for engine in ENGINES.values()], incomplete)
+
+
+def key_variables(incomplete: str) -> list[str]:
+    """Environment variables that are set and whose names say that they hold a key; names only."""
+    return _matching(sorted(name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))), incomplete)
+
+
+def model_options(incomplete: str) -> list[str]:
+    """Options of engines, as `--lm-option` takes them."""
+    return _matching([f"{name}=" for name in OPTIONS], incomplete)
 
 
 def runs(incomplete: str) -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from dln.cli.config import RunConfig
+from dln.cli.endpoints import Wanted, price_table, wanted_models
 from dln.data import Dataset, Task, load_task, split
 from dln.data.dataset import text_key
 from dln.errors import InputError
@@ -20,6 +21,7 @@ from dln.lm.cached import Cached
 from dln.lm.digests import cache_directory
 from dln.lm.load import load_lm
 from dln.lm.metered import Budget, Meter, Metered
+from dln.lm.prices import FREE, Quote
 from dln.lm.store import Store
 from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.saving import load_network
@@ -35,13 +37,14 @@ _PAPER = ("classify_answer", "answer", "think_steps", "analyse_residual", "class
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a run; all share one meter, one budget and one cache."""
+    """The models of a run; all share one meter, one budget and one cache. `quotes` are their prices by spec."""
 
     lm: LanguageModel
     prompt_lm: LanguageModel | None
     hidden_lm: LanguageModel | None
     meter: Meter
     notes: tuple[str, ...] = ()
+    quotes: Mapping[str, Quote | None] = field(default_factory=dict[str, "Quote | None"])
 
 
 def build_task(config: RunConfig) -> Task:
@@ -68,27 +71,41 @@ def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None
     Raises:
         DlnError: a model cannot be had, or the cache cannot be opened.
     """
-    wanted, limits = config.lm, config.budget
-    meter = meter or Meter()
+    limits, meter = config.budget, meter or Meter()
     budget = Budget(
-        limits.max_calls, limits.max_tokens, None if limits.max_minutes is None else 60.0 * limits.max_minutes
+        limits.max_calls,
+        limits.max_tokens,
+        None if limits.max_minutes is None else 60.0 * limits.max_minutes,
+        limits.max_usd,
     )
+    table, chosen = price_table(config.lm), wanted_models(config.lm)
+    quotes = {wanted.spec: table.find(wanted.spec) for wanted in chosen}
+    unpriced = [spec for spec, quote in quotes.items() if quote is None]
+    for spec in unpriced if budget.max_usd is not None else ():
+        table.needed(spec)
     store: Store | None = None
-    if wanted.cache:
-        path = Path(wanted.cache_path) if wanted.cache_path else cache_directory() / "lm-cache.sqlite"
+    if config.lm.cache:
+        path = Path(config.lm.cache_path) if config.lm.cache_path else cache_directory() / "lm-cache.sqlite"
         store = stack.enter_context(Store(path))
-    options = {} if wanted.batch_tokens is None else {"batch_tokens": wanted.batch_tokens}
 
-    def load(spec: str, purpose: str) -> LanguageModel:
-        metered = Metered(load_lm(spec, **options), budget, meter, purpose=purpose)
+    def load(wanted: Wanted) -> LanguageModel:
+        quote = quotes[wanted.spec]
+        price = FREE if quote is None else quote.price
+        metered = Metered(load_lm(wanted.spec, **wanted.options), budget, meter, purpose=wanted.purpose, price=price)
         return metered if store is None else Cached(metered, store)
 
+    models = {wanted.purpose: load(wanted) for wanted in chosen}
+    notes = tuple(store.notes) if store is not None else ()
     return Models(
-        lm=load(wanted.spec, "layers"),
-        prompt_lm=None if wanted.prompt_lm is None else load(wanted.prompt_lm, "prompts"),
-        hidden_lm=None if wanted.hidden_lm is None else load(wanted.hidden_lm, "hidden"),
+        lm=models["layers"],
+        prompt_lm=models.get("prompts"),
+        hidden_lm=models.get("hidden"),
         meter=meter,
-        notes=tuple(store.notes) if store is not None else (),
+        notes=(
+            *notes,
+            *(f"the price of {spec} is not known: money is not counted (--price {spec}=IN/OUT)" for spec in unpriced),
+        ),
+        quotes=quotes,
     )
 
 
@@ -137,9 +154,9 @@ def _full_task(config: RunConfig) -> Task:
         )
     if wanted.name is None:
         return _file_task(config)
-    for field in ("input", "target", "free_form", "labels"):
-        if getattr(wanted, field) is not None:
-            raise InputError("a named task does not have that option", where=wanted.name, got=field)
+    for option in ("input", "target", "free_form", "labels"):
+        if getattr(wanted, option) is not None:
+            raise InputError("a named task does not have that option", where=wanted.name, got=option)
     # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled one just does not need them
     directory = None if wanted.name.strip().lower() == "questions" else data.directory
     task = load_task(wanted.name, directory, leaky=data.leaky, seed=data.seed)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from dln.cli.model_config import SECRET_FIELDS, ModelConfig, Section
 from dln.errors import InputError
 from dln.train.options import InferenceOptions, Options, resolve_options
 
@@ -22,12 +23,6 @@ __all__ = [
     "parse_config",
     "training_options",
 ]
-
-
-class Section(BaseModel):
-    """Frozen, and unknown names are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskConfig(Section):
@@ -56,17 +51,6 @@ class DataConfig(Section):
     test_size: int | None = Field(None, ge=1, description="test on at most so many examples")
 
 
-class ModelConfig(Section):
-    """Which language models are used, and where their answers are kept."""
-
-    spec: str = Field("smollm2", description="the model of all layers")
-    prompt_lm: str | None = Field(None, description="the model that proposes prompts; default the layers' own")
-    hidden_lm: str | None = Field(None, description="the model that edits hidden texts; default the layers' own")
-    batch_tokens: int | None = Field(None, ge=1, description="tokens per batch of the in-process engine")
-    cache: bool = Field(True, description="keep the model's answers in a file")
-    cache_path: str | None = Field(None, description="that file; default lm-cache.sqlite in the user's cache")
-
-
 class NetworkConfig(Section):
     """The layers and what they start from."""
 
@@ -84,6 +68,7 @@ class BudgetConfig(Section):
     max_calls: int | None = Field(None, ge=0, description="requests to models")
     max_tokens: int | None = Field(None, ge=0, description="tokens read and drawn")
     max_minutes: float | None = Field(None, ge=0, description="minutes inside models")
+    max_usd: float | None = Field(None, ge=0, description="US dollars")
 
 
 class RunConfig(Section):
@@ -118,7 +103,7 @@ def parse_config(data: Mapping[str, Any], where: str) -> RunConfig:
         raise InputError(
             "there is no such setting" if unknown else f"this setting is not possible: {first['msg']}",
             where=f"{where}: {'.'.join(place)}" if place else where,
-            got=None if unknown else repr(first["input"])[:80],
+            got=None if unknown or _may_be_secret(place) else repr(first["input"])[:80],
             expected=f"one of {', '.join(known)}" if unknown else None,
             fix=f"did you mean {'.'.join([*place[:-1], close[0]])}?" if close else None,
         ) from error
@@ -198,10 +183,16 @@ def _resolved(config: RunConfig, where: str) -> Options:
         raise InputError(error.message, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
+def _may_be_secret(place: list[str]) -> bool:
+    """What stands at an address, a key's place, or is a whole section of these is not repeated in a message."""
+    return place[:1] == ["lm"] and (not place[1:] or not SECRET_FIELDS.isdisjoint(place[1:]))
+
+
 def _names_at(place: list[str]) -> list[str]:
     model: Any = RunConfig
     for part in place:
         model = cast(type[BaseModel], model).model_fields[part].annotation if part in model.model_fields else None
+        model = next((choice for choice in get_args(model) if isinstance(choice, type)), model)  # X | None is X
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return list(cast(type[BaseModel], model).model_fields)

@@ -12,20 +12,23 @@ import typer
 from dln.cli import complete, flags
 from dln.cli.compose import build_task
 from dln.cli.config import training_options
+from dln.cli.endpoints import with_server_of
 from dln.cli.flags import examples
 from dln.cli.networks import Loader
 from dln.cli.resume import recorded_config
 from dln.cli.show import err, evaluation_table, note, out, print_record
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
 from dln.train import conclude, fitted_initial
 from dln.train.event_log import to_line
 from dln.train.room import check_room
+from dln.train.run import read_meta
 
 __all__ = ["EPILOG", "evaluate"]
 
 EPILOG = examples(
     "dln eval runs/questions",
     "dln eval runs/questions --split dev --samples 8",
+    "dln eval runs/mail --base-url http://127.0.0.1:8000/v1",
     "dln eval network.json --csv mail.csv --input message --target kind --against old.json",
 )
 
@@ -56,6 +59,9 @@ def evaluate(
         typer.Option(metavar="NETWORK|RUN", help="Compare with this one; default: what the run began with."),
     ] = None,
     lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     config: flags.Config = None,
@@ -72,7 +78,7 @@ def evaluate(
             "free_form": free_form,
         },
         "data": {"directory": data, "leaky": leaky, f"{split}_size": size},
-        "lm": {"cache": False if no_cache else None, "cache_path": cache},
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache),
     }
     is_run = network.is_dir() and (network / "run.yaml").exists()
     chosen = load_config(given, config)
@@ -85,6 +91,8 @@ def evaluate(
     dataset = cast(Any, {"train": problem.train, "dev": problem.dev, "test": problem.test}[split])
     for text in dict.fromkeys((*problem.notes, *dataset.notes)):
         note(f"note: {text}")
+    if is_run and lm is None and (recorded is not None or read_meta(network).get("config")):
+        chosen = chosen.model_copy(update={"lm": with_server_of(recorded_config(network).lm, chosen.lm)})
     with ExitStack() as stack:
         loader = Loader(chosen, lm, stack)
         after = loader.trained(network)

@@ -10,6 +10,8 @@ import typer
 from dln.cli import complete
 
 __all__ = [
+    "ApiKeyEnv",
+    "BaseUrl",
     "Cache",
     "Config",
     "Csv",
@@ -20,9 +22,16 @@ __all__ = [
     "Json",
     "Jsonl",
     "Leaky",
+    "MaxCalls",
+    "MaxMinutes",
+    "MaxTokens",
+    "MaxUsd",
     "Model",
+    "ModelOption",
     "NoCache",
     "OneTask",
+    "PriceOf",
+    "Prices",
     "RunDirectory",
     "Target",
     "examples",
@@ -98,6 +107,76 @@ Model = Annotated[
         autocompletion=complete.models,
         rich_help_panel=MODEL,
     ),
+]
+BaseUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-url",
+        envvar="DLN_BASE_URL",
+        metavar="URL",
+        help="Address of the model's server, as http://127.0.0.1:8000/v1; several are replicas.",
+        rich_help_panel=MODEL,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env",
+        envvar="DLN_API_KEY_ENV",
+        metavar="NAME",
+        help="Name of the environment variable with the key; default: the engine's own.",
+        autocompletion=complete.key_variables,
+        rich_help_panel=MODEL,
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lm-option",
+        metavar="NAME=VALUE",
+        help="An option of the engine, as in timeout=60 or max_concurrency=16.",
+        autocompletion=complete.model_options,
+        rich_help_panel=MODEL,
+    ),
+]
+Prices = Annotated[
+    str | None,
+    typer.Option("--prices", envvar="DLN_PRICES", metavar="FILE", help="A YAML file of prices.", rich_help_panel=MODEL),
+]
+PriceOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--price",
+        metavar="MODEL=IN/OUT",
+        help="A price for this run, in US dollars per million tokens read and drawn.",
+        rich_help_panel=MODEL,
+    ),
+]
+MaxCalls = Annotated[
+    int | None,
+    typer.Option(
+        "--max-calls", min=0, envvar="DLN_MAX_CALLS", help="Stop before more requests.", rich_help_panel=MODEL
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", min=0, envvar="DLN_MAX_TOKENS", help="Stop before more tokens.", rich_help_panel=MODEL
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        min=0,
+        envvar="DLN_MAX_MINUTES",
+        help="Stop after so many minutes of models.",
+        rich_help_panel=MODEL,
+    ),
+]
+MaxUsd = Annotated[
+    float | None,
+    typer.Option("--max-usd", min=0, envvar="DLN_MAX_USD", help="Stop before more US dollars.", rich_help_panel=MODEL),
 ]
 Cache = Annotated[
     str | None,

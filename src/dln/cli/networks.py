@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from dln.cli.compose import build_models
 from dln.cli.config import RunConfig
+from dln.cli.model_config import engine_of
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.nn import Sequential, load_network
@@ -55,5 +56,10 @@ class Loader:
         return network_from_json(cast(dict[str, Any], read_meta(run)["network"]), self._load, str(run / "run.yaml"))
 
     def _load_model(self, name: str) -> LanguageModel:
-        lm = self._config.lm.model_copy(update={"spec": self._override or name, "prompt_lm": None, "hidden_lm": None})
+        given, spec = self._config.lm, self._override or name
+        changes: dict[str, Any] = {"spec": spec, "prompt_lm": None, "hidden_lm": None}
+        if engine_of(spec) != engine_of(given.spec) and "spec" in given.model_fields_set:
+            # the server that is known is that of another engine: its address and key are not for this model
+            changes |= {"base_url": (), "api_key": None, "api_key_env": None, "options": {}}
+        lm = given.model_copy(update=changes)
         return build_models(self._config.model_copy(update={"lm": lm}), self._stack).lm

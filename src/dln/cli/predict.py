@@ -11,10 +11,12 @@ import typer
 from rich.table import Table
 
 from dln.cli import complete, flags
+from dln.cli.endpoints import with_server_of
 from dln.cli.flags import examples
 from dln.cli.networks import Loader
+from dln.cli.resume import recorded_config
 from dln.cli.show import one_line, out, print_record, safe
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
 from dln.data.columns import INPUT_NAMES
 from dln.data.csv_source import read_csv
 from dln.data.jsonl_source import read_jsonl
@@ -22,6 +24,7 @@ from dln.data.table import cell_text
 from dln.data.text_file import read_text
 from dln.errors import InputError
 from dln.nn import Prediction
+from dln.train.run import read_meta
 
 __all__ = ["EPILOG", "predict"]
 
@@ -49,13 +52,18 @@ def predict(
     samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
     seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
     lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     as_json: flags.Json = False,
 ) -> None:
     """Predict: the label with its probabilities, and the hidden texts."""
     inputs = _inputs(texts or [], file, column)
-    config = load_config({"lm": {"cache": False if no_cache else None, "cache_path": cache}})
+    config = load_config({"lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache)})
+    if lm is None and (network / "run.yaml").exists() and read_meta(network).get("config"):
+        config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
     with ExitStack() as stack:
         trained = Loader(config, lm, stack).trained(network)
         for start in range(0, len(inputs), CHUNK):

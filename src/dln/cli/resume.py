@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import typer
 
 from dln.cli import flags
 from dln.cli.config import RunConfig, parse_config
+from dln.cli.endpoints import moved, with_secrets
 from dln.cli.flags import examples
 from dln.cli.session import BUDGET_EXIT, run_training
 from dln.cli.show import note
+from dln.cli.sources import load_config
 from dln.errors import InputError
 from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Finished
@@ -20,20 +22,31 @@ from dln.train.run import read_meta
 
 __all__ = ["EPILOG", "recorded_config", "resume"]
 
-EPILOG = examples("dln resume runs/questions", "dln resume runs/questions --max-tokens 5000000")
+EPILOG = examples(
+    "dln resume runs/questions",
+    "dln resume runs/questions --max-tokens 5000000",
+    "dln resume runs/mail --max-usd 10 --api-key-env MY_KEY",
+)
 
 
 def resume(
     run: flags.RunDirectory,
-    max_calls: Annotated[int | None, typer.Option(min=0, help="Another limit of requests.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=0, help="Another limit of tokens.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="Another limit of model minutes.")] = None,
+    max_calls: flags.MaxCalls = None,
+    max_tokens: flags.MaxTokens = None,
+    max_minutes: flags.MaxMinutes = None,
+    max_usd: flags.MaxUsd = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    config_file: flags.Config = None,
     as_json: flags.Json = False,
 ) -> None:
     """Go on with a run; it ends exactly as if it had never been stopped."""
     config = recorded_config(run)
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes}
-    changes = {name: value for name, value in limits.items() if value is not None}
+    # what the record leaves out, keys above all, comes from the settings of now
+    models = with_secrets(config.lm, load_config({}, config_file).lm)
+    config = config.model_copy(update={"lm": moved(models, base_url, api_key_env)})
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
+    changes = {n: value for n, value in limits.items() if value is not None and value != getattr(config.budget, n)}
     budget = config.budget.model_copy(update=changes)
     state = _state(run, config)
     if state == "budget" and not changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,18 +11,26 @@ import platformdirs
 import yaml
 
 from dln.cli.config import RunConfig, check_option_names, parse_config
+from dln.cli.model_config import engine_of
 from dln.errors import InputError
+from dln.lm.prices import parse_price
 
-__all__ = ["PROJECT_FILE", "load_config", "parse_setting", "user_file"]
+__all__ = ["PROJECT_FILE", "lm_settings", "load_config", "parse_setting", "user_file"]
 
 PROJECT_FILE = Path("dln.yaml")
 
-_PATHS = (("task", "csv"), ("task", "jsonl"), ("data", "directory"), ("lm", "cache_path"), ("network", "prompts_from"))
-_WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals"}
+_PATHS = (
+    *(("task", "csv"), ("task", "jsonl"), ("data", "directory")),
+    *(("lm", "cache_path"), ("lm", "prices_file"), ("network", "prompts_from")),
+)
+_WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals", "base_url"}
 """Values that replace a lower one as a whole."""
 
 _EITHER = {"task": ({"name", "csv", "jsonl"},), "network": ({"prompts", "prompts_from"},)}
 """Fields of a section that exclude one another: a higher source's one puts out a lower one's other."""
+
+_MODELS = ("lm", "prompt_lm", "hidden_lm")
+"""Sections of a model and its server."""
 
 _CSV, _JSONL = (".csv", ".tsv"), (".jsonl", ".ndjson")
 
@@ -81,6 +90,47 @@ def parse_setting(setting: str) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
+def lm_settings(
+    spec: str | None,
+    base_url: Sequence[str] | None,
+    api_key_env: str | None,
+    options: Sequence[str] | None,
+    prices_file: str | None,
+    prices: Sequence[str] | None,
+    cache: str | None,
+    no_cache: bool,
+) -> dict[str, Any]:
+    """The section `lm` that the flags of a command give; None is not given.
+
+    Raises:
+        InputError: an option or a price is not in its form.
+    """
+    chosen: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, text = option.partition("=")
+        if not equals or not name.strip():
+            raise InputError("not an option", where="--lm-option", got=name, expected="name=value, as in timeout=60")
+        chosen[name.strip()] = _value(text, f"--lm-option {name}")
+    return {
+        "spec": spec,
+        "base_url": list(base_url or ()),
+        "api_key_env": api_key_env,
+        "options": chosen,
+        "prices_file": prices_file,
+        "prices": {name: asdict(price) for name, price in map(parse_price, prices or ())},
+        "cache": False if no_cache else True if cache else None,
+        "cache_path": cache,
+    }
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        # not repeated, and not chained: an option may be a header with a key
+        raise InputError("the value is not YAML", where=where) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -89,9 +139,10 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        # without the original error, which quotes the line: there may be a key in it
         raise InputError(
-            "the configuration file is not YAML", where=place, got=str(getattr(error, "problem", error))
-        ) from error
+            "the configuration file is not YAML", where=place, got=str(getattr(error, "problem", "not readable"))
+        ) from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -124,8 +175,22 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         for group in _EITHER.get(name, ()):
             if group & set(over):
                 inner = {} if name == "task" else {k: v for k, v in inner.items() if k not in group}
+        if name in _MODELS:
+            inner = _server_below(inner, over)
         merged[name] = _merge(inner, over)
     return merged
+
+
+def _server_below(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What a lower source says of a server, as far as it is of the same one: a key goes to no other address."""
+    dropped: set[str] = set()
+    if "base_url" in over:
+        dropped |= {"api_key", "api_key_env"}
+    if "spec" in over and "spec" in below and engine_of(str(over["spec"])) != engine_of(str(below["spec"])):
+        dropped |= {"base_url", "api_key", "api_key_env", "options"}
+    if {"api_key", "api_key_env"} & set(over):
+        dropped |= {"api_key", "api_key_env"}
+    return {name: value for name, value in below.items() if name not in dropped}
 
 
 def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -134,6 +199,10 @@ def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
         k: dict(cast(Mapping[str, Any], v)) if isinstance(v, Mapping) and k != "options" else v
         for k, v in layer.items()
     }
+    models = cast(dict[str, Any], result.get("lm") or {})
+    for side in _MODELS[1:]:
+        if isinstance(models.get(side), str):
+            models[side] = {"spec": models[side]}  # the short form, so that sources can be put together
     task = cast(dict[str, Any], result.get("task") or {})
     name = str(task.get("name") or "")
     for kind, suffixes in (("csv", _CSV), ("jsonl", _JSONL)):

@@ -16,7 +16,8 @@ from dln.cli.config import RunConfig, config_schema
 from dln.cli.dry_run import dry_run
 from dln.cli.flags import examples
 from dln.cli.session import run_training
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
+from dln.errors import InputError
 
 __all__ = ["EPILOG", "train"]
 
@@ -27,7 +28,8 @@ EPILOG = examples(
     "dln train --csv mail.csv --input message --target kind --steps 10",
     "dln train --task subj --data data --layers 2 --max-minutes 30",
     "dln train --task mail.csv --set batch_size=32 --set inference.num_prompts=12",
-    "dln train --task questions --dry-run",
+    "dln train --task questions --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
+    "dln train --task mail.csv --lm openai/gpt-4o-mini --max-usd 5 --dry-run",
 )
 
 
@@ -111,19 +113,65 @@ def train(
         typer.Option("--test/--no-test", help="Evaluate on the test examples at the end.", rich_help_panel=TRAINING),
     ] = None,
     lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
     prompt_lm: Annotated[
         str | None,
         typer.Option(
             envvar="DLN_PROMPT_LM",
             metavar="SPEC",
             help="The model that proposes prompts.",
+            autocompletion=complete.models,
+            rich_help_panel=flags.MODEL,
+        ),
+    ] = None,
+    prompt_base_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DLN_PROMPT_BASE_URL",
+            metavar="URL",
+            help="Its server; default that of --lm if the engine is the same.",
+            rich_help_panel=flags.MODEL,
+        ),
+    ] = None,
+    prompt_api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DLN_PROMPT_API_KEY_ENV",
+            metavar="NAME",
+            help="Its key's environment variable.",
+            autocompletion=complete.key_variables,
             rich_help_panel=flags.MODEL,
         ),
     ] = None,
     hidden_lm: Annotated[
         str | None,
         typer.Option(
-            envvar="DLN_HIDDEN_LM", metavar="SPEC", help="The model that edits texts.", rich_help_panel=flags.MODEL
+            envvar="DLN_HIDDEN_LM",
+            metavar="SPEC",
+            help="The model that edits hidden texts.",
+            autocompletion=complete.models,
+            rich_help_panel=flags.MODEL,
+        ),
+    ] = None,
+    hidden_base_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DLN_HIDDEN_BASE_URL",
+            metavar="URL",
+            help="Its server; default that of --lm if the engine is the same.",
+            rich_help_panel=flags.MODEL,
+        ),
+    ] = None,
+    hidden_api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DLN_HIDDEN_API_KEY_ENV",
+            metavar="NAME",
+            help="Its key's environment variable.",
+            autocompletion=complete.key_variables,
+            rich_help_panel=flags.MODEL,
         ),
     ] = None,
     batch_tokens: Annotated[
@@ -132,22 +180,14 @@ def train(
     ] = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
-    max_calls: Annotated[
-        int | None,
-        typer.Option(min=0, envvar="DLN_MAX_CALLS", help="Stop before more requests.", rich_help_panel=flags.MODEL),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=0, envvar="DLN_MAX_TOKENS", help="Stop before more tokens.", rich_help_panel=flags.MODEL),
-    ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0, envvar="DLN_MAX_MINUTES", help="Stop after so many minutes of models.", rich_help_panel=flags.MODEL
-        ),
-    ] = None,
+    prices: flags.Prices = None,
+    price: flags.PriceOf = None,
+    max_calls: flags.MaxCalls = None,
+    max_tokens: flags.MaxTokens = None,
+    max_minutes: flags.MaxMinutes = None,
+    max_usd: flags.MaxUsd = None,
     run_dir: Annotated[
-        Path | None, typer.Option(envvar="DLN_RUN_DIR", metavar="DIR", help="Default: runs/<task>-<layers>l-<time>.")
+        str | None, typer.Option(envvar="DLN_RUN_DIR", metavar="DIR", help="Default: runs/<task>-<layers>l-<time>.")
     ] = None,
     config: flags.Config = None,
     as_json: flags.Json = False,
@@ -178,12 +218,10 @@ def train(
             "test_size": test_size,
         },
         "lm": {
-            "spec": lm,
-            "prompt_lm": prompt_lm,
-            "hidden_lm": hidden_lm,
+            **lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache),
+            "prompt_lm": {"spec": prompt_lm, "base_url": prompt_base_url, "api_key_env": prompt_api_key_env},
+            "hidden_lm": {"spec": hidden_lm, "base_url": hidden_base_url, "api_key_env": hidden_api_key_env},
             "batch_tokens": batch_tokens,
-            "cache": False if no_cache else True if cache else None,
-            "cache_path": cache,
         },
         "network": {
             "layers": layers,
@@ -194,8 +232,13 @@ def train(
             "freeze": freeze,
         },
         "options": {"preset": preset, "steps": steps, "seed": seed},
-        "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes},
-        "run_dir": None if run_dir is None else str(run_dir),
+        "budget": {
+            "max_calls": max_calls,
+            "max_tokens": max_tokens,
+            "max_minutes": max_minutes,
+            "max_usd": max_usd,
+        },
+        "run_dir": run_dir,
         "test": test,
     }
     chosen = load_config(given, config, setting or ())
@@ -206,7 +249,9 @@ def train(
 
 
 def _directory(config: RunConfig) -> Path:
-    if config.run_dir:
+    if config.run_dir is not None:
+        if not config.run_dir.strip():
+            raise InputError("the run directory has no name", where="--run-dir", fix="--run-dir runs/first")
         return Path(config.run_dir)
     name = f"{task_label(config)}-{config.network.layers}l-{time.strftime('%Y%m%d-%H%M%S')}"
     path, n = Path("runs") / name, 1
