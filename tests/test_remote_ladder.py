@@ -134,10 +134,11 @@ def test_labels_without_a_common_beginning_cost_one_call():
     assert len(server.calls) == 2
 
 
-def test_impossible_numbers_make_no_masses():
+@pytest.mark.parametrize("wrong", [math.nan, 0.5, math.inf])
+def test_impossible_numbers_make_no_masses(wrong: float):
     class Broken(Simulator):
         def top(self, before: Sequence[str], body: dict[str, Any]) -> dict[str, float]:
-            return dict.fromkeys(super().top(tuple(before), body), math.nan)
+            return dict.fromkeys(super().top(tuple(before), body), wrong)
 
     session = Session(Dialect("table"), Broken(table(3)), chat=False)
     assert np.isnan(TopLabels(session, 5).log_masses(["Q:"], [" yes", " no"])).all()
@@ -155,6 +156,17 @@ def test_picked_labels_are_exact(seed: int, context: str, labels: list[str]):
     np.testing.assert_allclose(
         PickedLabels(session).log_masses([context], labels), lm.choice_log_probs([context], labels), atol=1e-9
     )
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 0.5, math.inf])
+def test_one_impossible_number_in_the_middle_of_a_label_makes_its_row_unusable(wrong: float):
+    class Broken(Simulator):
+        def log_prob(self, before: tuple[str, ...], word: str) -> float:
+            return wrong if word == " yes" else super().log_prob(before, word)
+
+    session = Session(VLLM("table"), Broken(TableLM.random(TEXTS, 3)), chat=False)
+    session.takes_ids = True
+    assert np.isnan(PickedLabels(session).log_masses(["Q:"], [" yes sir", " no"])).all()
 
 
 def test_many_labels_are_asked_for_in_parts():

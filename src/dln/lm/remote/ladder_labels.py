@@ -23,6 +23,9 @@ from dln.numerics import Floats
 
 __all__ = ["LabelRung", "PickedLabels", "ScoredLabels", "log_rest"]
 
+POSSIBLE = 1e-6
+"""The largest value that is a log-probability but for rounding."""
+
 MOST_WANTED = 100
 """Token ids per call; vLLM takes 128."""
 
@@ -142,5 +145,8 @@ def _masses(trie: LabelTrie, edges: dict[Ids, dict[int, float]]) -> Floats:
     log_probs = {
         prefix: np.array([edges[prefix][token] for token in children]) for prefix, children in trie.children.items()
     }
+    if any(not (row <= POSSIBLE).all() for row in log_probs.values()):
+        # A NaN, or a positive number that a sum with others would hide: nothing is known of the row.
+        return np.full(len(trie.ids), np.nan)
     masses = trie.log_masses(log_probs, {prefix: log_rest(row.tolist()) for prefix, row in log_probs.items()})
     return np.full(len(masses), np.nan) if np.isnan(masses).any() else masses

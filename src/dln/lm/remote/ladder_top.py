@@ -31,6 +31,7 @@ DEEPEST = 8
 NEGLIGIBLE = 1e-4
 MOST_OPEN = 0.05
 ROUNDING = 1e-6
+POSSIBLE = 1e-3
 
 Tables = Mapping[str, tuple[Token, ...]]
 
@@ -132,7 +133,7 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
         ended = [label for label in labels if keys[label] == _key(before, chat=chat)]
         left = mass
         for token in tables[before]:
-            text, p = before + (token.text or ""), mass * math.exp(min(token.log_prob, 1.0))
+            text, p = before + (token.text or ""), mass * _probability(token)
             if ended and not (token.text and _longer(text, ended[0], keys, chat=chat)):
                 continue  # not on the way to a longer label: it belongs to the one that has ended
             left -= p
@@ -149,7 +150,7 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
                 unsettled += p if len(candidates) < len(labels) else 0.0
         for label in ended:
             masses[label] = masses.get(label, 0.0) + max(0.0, left) / len(ended)
-    first = [math.exp(min(token.log_prob, 1.0)) for token in tables[""]]
+    first = [_probability(token) for token in tables[""]]
     return Spread(masses, undecided, unsettled, min(first), math.fsum(first))
 
 
@@ -177,6 +178,11 @@ def _settled(found: Spread, labels: Sequence[str]) -> Floats:
         bound = min(bound, max(ROUNDING, 1.0 - found.returned) / len(missing))
     with np.errstate(divide="ignore"):
         return np.log(np.array([found.masses.get(label) or bound for label in labels]))
+
+
+def _probability(token: Token) -> float:
+    """NaN for what is no log-probability, so that the row it belongs to becomes NaN."""
+    return math.exp(token.log_prob) if token.log_prob <= POSSIBLE else math.nan
 
 
 def _key(text: str, *, chat: bool) -> str:
