@@ -19,6 +19,7 @@ from dln.numerics import logsumexp
 __all__ = ["Unfit", "check_picked", "check_targets", "check_top", "kept_densities", "seeds_matter"]
 
 LABELS = (" Paris", " London")
+DRAWN = "a draw's"
 AGREEMENT = 0.1
 """Mean difference of two log-probabilities of one token, in nats, that rounding can explain (bfloat16)."""
 
@@ -38,7 +39,7 @@ def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
     if session.takes_ids:
         if known.ids and known.row.tokens:
             scored = _rows(rung, [Pair(prompt, "", known.ids)])[0]
-            _agree([token.log_prob for token in known.row.tokens], scored, "a draw's")
+            _agree([token.log_prob for token in known.row.tokens], scored, DRAWN)
             reason = "a draw's own log-probabilities are met, and the chain rule holds"
         ids = session.encode([PLAIN], alone=True)[0]
         half = len(ids) // 2
@@ -49,7 +50,7 @@ def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
             row = rung.rows([Pair(prompt, known.text)])[0]
             same = [(a, b) for a, b in zip(known.row.tokens, row or (), strict=False) if a.text == b.text]
             if same:
-                _agree([a.log_prob for a, _ in same], [b.log_prob for _, b in same], "a draw's")
+                _agree([a.log_prob for a, _ in same], [b.log_prob for _, b in same], DRAWN)
                 reason = "a draw's own log-probabilities are met, and the chain rule holds"
         words = PLAIN.split(" is ", 1)
         middle = f"{words[0]} is"
@@ -73,7 +74,7 @@ def check_picked(session: Session, rung: PickedLabels, targets: TargetRung | Non
     if known.ids and known.row.tokens:
         row = session.send([dialect.next_tokens(prompt, 1, known.ids[:1])], dialect.read_next)[0]
         picked = next(token.log_prob for token in row.tops[0] if token.id == known.ids[0])
-        _agree([known.row.tokens[0].log_prob], [picked], "a draw's")
+        _agree([known.row.tokens[0].log_prob], [picked], DRAWN)
     if targets is not None:
         ids = session.encode(LABELS, alone=True)
         scored = [sum(row) for row in _rows(targets, [Pair(prompt, "", row) for row in ids])]
@@ -89,7 +90,7 @@ def check_top(top: int, session: Session) -> str:
         Unfit: they are not.
     """
     values = [token.log_prob for token in next_top(session, top)]
-    if not all(value <= 1e-3 for value in values) or not logsumexp(values) <= 1e-2:
+    if not all(value <= 1e-3 for value in values) or not -5.0 <= logsumexp(values) <= 1e-2:
         raise Unfit(f"impossible log-probabilities {values}")
     return f"the {top} likeliest tokens"
 
@@ -147,6 +148,8 @@ def _agree(expected: Sequence[float], got: Sequence[float], whose: str) -> None:
         raise Unfit(f"{len(two)} log-probabilities where {whose} are {len(one)}")
     if np.isnan(one).any() or np.isnan(two).any():
         raise Unfit("a log-probability is missing")
+    if whose == DRAWN and not np.isfinite(one).all():
+        raise Unfit("a drawn token has no finite log-probability")
     if (one > 1e-3).any() or (two > 1e-3).any():
         raise Unfit("a log-probability is positive")
     apart = np.abs(np.where(one == two, 0.0, one) - np.where(one == two, 0.0, two))

@@ -64,10 +64,16 @@ class TokenRow:
 
 def malformed(message: str, *, where: str, got: object = None, expected: object = None) -> MalformedReply:
     """The error for an answer that is none; what was got is cut to a readable length."""
-    shown = None if got is None else repr(got)
-    if shown is not None and len(shown) > SHOWN:
+    shown = "nothing" if got is None else repr(got)
+    if len(shown) > SHOWN:
         shown = f"{shown[:SHOWN]}…"
-    return MalformedReply(message, where=where, got=shown, expected=expected)
+    return MalformedReply(
+        message,
+        where=where,
+        got=shown,
+        expected=expected,
+        fix="look at the server's log and version; `dln doctor` says what it can do",
+    )
 
 
 def mapping(value: object, where: str) -> dict[str, Any]:
