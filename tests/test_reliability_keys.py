@@ -75,8 +75,9 @@ def put(place: str, url: str, cli: Shell, monkeypatch: pytest.MonkeyPatch) -> tu
         monkeypatch.setenv("MY_OWN_KEY", CANARY)
         return url, ["--api-key-env", "MY_OWN_KEY"]
     elif place == "configuration":
-        (cli.folder / "settings.yaml").write_text(f"lm:\n  api_key: {CANARY}\n", encoding="utf-8")
-        return url, ["--config", "settings.yaml"]
+        # with its address: a key is sent to no other one than it was written down for
+        (cli.folder / "settings.yaml").write_text(f"lm:\n  base_url: {url}\n  api_key: {CANARY}\n", encoding="utf-8")
+        return None, ["--config", "settings.yaml"]
     elif place == "base URL":
         return secret_url, []
     elif place == "base URL in the environment":

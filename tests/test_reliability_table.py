@@ -10,7 +10,7 @@ import pytest
 
 from fault_expected import EXPECTED, GROUPS, expected
 from fault_scripts import FAULTS
-from fault_table import ASKED, DOOR, FAULT_NAMES, PATIENCE, PLAYED, Cell, measure_rows
+from fault_table import ASKED, DOOR, FAULT_NAMES, PLAYED, RETRIES, Cell, measure_rows
 
 TOOL: dict[str, Any] = runpy.run_path(
     str(Path(__file__).resolve().parents[1] / "tools" / "make_reliability_page.py"), run_name="page"
@@ -39,13 +39,13 @@ def problems(fault: str, played: Any, asked: Any, cell: Cell) -> list[str]:
     """What is wrong with the outcome of one experiment."""
     wanted, got = expected(fault, played, asked), TOOL["shown"](cell)
     found = [] if got == wanted else [f"{got} ({cell.message}), expected {wanted}"]
-    if cell.seconds >= 5 and wanted != "survived":
+    if cell.seconds >= (5 if cell.outcome in FINAL else 10) and wanted != "survived":
         found.append(f"took {cell.seconds:.1f} s")
     if not cell.counted:
         found.append("cost is not that of an undisturbed run")
     if cell.outcome in FINAL and cell.most > 1 and asked != "start":
         found.append(f"the same request was sent {cell.most} times, though that cannot help")
-    if cell.most > 1 + PATIENCE["max_retries"] and fault not in DOOR and asked != "start":
+    if cell.most > 1 + RETRIES[played] and fault not in DOOR and asked != "start":
         found.append(f"the same request was sent {cell.most} times")
     if cell.outcome not in {"survived", "unusable"} and cell.exit_code != (2 if "Context" in cell.outcome else 3):
         found.append(f"exit code {cell.exit_code}")

@@ -41,12 +41,12 @@ number that comes back can be compared with the truth. Nothing on this page is s
 faults: the first three requests). *Always* means that the fault does not end. The columns: *at the start* is
 everything from the first contact on, including the probe that finds out what the server can do (*once*: every twelfth
 request). For the other columns the fault begins after the engine was loaded. "by …" names the rungs that the probe
-went down to, for labels and for texts.
+went down to, for labels and for texts. "–" was not played.
 
 What asking again cannot mend (a wrong key, a spent quota, an unknown model, a request that is not taken) is reported
-at the first reply, and asked once. With the time-outs of these experiments (0.5 s to read, 3 s in all, one retry)
-every error is there within 5 seconds. The defaults are more patient: 120 s to read, 600 s in all, up to 8 retries
-with growing pauses.
+at the first reply, within 5 seconds, and asked once. What might pass is asked again, in these experiments with 0.8 s
+of silence and 4 s in all allowed. The defaults are more patient: 120 s of silence, 600 s in all, and up
+to 8 retries with growing pauses.
 """
 
 TITLES = {
@@ -77,7 +77,10 @@ def shown(cell: Cell) -> str:
 
 def lines_of(fault: str, cells: Cells) -> list[str]:
     """The rows of one fault."""
-    rows = {played: [shown(cells[fault, played, asked]) for asked in ASKED] for played in PLAYED}
+    rows = {
+        played: [shown(cells[fault, played, asked]) if (fault, played, asked) in cells else "–" for asked in ASKED]
+        for played in PLAYED
+    }
     if rows["once"] == rows["always"]:
         return [_line([fault, "once or always", *rows["once"]])]
     return [_line([fault, played, *row]) for played, row in rows.items()]
