@@ -30,7 +30,7 @@ with a real HTTP server that misbehaves on a script (`tests/fault_server.py`); t
 compare the outcome with the expectation, which is written by hand, and with this page.
 
 Each experiment has a server and an engine of its own. The model behind the server is small and exact, so that every
-number that comes back can be compared with the truth. Nothing on this page is silently wrong: an outcome is
+number that comes back can be compared with the truth. Nothing in these tables is silently wrong: an outcome is
 
 - **survived**: the very numbers of an undisturbed run, and its cost: what was asked again is not counted again;
 - **unusable**: values came that cannot be log-probabilities (NaN, ±∞, positive, or beside one that is missing). They
@@ -47,6 +47,15 @@ What asking again cannot mend (a wrong key, a spent quota, an unknown model, a r
 at the first reply, within 5 seconds, and asked once. What might pass is asked again, in these experiments with 0.8 s
 of silence and 4 s in all allowed. The defaults are more patient: 120 s of silence, 600 s in all, and up
 to 8 retries with growing pauses.
+"""
+
+TAIL = """\
+## What is not caught
+
+A server or proxy that sends one reply twice over a connection that stays open breaks HTTP: the second copy can be
+taken for the answer to the next request. Where that answer does not fit (other token ids, other labels) it is an
+error, but a draw always fits. Nor can anything be seen of a server that changes its model in the middle of a run and
+goes on giving the old name.
 """
 
 TITLES = {
@@ -66,7 +75,7 @@ def page() -> str:
         rows = [line for fault in faults for line in lines_of(fault, cells)]
         sections.append("\n".join([f"## {TITLES[group]}", "", *_table_head(COLUMNS), *rows, ""]))
         messages += [line for fault in faults if (line := message_of(fault, cells))]
-    sections.append("\n".join(["## What the errors say", "", *messages, ""]))
+    sections += ["\n".join(["## What the errors say", "", *messages, ""]), TAIL]
     return "\n".join(sections)
 
 
