@@ -221,7 +221,11 @@ def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, count):
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_random_pairs_are_scored_as_plain_transformers_scores_them(smollm2, chat, count):
-    """Questions of the bundled task, cut at random, half of them behind a common beginning; float32, 1e-4."""
+    """Questions of the bundled task, cut at random, half of them behind a common beginning; float32, 1e-4.
+
+    In float32 a rare prefix is so ill-conditioned that plain transformers itself moves by more than 1e-4 when
+    the same sequence stands in a batch; only there may the engine be off by as much, and hardly ever.
+    """
     import torch
 
     from dln.data import load_task
@@ -236,10 +240,19 @@ def test_random_pairs_are_scored_as_plain_transformers_scores_them(smollm2, chat
         contexts.append(("What is asked for?\n\nInput: " if i % 2 else "") + text[:cut])
         targets.append(text[cut : cut + int(rng.integers(1, 30))])
     scores = lm.log_prob(contexts, targets)
-    model = lm.network.model
+
+    def plain(before, after, rows):
+        ids = torch.tensor([[*before, *after]]).repeat(rows, 1)
+        with torch.inference_mode():
+            logits = lm.network.model(input_ids=ids, logits_to_keep=len(after) + 1).logits[0, :-1]
+        return logits.double().log_softmax(-1).gather(1, torch.tensor(after)[:, None])[:, 0].numpy()
+
+    ill_conditioned = 0
     for context, target, score in zip(contexts, targets, scores, strict=True):
         before, after = lm.context_ids(context), lm.encode(target)
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*before, *after]]), logits_to_keep=len(after) + 1).logits[0]
-        expected = logits[:-1].double().log_softmax(-1).gather(1, torch.tensor(after)[:, None])[:, 0].numpy()
-        np.testing.assert_allclose(score.values, expected, atol=1e-4)
+        expected = plain(before, after, 1)
+        difference = np.abs(score.values - expected).max()
+        if difference > 1e-4:
+            ill_conditioned += 1
+            assert difference <= 2 * np.abs(plain(before, after, 9) - expected).max()
+    assert ill_conditioned <= count / 200
