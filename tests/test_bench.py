@@ -160,8 +160,9 @@ def test_the_limit_counts_the_head_only_where_a_token_is_predicted(tiny):
     assert machine.layer_weights + machine.head_weights == everything
     assert machine.flops > 0
     assert machine.forward_flops > 0
-    half = Machine(10, 100, 64, flops=1000.0, forward_flops=500.0)
-    assert half.limit(Work(1, 0, needed=50, rows=5)) == pytest.approx(2 * (50 * 10 + 5 * 100) / 1000.0)
+    half = Machine(110, 10, 100, 64, flops=1000.0, forward_flops=500.0)
+    assert half.limit(Work(1, 0, needed=50, rows=5)) == pytest.approx(2 * 50 * 110 / 1000.0)
+    assert half.strict_limit(Work(1, 0, needed=50, rows=5)) == pytest.approx(2 * (50 * 10 + 5 * 100) / 1000.0)
 
 
 @pytest.mark.parametrize("classes", [2, 6])
@@ -227,6 +228,7 @@ def test_scoring_reports_what_was_measured(setting, tiny):
     assert result.largest_difference < 1e-4
     assert result.engine.runs == 2
     assert result.limit == machine.limit(result.work)
+    assert result.strict_limit == machine.strict_limit(result.work)
     assert result.speed_up == result.plain.best / result.engine.best
 
 

@@ -1,11 +1,12 @@
-"""The limit: how long a workload takes if every trie node costs two operations per weight and nothing else.
+"""The limit: how long a workload takes if every trie node costs two operations per parameter and nothing else.
 
-    operations = 2 (needed · weights of the layers + rows · weights of the head)
-    limit      = operations / speed of plain matrix products
+    limit        = 2 · needed · parameters / speed of plain matrix products
+    strict limit = 2 (needed · weights of the layers + rows · weights of the head) / the same speed
 
-`weights of the layers` are those of all linear maps except the output head, which only the rows that
-predict a token need; the embedding is a look-up. Attention itself, norms, activations and the planner are not
-counted: they are what hardware efficiency = limit / seconds is lost to. The speed is that of the same
+The first is the usual rule of thumb, with every parameter counted once. The strict one counts what is
+multiplied: the weights of all linear maps except the output head, which only the rows that predict a token
+need; the embedding is a look-up. Attention itself, norms, activations and the planner are in neither: they are
+what hardware efficiency = limit / seconds is lost to. The speed is that of the same
 products in the same process: [M, in] × [in, out] for every linear map of the model, its own weights, M tokens
 as in a pack, best of several repetitions.
 """
@@ -30,6 +31,7 @@ class Machine:
     """What the processor does with this model's matrix products.
 
     Attributes:
+        parameters: of the model, shared ones counted once.
         layer_weights: weights of the linear maps, the head aside.
         head_weights: weights of the output head.
         tokens: M, rows of each product.
@@ -38,6 +40,7 @@ class Machine:
             the head and counting the same operations: what the rest of the architecture leaves of `flops`.
     """
 
+    parameters: int
     layer_weights: int
     head_weights: int
     tokens: int
@@ -45,6 +48,10 @@ class Machine:
     forward_flops: float
 
     def limit(self, work: Work) -> float:
+        """Seconds for two operations per trie node and parameter."""
+        return 2 * work.needed * self.parameters / self.flops
+
+    def strict_limit(self, work: Work) -> float:
         """Seconds below which the workload cannot be done on this processor without skipping trie nodes."""
         return 2 * (work.needed * self.layer_weights + work.rows * self.head_weights) / self.flops
 
@@ -80,6 +87,7 @@ def measure_machine(lm: TransformersLM, tokens: int | None = None) -> Machine:
         product_seconds, forward_seconds = (_best(run, device) for run in (products, forward))
     operations = 2 * rows * layer_weights
     return Machine(
+        parameters=sum(int(p.numel()) for p in model.parameters()),
         layer_weights=layer_weights,
         head_weights=int(head.weight.numel()),
         tokens=rows,

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import dln
 from dln.lm.transformers import TransformersLM
 
 __all__ = ["RunFacts", "about_run", "as_record"]
@@ -54,7 +54,7 @@ def about_run(lm: TransformersLM, words: Sequence[str]) -> RunFacts:
         device=_processor() if on_cpu else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads() if on_cpu else 0,
         versions=(
-            f"dln {dln.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"dln {version('dln')}, torch {torch.__version__}, transformers {transformers.__version__}, "
             f"Python {platform.python_version()}"
         ),
     )

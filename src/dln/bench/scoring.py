@@ -50,6 +50,7 @@ class ScoringResult:
         plain_rows: batch size that was fastest for `plain`.
         deduplicated_rows: and for `deduplicated`.
         limit: seconds, see `dln.bench.limit`.
+        strict_limit: likewise.
         largest_difference: of a log-probability between engine and `plain`, in nats.
     """
 
@@ -63,6 +64,7 @@ class ScoringResult:
     plain_rows: int
     deduplicated_rows: int
     limit: float
+    strict_limit: float
     largest_difference: float
 
     @property
@@ -84,6 +86,11 @@ class ScoringResult:
     def hardware_efficiency(self) -> float:
         """Limit over the engine's best seconds."""
         return self.limit / self.engine.best
+
+    @property
+    def strict_efficiency(self) -> float:
+        """Strict limit over the engine's best seconds."""
+        return self.strict_limit / self.engine.best
 
 
 def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, repeat: int) -> ScoringResult:
@@ -109,6 +116,7 @@ def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, re
         plain_rows=plain_lm.rows,
         deduplicated_rows=sorted_lm.rows,
         limit=machine.limit(counted),
+        strict_limit=machine.strict_limit(counted),
         largest_difference=float(np.abs(engine.value - plain.value).max()),
     )
 
