@@ -103,7 +103,8 @@ def test_a_run_that_ends_in_an_error_goes_on_to_the_result_of_an_undisturbed_one
         again = len(server.asked()) - before
     assert resumed.code == 0, resumed.err
     assert agreed(run) == calm.result
-    assert 0 < again < before / 2  # what was answered before is not asked again
+    # a third was left; then there are the probe, and what was asked together with the request that failed
+    assert 0 < again < 0.8 * calm.requests
 
 
 def test_a_server_that_dies_in_the_middle_and_comes_back(cli: Shell, calm: Calm):
