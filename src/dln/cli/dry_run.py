@@ -1,53 +1,88 @@
-"""`dln train --dry-run`: calls, tokens and time, before anything is spent but a second of measuring."""
+"""`dln train --dry-run`: calls, tokens, money and time, before anything is spent but a second of measuring."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 from rich.table import Table
 
 from dln.cli.compose import build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
+from dln.cli.endpoints import price_table, remote, wanted_models
+from dln.cli.forecast import LengthOnly, assumed_seconds, dollars, estimate_record
 from dln.cli.show import duration, note, out, print_record
 from dln.data import Dataset, Task
 from dln.keys import Key
+from dln.lm.base import LanguageModel
 from dln.lm.wrapper import Wrapper
 from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
 from dln.train.estimate import Cost, Estimate, LayerSize, Speed, estimate
 
-__all__ = ["dry_run", "layer_sizes"]
+__all__ = ["dry_run", "expected", "layer_sizes"]
 
+ASSUMED = "time assumes half a second a call, 50 tokens drawn a second, 16 calls at once"
 SHOWN = 20
 """Examples whose lengths are measured."""
 
 
 def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
-    """Print what a run would cost; with `as_json`, without measuring the model's speed.
+    """Print what a run would cost. A model on a server is not asked; with `as_json` no speed is measured either.
 
     Raises:
         DlnError: the task, a model or the options cannot be used.
     """
-    options = training_options(config)
     task = build_task(config)
     with ExitStack() as stack:
-        models = build_models(config.model_copy(update={"lm": config.lm.model_copy(update={"cache": False})}), stack)
-        lm = models.lm.unwrapped if isinstance(models.lm, Wrapper) else models.lm
+        lm, speed, written = _lm(config, stack), None, config.network.hidden_tokens / 2
         network = build_network(config, task, lm)
-        speed, written = (None, config.network.hidden_tokens / 2) if as_json else _probe(network, task)
-        result = estimate(
-            layer_sizes(network, task.train, written),
-            options,
-            train_size=len(task.train),
-            dev_size=len(task.dev),
-            test_size=len(task.test) if config.test else 0,
-        )
+        if not as_json and not remote(config.lm.spec):
+            speed, written = _probe(network, task)
+        result = expected(config, task, network, written)
+    record, money = estimate_record(result, config, speed), dollars(result, config)
     if as_json:
-        rows = {name: _record(cost) for name, cost in {**result.phases, "total": result.total}.items()}
-        print_record({"kind": "estimate", "phases": rows})
+        rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}
+        rows["total"] = {**_record(result.total), "usd": record["usd"]}
+        print_record({"kind": "estimate", "phases": rows, **{n: record[n] for n in ("usd", "seconds", "tokens_by")}})
         return
-    out().print(_table(result, speed))
+    out().print(_table(result, config, speed, money, record))
     note("at most: what the cache knows already is free, and equal requests are asked once")
+    if remote(config.lm.spec):
+        note(f"nothing was asked: tokens are counted as {record['tokens_by']}; {ASSUMED}")
+    if record["usd"] is None:
+        note(f"the price of {config.lm.spec} or a model beside it is not known: --price MODEL=IN/OUT")
+
+
+def expected(config: RunConfig, task: Task, network: Sequential, written: float | None = None) -> Estimate:
+    """The estimate for a network with its initial prompts; its models' tokens are counted, and nothing is asked.
+
+    Args:
+        config: of the run.
+        task: with its data.
+        network: with its initial prompts.
+        written: mean tokens of a hidden text or free answer; default half of the longest.
+    """
+    return estimate(
+        layer_sizes(network, task.train, config.network.hidden_tokens / 2 if written is None else written),
+        training_options(config),
+        train_size=len(task.train),
+        dev_size=len(task.dev),
+        test_size=len(task.test) if config.test else 0,
+    )
+
+
+def _lm(config: RunConfig, stack: ExitStack) -> LanguageModel:
+    """The model without cache and meter; of one on a server only the lengths of texts."""
+    if remote(config.lm.spec):
+        wanted_models(config.lm)  # a missing variable or model is an error here too
+        if config.budget.max_usd is not None:
+            price_table(config.lm).needed(config.lm.spec)
+        return LengthOnly(config.lm.spec)
+    changes = {"cache": False, "prompt_lm": None, "hidden_lm": None}
+    models = build_models(config.model_copy(update={"lm": config.lm.model_copy(update=changes)}), stack)
+    return models.lm.unwrapped if isinstance(models.lm, Wrapper) else models.lm
 
 
 def layer_sizes(network: Sequential, dataset: Dataset, written: float) -> list[LayerSize]:
@@ -131,18 +166,28 @@ def _record(cost: Cost) -> dict[str, int]:
     }
 
 
-def _table(result: Estimate, speed: Speed | None) -> Table:
+def _table(
+    result: Estimate,
+    config: RunConfig,
+    speed: Speed | None,
+    money: Mapping[str, float | None],
+    record: Mapping[str, Any],
+) -> Table:
     table = Table(title="Estimate", title_justify="left")
-    for heading in ("", "calls", "tokens read", "tokens drawn", "time"):
+    for heading in ("", "calls", "tokens read", "tokens drawn", "US dollars", "time"):
         table.add_column(heading, justify="right" if heading else "left")
-    rows = {**{name: cost for name, cost in result.phases.items() if cost.calls}, "total": result.total}
-    for name, cost in rows.items():
+    shown: list[tuple[str, Cost, float | None]] = [
+        (name, cost, money[name]) for name, cost in result.phases.items() if cost.calls
+    ]
+    for name, cost, usd in (*shown, ("total", result.total, record["usd"])):
+        seconds = assumed_seconds(cost, config) if remote(config.lm.spec) else cost.seconds(speed) if speed else None
         table.add_row(
             name,
             f"{cost.calls:,.0f}",
             f"{cost.prompt_tokens:,.0f}",
             f"{cost.completion_tokens:,.0f}",
-            "–" if speed is None else duration(cost.seconds(speed)),
+            "not known" if usd is None else f"{usd:,.4f}" if usd else "0",
+            "–" if seconds is None else duration(seconds),
             style="bold" if name == "total" else None,
         )
     return table

@@ -15,12 +15,17 @@ from dln.cli.board import Board
 from dln.cli.command_line import command_of
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
+from dln.cli.dry_run import expected
+from dln.cli.forecast import estimate_record
 from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
 from dln.cli.stopping import Terminated
 from dln.cli.watch import Watch, choose_watch
 from dln.data import Task
 from dln.errors import BudgetReached
+from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter, Usage
+from dln.lm.remote.engine import RemoteLM
+from dln.lm.wrapper import Wrapper
 from dln.nn import Sequential
 from dln.nn.saving import load_network, network_from_json
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
@@ -62,7 +67,8 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         watch = choose_watch(board, as_json=as_json)
         try:
             with watch:
-                result, evaluated = _train(config, options, task, network, models, directory, resume, watch)
+                record = None if resume else _record(config, task, network, models)
+                result, evaluated = _train(config, options, task, network, models, directory, resume, watch, record)
         except KeyboardInterrupt as error:
             _interrupted(directory, board.step)
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
@@ -81,6 +87,7 @@ def _train(
     directory: Path,
     resume: bool,
     watch: Watch,
+    record: dict[str, Any] | None,
 ) -> tuple[FitResult, Evaluated | None]:
     finished = _finished(directory) if resume else None
     if finished is not None and finished.reason != "budget" and (directory / "network.json").exists():
@@ -103,6 +110,7 @@ def _train(
             task=task.name,
             config=config.model_dump(mode="json"),
             readable=task.test.inputs if config.test else (),
+            record=record,
         )
     if not config.test or result.reason == "budget":
         return result, None
@@ -123,6 +131,24 @@ def _train(
         run.append(event)
     watch.event(event)
     return result, event
+
+
+def _record(config: RunConfig, task: Task, network: Sequential, models: Models) -> dict[str, Any]:
+    """What is known before the first step: the estimate, and what the probes of servers have shown."""
+    engines = {wrapped.name: engine.report.to_dict() for wrapped, engine in _servers(models)}
+    for _, engine in _servers(models):
+        for line in engine.report.stays:
+            note(f"note: {engine.name}: {line}")
+    return {"estimate": estimate_record(expected(config, task, network), config), "engines": engines}
+
+
+def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:
+    found: list[tuple[LanguageModel, RemoteLM]] = []
+    for lm in (models.lm, models.prompt_lm, models.hidden_lm):
+        engine = lm.unwrapped if isinstance(lm, Wrapper) else lm
+        if lm is not None and isinstance(engine, RemoteLM):
+            found.append((lm, engine))
+    return found
 
 
 def _initial(directory: Path, models: Models) -> Sequential:
@@ -148,8 +174,16 @@ def _used_before(directory: Path) -> Usage:
     if not records:
         return Usage()
     last = records[-1]
-    counts = {name: int(last.get(name, 0)) for name in ("calls", "prompt_tokens", "completion_tokens", "scored_tokens")}
-    return Usage(**counts, seconds=float(last.get("seconds", 0.0)))
+    whole = ("calls", "prompt_tokens", "completion_tokens", "scored_tokens", "cached_tokens")
+    counts = {name: int(last.get(name, 0)) for name in whole}
+    return Usage(**counts, seconds=float(last.get("seconds", 0.0)), usd=float(last.get("usd", 0.0)))
+
+
+def _money(used: Usage, models: Models) -> str:
+    """What it cost, where it costs anything that is known."""
+    if not any(quote is None or quote.price.usd(1, 1) for quote in models.quotes.values()):
+        return ""
+    return f"${used.usd:.4f}" + (" and what has no known price" if None in models.quotes.values() else "") + ", "
 
 
 def _interrupted(directory: Path, step: int) -> None:
@@ -175,7 +209,7 @@ def _tell(
     used = models.meter.snapshot()
     if result.reason == "budget":
         note("the budget is spent: this is the result so far, without a test evaluation")
-        note(f"go on with: dln resume {shlex.quote(str(result.run_dir))} and a higher --max-calls, --max-tokens, ...")
+        note(f"go on with: dln resume {shlex.quote(str(result.run_dir))} and a higher --max-usd, --max-tokens, ...")
     if as_json:
         print_record(
             {
@@ -188,6 +222,7 @@ def _tell(
                 "report": str(report),
                 "tokens": used.tokens,
                 "calls": used.calls,
+                "usd": used.usd,
                 "seconds": round(board.elapsed, 3),
             }
         )
@@ -199,7 +234,7 @@ def _tell(
     for name, value in (
         ("ended by", f"{result.reason}, after step {result.steps}"),
         ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
-        ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {duration(board.elapsed)}"),
+        ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {_money(used, models)}{duration(board.elapsed)}"),
         ("run", safe(result.run_dir)),
         ("report", safe(report)),
     ):

@@ -84,7 +84,10 @@ class Estimate:
 def estimate(
     layers: Sequence[LayerSize], options: Options, *, train_size: int, dev_size: int, test_size: int
 ) -> Estimate:
-    """steps · (forward + E-step + M-step) + validations + the final test of both networks.
+    """steps · (forward + E-step + M-step) + validations + the final test of all networks.
+
+    The last are the trained network, the initial one, and the initial one with its output layer fitted on the
+    dev set, where that is done.
 
     Args:
         layers: first to last.
@@ -95,14 +98,15 @@ def estimate(
     """
     depth = len(layers)
     batch = min(options.batch_size, train_size)
-    inference = improvement = forward = Cost()
+    inference = improvement = proposals = forward = Cost()
     for step in range(options.steps):
         present = _present(layers, options, batch, step)
         forward += _forward(present) * batch
         for position in range(depth - 1):
             inference += _e_step(present[position], present[position + 1], layers[position], options) * batch
         for position in range(depth):
-            improvement += _m_step(layers, present, position, options, batch, step)
+            scored, asked = _m_step(layers, present, position, options, batch, step)
+            improvement, proposals = improvement + scored, proposals + asked
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
     validation = sum((_forward(_present(layers, options, batch, step)) for step in [0, *due]), Cost())
     trained = _present(layers, options, batch, options.steps)
@@ -111,10 +115,18 @@ def estimate(
             "forward": forward,
             "E-step": inference,
             "M-step": improvement,
+            "proposals": proposals,
             "validation": validation * dev_size,
-            "test": (_forward(layers) + _forward(trained)) * test_size,
+            "test": (_forward(layers) + _forward(trained)) * test_size + _fitted(layers, options, dev_size, test_size),
         }
     )
+
+
+def _fitted(layers: Sequence[LayerSize], options: Options, dev_size: int, test_size: int) -> Cost:
+    """The initial network with a fitted output layer: measured on dev to fit it, then on test."""
+    if layers[-1].labels is None or options.inference.output_layer == "fixed" or not (dev_size and test_size):
+        return Cost()
+    return _forward(layers) * (dev_size + test_size)
 
 
 def _forward(layers: Sequence[LayerSize]) -> Cost:
@@ -149,8 +161,8 @@ def _m_step(
     options: Options,
     batch: int,
     step: int,
-) -> Cost:
-    """Proposals for one layer and their scores on the batch."""
+) -> tuple[Cost, Cost]:
+    """The candidates' scores on the batch, and the proposals of one layer."""
     chosen, depth = options.inference, len(layers)
     repeats = _repeats(options, position)
     particles = float(chosen.num_hidden + chosen.include_forward)
@@ -159,7 +171,7 @@ def _m_step(
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
     layer, bare = present[position], layers[position]
     if not repeats:
-        return _score(layer) * pairs
+        return _score(layer) * pairs, Cost()
     shares, weight = chosen.prompt_proposals, sum(chosen.prompt_proposals.values())
     shown = _demonstrations(options, depth, batch, step)
     with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / weight
@@ -176,7 +188,7 @@ def _m_step(
     )
     frame = 70.0 + bare.prompt + examples * (bare.demonstration + 6.0)
     asked = Cost(1, frame, 0.6 * chosen.prompt_tokens) * answers
-    return (scored * pairs + asked) * repeats
+    return scored * pairs * repeats, asked * repeats
 
 
 def _present(layers: Sequence[LayerSize], options: Options, batch: int, step: int) -> list[LayerSize]:

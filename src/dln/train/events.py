@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dln.train.records import (
     ComparedRecord,
+    EstimateRecord,
     ExampleRecord,
     HiddenRecord,
     LayerRecord,
@@ -58,6 +59,8 @@ class Started(Event):
         options: resolved options.
         versions: of the program and of what it computes with.
         data_hash: SHA-256 of the data.
+        estimate: what the run was expected to use, made before its first call; null where nobody made one.
+        engines: by model name, what its server had shown that it can do.
     """
 
     kind: Literal["started"] = "started"
@@ -71,6 +74,8 @@ class Started(Event):
     options: dict[str, Any]
     versions: dict[str, str]
     data_hash: str
+    estimate: EstimateRecord | None = None
+    engines: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class StepDone(Event):

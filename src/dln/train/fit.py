@@ -75,6 +75,7 @@ def fit(
     task: str = "",
     config: Mapping[str, Any] | None = None,
     readable: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Train the prompts of `network`.
 
@@ -95,6 +96,7 @@ def fit(
         meter: whose usage is written into the events.
         task: a name for reports.
         config: what the command line needs to build the same run again; kept in run.yaml.
+        record: what else run.yaml shall say: an `estimate` and the `engines` go into the first event too.
         readable: further inputs (the test examples') that learnt prompts must leave room for in the context.
 
     Raises:
@@ -122,7 +124,7 @@ def fit(
         dev=dev,
         metric=metric,
     )
-    meta = provenance(network, train, dev, chosen, metric, task, config)
+    meta = {**provenance(network, train, dev, chosen, metric, task, config), **(record or {})}
     meta["rungs"] = rungs_record(recipe.algorithm.rungs).model_dump(mode="json")
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
@@ -270,6 +272,8 @@ def _started(
         options=meta["options"],
         versions=meta["versions"],
         data_hash=meta["data_hash"],
+        estimate=meta.get("estimate"),
+        engines=meta.get("engines", {}),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "CandidateRecord",
     "ComparedRecord",
+    "EstimateRecord",
     "ExampleRecord",
     "HiddenRecord",
     "LayerRecord",
@@ -23,6 +24,26 @@ class Record(BaseModel):
     """A frozen record; unknown fields are an error. NaN and infinities are written as null."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class EstimateRecord(Record):
+    """What a run was expected to use at most.
+
+    Attributes:
+        calls: requests to models.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens drawn.
+        usd: US dollars; null where a price is not known.
+        seconds: time; null where nobody could say.
+        tokens_by: how tokens were counted.
+    """
+
+    calls: float
+    prompt_tokens: float
+    completion_tokens: float
+    usd: float | None = None
+    seconds: float | None = None
+    tokens_by: str = ""
 
 
 class ExampleRecord(Record):

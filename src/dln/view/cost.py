@@ -1,4 +1,4 @@
-"""What a run used: calls, tokens and seconds, by step and altogether."""
+"""What a run used: calls, tokens, seconds and money, by step and altogether, beside what was expected."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dln.train.event_log import of_kind
-from dln.train.events import Evaluated, Event, StepDone, Validated
+from dln.train.events import Evaluated, Event, Started, StepDone, Validated
 from dln.view.numbers import finite
 
 __all__ = ["COLUMNS", "Cost", "CostRow", "cost"]
 
-COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds")
+COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds", "usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,19 @@ class CostRow:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """All rows, and the run altogether."""
+    """All rows, the run altogether, and what was expected of it.
+
+    Attributes:
+        rows: by step and evaluation.
+        total: all together.
+        expected: what the run was expected to use at most, None where nobody estimated it.
+        tokens_by: how the tokens of the estimate were counted.
+    """
 
     rows: tuple[CostRow, ...]
     total: CostRow
+    expected: CostRow | None = None
+    tokens_by: str = ""
 
 
 def cost(events: Sequence[Event]) -> Cost:
@@ -63,7 +72,12 @@ def cost(events: Sequence[Event]) -> Cost:
             rows[-1] = _together(rows[-1], row)
         else:
             rows.append(row)
-    return Cost(tuple(rows), _total(events, rows))
+    estimate = next((event.estimate for event in of_kind(events, Started) if event.estimate is not None), None)
+    if estimate is None:
+        return Cost(tuple(rows), _total(events, rows))
+    used = (estimate.calls, estimate.prompt_tokens, estimate.completion_tokens, None, estimate.usd)
+    expected = CostRow("estimated, at most", None, used, estimate.seconds, None)
+    return Cost(tuple(rows), _total(events, rows), expected, estimate.tokens_by)
 
 
 def _together(step: CostRow, validation: CostRow) -> CostRow:
