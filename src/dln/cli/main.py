@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import dln
-from dln.cli import bench, evaluate, model, predict, probe_task, report, resume, runs, serve, train, tune
+from dln.cli import bench, doctor, evaluate, model, predict, probe_task, report, resume, runs, serve, train, tune
 from dln.cli.flags import examples
 from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
@@ -60,6 +60,7 @@ app.command("resume", epilog=resume.EPILOG)(resume.resume)
 app.add_typer(bench.app, name="bench")
 app.command("probe-task", epilog=probe_task.EPILOG)(probe_task.probe_task)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("runs", epilog=runs.EPILOG)(runs.runs)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)

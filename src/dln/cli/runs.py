@@ -41,7 +41,8 @@ def runs(
     found.sort(key=lambda row: row[1].started, reverse=True)
     if as_json:
         for path, summary, state in found:
-            print_record({**asdict(summary), "run_dir": str(path), "state": state})
+            rungs = None if summary.rungs is None else summary.rungs.model_dump(mode="json")
+            print_record({**asdict(summary), "rungs": rungs, "run_dir": str(path), "state": state})
         return
     if not found:
         note(f"no runs in {directory}")
