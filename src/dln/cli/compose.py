@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import yaml
 
+from dln.cli.advice import in_flags
 from dln.cli.config import RunConfig
 from dln.cli.endpoints import Wanted, price_table, wanted_models
 from dln.data import Dataset, Task, load_task, split
@@ -53,7 +54,11 @@ def build_task(config: RunConfig) -> Task:
     Raises:
         InputError: no task or several, an option that it does not have, or data that cannot be used.
     """
-    task, data = _full_task(config), config.data
+    try:
+        task = _full_task(config)
+    except InputError as error:
+        raise in_flags(error) from error
+    data = config.data
     sizes = {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
     cut = {part: _cut(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
     return replace(task, **cut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from dln.cli.networks import Loader
 from dln.cli.resume import recorded_config
 from dln.cli.show import one_line, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
+from dln.data import Example
 from dln.data.columns import INPUT_NAMES
 from dln.data.csv_source import read_csv
 from dln.data.jsonl_source import read_jsonl
@@ -24,6 +26,7 @@ from dln.data.table import cell_text
 from dln.data.text_file import read_text
 from dln.errors import InputError
 from dln.nn import Prediction
+from dln.train.room import check_room
 from dln.train.run import read_meta
 
 __all__ = ["EPILOG", "predict"]
@@ -32,6 +35,7 @@ EPILOG = examples(
     'dln predict runs/questions "How tall is the tower?"',
     "dln predict runs/questions --file questions.txt --json",
     "dln predict network.json --file mail.csv --column message --samples 8",
+    "dln predict runs/mail --base-url http://127.0.0.1:8000/v1 --file mail.txt",
     "cat questions.txt | dln predict runs/questions",
 )
 CHUNK = 64
@@ -66,8 +70,9 @@ def predict(
         config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
     with ExitStack() as stack:
         trained = Loader(config, lm, stack).trained(network)
+        check_room(trained, inputs)
         for start in range(0, len(inputs), CHUNK):
-            part = inputs[start : start + CHUNK]
+            part = [example.input for example in inputs[start : start + CHUNK]]
             for text, prediction in zip(part, trained.predict_many(part, samples=samples, seed=seed), strict=True):
                 if as_json:
                     print_record(_record(text, prediction))
@@ -75,7 +80,8 @@ def predict(
                     out().print(_table(text, prediction))
 
 
-def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[str]:
+def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[Example]:
+    """What is to be predicted, each with its place as its id."""
     if file is not None and texts:
         raise InputError("inputs are given twice", got="texts and --file")
     if column is not None and file is None:
@@ -83,28 +89,31 @@ def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[str
     if file is not None:
         found = _read(file, column)
     elif texts:
-        found = texts
+        found = [Example(text, "", f"text {n}") for n, text in enumerate(texts, 1)]
     elif sys.stdin.isatty():
         raise InputError(
             "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE
         )
     else:
-        found = [line.rstrip("\r\n") for line in sys.stdin]
-        found = [line for line in found if line.strip()]
+        found = _lines((line.rstrip("\r\n") for line in sys.stdin), "standard input")
     if not found:
         raise InputError("there is nothing to predict", where=file or "standard input", got="no lines")
     return found
 
 
+def _lines(lines: Iterable[str], source: object) -> list[Example]:
+    return [Example(line, "", f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
 EXAMPLE = 'dln predict runs/questions "How tall is the tower?"'
 
 
-def _read(file: Path, column: str | None) -> list[str]:
+def _read(file: Path, column: str | None) -> list[Example]:
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         if column is not None:
             raise InputError("this file has lines, not columns", where=file, got=f"--column {column}")
-        return [line for line in read_text(file, "utf-8").splitlines() if line.strip()]
+        return _lines(read_text(file, "utf-8").splitlines(), file)
     if suffix in (".csv", ".tsv"):
         table = read_csv(file, delimiter="\t" if suffix == ".tsv" else None, wanted=(column,))
     else:
@@ -121,7 +130,7 @@ def _read(file: Path, column: str | None) -> list[str]:
             got=f"columns {', '.join(map(repr, table.columns))}",
             fix="name one of them with --column",
         )
-    return [cell_text(table, row, chosen) for row in table.rows]
+    return [Example(cell_text(table, row, chosen), "", table.where(row)) for row in table.rows]
 
 
 def _record(text: str, prediction: Prediction) -> dict[str, Any]:
