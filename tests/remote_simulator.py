@@ -62,8 +62,15 @@ class Simulator:
 
     # -- the sender -----------------------------------------------------------------------------------
 
-    def send(self, calls: Sequence[Call], read: Callable[[Call, Any], T]) -> list[T]:
-        return [self._one(call, read) for call in calls]
+    def send(
+        self, calls: Sequence[Call], read: Callable[[Call, Any], T], *, on_reply: Callable[[int, T], None] | None = None
+    ) -> list[T]:
+        values: list[T] = []
+        for index, call in enumerate(calls):
+            values.append(self._one(call, read))
+            if on_reply is not None:
+                on_reply(index, values[-1])
+        return values
 
     def _one(self, call: Call, read: Callable[[Call, Any], T]) -> T:
         self.calls.append(call)

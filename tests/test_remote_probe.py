@@ -198,9 +198,15 @@ def test_a_tokenizer_of_another_model_is_not_used():
 
 def test_the_engine_probes_once_and_at_first_use():
     class Counting(Simulator):
-        def send(self, calls: Sequence[Call], read: Callable[[Call, Any], T]) -> list[T]:
+        def send(
+            self,
+            calls: Sequence[Call],
+            read: Callable[[Call, Any], T],
+            *,
+            on_reply: Callable[[int, T], None] | None = None,
+        ) -> list[T]:
             self.model_lists = getattr(self, "model_lists", 0) + sum(call.path == "/models" for call in calls)
-            return super().send(calls, read)
+            return super().send(calls, read, on_reply=on_reply)
 
     server = Counting(TABLE)
     lm = RemoteLM(VLLM("table"), server, name="vllm/table")

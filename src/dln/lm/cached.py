@@ -16,6 +16,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
+from dln.lm.salvage import salvaging
 from dln.lm.store import Store
 from dln.lm.wrapper import Wrapper
 from dln.numerics import Floats
@@ -33,7 +34,8 @@ class Cached(Wrapper):
     A key covers the model's fingerprint, the operation, context, target (the ids of a draw of this
     model, else the text), parameters and the draw's seed; at temperature 0 the seed has no effect and
     is left out. Answers that cannot be right (NaN or positive log-probabilities) are passed on and
-    never stored. Numbers come back bit by bit as they were computed.
+    never stored. Numbers come back bit by bit as they were computed. What a call that failed had already
+    answered is stored too, where the model hands it over (see `dln.lm.salvage`).
 
     Args:
         inner: the model that computes what is missing.
@@ -67,7 +69,8 @@ class Cached(Wrapper):
         counted = [None if sampling.temperature == 0 else seed for seed in seeds]
         return self._answers(
             [self._key("sample", context, parameters, seed) for context, seed in zip(contexts, counted, strict=True)],
-            lambda rows: self._inner.sample([contexts[i] for i in rows], sampling, [seeds[i] for i in rows]),
+            contexts,
+            lambda batch, rows: self._inner.sample(batch, sampling, [seeds[i] for i in rows]),
             _pack_completion,
             _unpack_completion,
         )
@@ -78,7 +81,8 @@ class Cached(Wrapper):
         identities = map(self._identity, targets)
         return self._answers(
             [self._key("log_prob", context, target) for context, target in zip(contexts, identities, strict=True)],
-            lambda rows: self._inner.log_prob([contexts[i] for i in rows], [targets[i] for i in rows]),
+            contexts,
+            lambda batch, rows: self._inner.log_prob(batch, [targets[i] for i in rows]),
             _pack_scores,
             _unpack_scores,
         )
@@ -87,7 +91,8 @@ class Cached(Wrapper):
         """[N, C] log-mass of each label; stored per context with the list of labels."""
         rows = self._answers(
             [self._key("choice", context, list(labels)) for context in contexts],
-            lambda rows: list(self._inner.choice_log_probs([contexts[i] for i in rows], labels)),
+            contexts,
+            lambda batch, _: list(self._inner.choice_log_probs(batch, labels)),
             _pack_row,
             _unpack_row,
         )
@@ -105,7 +110,8 @@ class Cached(Wrapper):
     def _answers(
         self,
         keys: list[bytes],
-        compute: Callable[[list[int]], list[A]],
+        contexts: Sequence[str],
+        compute: Callable[[list[str], list[int]], list[A]],
         pack: Callable[[A], bytes | None],
         unpack: Callable[[bytes], A],
     ) -> list[A]:
@@ -119,13 +125,26 @@ class Cached(Wrapper):
         # computed in consecutive chunks of fixed size, in their given order, and each chunk is stored whole
         # before the next begins: a process that was killed finds, when it asks again, exactly the chunks
         # missing that it had not finished, and computes each in the same company as without the interruption.
+        # Only engines whose answers do not depend on company hand over a part of a chunk that failed.
         for start in range(0, len(missing), self._chunk):
             part = missing[start : start + self._chunk]
-            computed = dict(zip(part, compute([first_row[key] for key in part]), strict=True))
-            packed = {key: value for key, value in ((k, pack(a)) for k, a in computed.items()) if value is not None}
+            rows = [first_row[key] for key in part]
+            batch = [contexts[row] for row in rows]
+            came: dict[int, object] = {}
+            try:
+                with salvaging(batch, came.__setitem__):
+                    computed = dict(zip(part, compute(batch, rows), strict=True))
+            except BaseException:
+                self._store.put_many(_packed({part[i]: cast("A", answer) for i, answer in came.items()}, pack))
+                raise
             answers |= computed
-            answers |= {key: unpack(value) for key, value in self._store.put_many(packed).items()}
+            answers |= {key: unpack(value) for key, value in self._store.put_many(_packed(computed, pack)).items()}
         return [answers[key] for key in keys]
+
+
+def _packed(answers: dict[bytes, A], pack: Callable[[A], bytes | None]) -> dict[bytes, bytes]:
+    """What may be stored of it."""
+    return {key: value for key, value in ((key, pack(answer)) for key, answer in answers.items()) if value is not None}
 
 
 class _Draw(TypedDict):

@@ -45,11 +45,14 @@ class Call:
 class Sender(Protocol):
     """What brings calls to a server."""
 
-    def send(self, calls: Sequence[Call], read: Callable[[Call, Any], T]) -> list[T]:
+    def send(
+        self, calls: Sequence[Call], read: Callable[[Call, Any], T], *, on_reply: Callable[[int, T], None] | None = None
+    ) -> list[T]:
         """`read(call, JSON of the reply)` for every call, in the order of `calls`.
 
         Equal calls in flight are merged unless they draw. A reply on which `read` raises `MalformedReply` is
-        asked for again as a fault of the server.
+        asked for again as a fault of the server. `on_reply` gets (index, value) of every answered call, in the
+        calling thread, before this returns or raises.
 
         Raises:
             ProviderError: a fault that asking again cannot mend, or has not mended; it names the endpoint, what

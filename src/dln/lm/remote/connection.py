@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Reply", "Silence"]
 
 _GIVEN_LATER = "given-when-sent"
+_SILENCES = {
+    "ConnectTimeout": "no connection in time",
+    "ReadTimeout": "nothing came for too long",
+    "ReadError": "the connection was reset",
+    "WriteError": "the connection was reset while the request was sent",
+    "WriteTimeout": "the server took no more of the request",
+}
+"""What the client's own transport says with a type and no words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class Silence:
 
     kind: str
     reason: str
+    timed_out: bool = False
 
 
 class Connection:
@@ -83,11 +92,11 @@ def _silence(error: BaseException | None) -> Silence:
 
     if isinstance(error, httpx2.ConnectError) and re.search("certificate|ssl|tls", str(error), re.IGNORECASE):
         return Silence("no trust", str(error))
-    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    reason = str(error) or _SILENCES.get(type(error).__name__, type(error).__name__)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
-        return Silence("connect", reason)
+        return Silence("connect", reason, isinstance(error, httpx2.ConnectTimeout))
     if isinstance(error, httpx2.TimeoutException):
-        return Silence("read time-out", reason)
+        return Silence("read time-out", reason, True)
     return Silence("broken off", reason)
 
 
@@ -101,7 +110,9 @@ def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
     http = httpx2.AsyncClient(
         auth=_auth(endpoint),
         timeout=httpx2.Timeout(patience.read_seconds, connect=patience.connect_seconds),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
+        # Through a proxy the client's own transport speaks, which cannot tell a reply delivered twice from the
+        # answer to the next request. So it uses no connection twice, at the price of a handshake per call.
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         transport=None if _through_proxy(base_url) else WireTransport(),
         follow_redirects=False,
     )

@@ -20,6 +20,10 @@ from dln.lm.remote.credentials import header_value, key_of
 __all__ = ["Azure", "Endpoint", "Patience", "endpoint_of"]
 
 
+SHORTEST_SECRET = 8
+"""Characters of a part of a header that may be a key; "Bearer" and "Basic" are none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How hard, and how long, a server is asked.
@@ -86,9 +90,11 @@ class Endpoint:
     azure: Azure | None = None
 
     def secrets(self) -> tuple[str, ...]:
-        """What must never be shown: the key and the values of the extra headers."""
+        """What must never be shown: the key, the values of the extra headers, and a key within one ("Bearer …")."""
         hidden = [] if self.key is None else [self.key.get_secret_value()]
-        return (*hidden, *(value.get_secret_value() for value in self.headers.values()))
+        hidden += [value.get_secret_value() for value in self.headers.values()]
+        parts = [part for value in hidden for part in value.split() if len(part) >= SHORTEST_SECRET]
+        return tuple(dict.fromkeys([*hidden, *parts]))
 
     def __str__(self) -> str:
         return f"{self.model} at {', '.join(self.base_urls)}"

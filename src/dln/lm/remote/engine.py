@@ -7,7 +7,6 @@ counted by the caller, and a text that no rung can score is refused.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections.abc import Sequence
@@ -20,15 +19,17 @@ from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialect_values import Ids
 from dln.lm.remote.engine_completion import completion_of
+from dln.lm.remote.engine_fingerprint import fingerprint_of
 from dln.lm.remote.engine_session import Session
-from dln.lm.remote.ladder import Pair
+from dln.lm.remote.ladder import Pair, TargetRung
+from dln.lm.remote.ladder_labels import LabelRung
 from dln.lm.remote.probe import Probed, probe
 from dln.lm.remote.probe_report import ProbeReport
+from dln.lm.remote.recording import rescued
 from dln.numerics import Floats
 
 __all__ = ["RemoteLM"]
 
-ENGINE_VERSION = "1"
 COUNTED_BYTES = 256
 """Texts up to this size are counted by the server."""
 
@@ -105,22 +106,7 @@ class RemoteLM:
         No credentials are in it. Two servers that serve different models under one name have different
         fingerprints, because of their addresses; a digest keeps them short.
         """
-        report = self.report
-        what = [
-            report.dialect,
-            report.model,
-            report.served_model or "",
-            report.root or "",
-            self._source,
-            "chat" if self.chat else "completion",
-            report.rung,
-            report.target_rung,
-            ENGINE_VERSION,
-        ]
-        digest = hashlib.sha256("\x1f".join(what).encode()).hexdigest()[:16]
-        served = report.served_model or report.model
-        kind = "chat" if self.chat else "completion"
-        return f"{report.dialect}:{served}:{kind}:{report.rung}:{report.target_rung}:{digest}"
+        return fingerprint_of(self.report, self._source, chat=self.chat)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as a target by the server's tokenizer; an estimate for long texts, or without tokenizer.
@@ -145,7 +131,14 @@ class RemoteLM:
         _check_lengths("seeds", contexts, seeds)
         if not contexts:
             return []
-        found, session = self._found, self._session
+        found = self._found
+        with rescued(contexts, lambda i: self._sample(found, [contexts[i]], sampling, [seeds[i]])[0]):
+            return self._sample(found, contexts, sampling, seeds)
+
+    def _sample(
+        self, found: Probed, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        session = self._session
         prompts = session.prompts(contexts)
         self._check_fits([prompt.ids for prompt in prompts], sampling.max_tokens, "context and max_tokens")
         top = None
@@ -179,6 +172,10 @@ class RemoteLM:
                 expected="prompt log-probabilities, or log-probabilities of given tokens",
                 fix="a server that has them (vLLM, SGLang, `dln serve`), or inference that does without",
             )
+        with rescued(contexts, lambda i: self._log_prob(rung, [contexts[i]], [targets[i]])[0]):
+            return self._log_prob(rung, contexts, targets)
+
+    def _log_prob(self, rung: TargetRung, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         owned = [self._owned(target) for target in targets]
         texts = [str(target) for target in targets]
         plain = dict.fromkeys(text for text, mine in zip(texts, owned, strict=True) if mine is None)
@@ -209,6 +206,10 @@ class RemoteLM:
             ProviderError: see `Sender`.
         """
         rung = self._found.labels
+        with rescued(contexts, lambda i: self._log_masses(rung, [contexts[i]], labels)[0]):
+            return self._log_masses(rung, contexts, labels)
+
+    def _log_masses(self, rung: LabelRung, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         if self._session.takes_ids and labels and all(labels):
             longest = max(len(ids) for ids in self._session.encode(labels, alone=True))
             prompts = self._session.prompts(contexts)

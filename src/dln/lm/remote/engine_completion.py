@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from dln.lm.base import Completion, Sampling
@@ -12,6 +13,8 @@ from dln.lm.remote.probe_report import ProbeReport
 __all__ = ["completion_of"]
 
 Values = tuple[float, ...] | None
+POSSIBLE = 1e-6
+"""The largest value that is a log-probability but for rounding."""
 
 
 def completion_of(drawn: Drawn, sampling: Sampling, report: ProbeReport, model: str) -> Completion:
@@ -42,14 +45,20 @@ def completion_of(drawn: Drawn, sampling: Sampling, report: ProbeReport, model: 
 
 
 def _densities(drawn: Drawn, sampling: Sampling, report: ProbeReport) -> tuple[Values, Values]:
-    """log p and log q of each token."""
+    """log p and log q of each token; both are None where a value is no log-probability, so that no sum hides it."""
     values = tuple(token.log_prob for token in drawn.row.tokens)
+    if not all(map(_possible, (*values, *(drawn.row.sampling or ())))):
+        return None, None
     if sampling.temperature == 1 and sampling.top_p == 1:
         return values, values
     told = (0.0,) * len(values) if sampling.temperature == 0 else drawn.row.sampling
     if report.densities == "model":
         return values, told or draw_log_probs(drawn.row.tokens, drawn.row.tops, sampling)
     return None, told or (values if report.densities == "sampling" else None)
+
+
+def _possible(value: float) -> bool:
+    return math.isfinite(value) and value <= POSSIBLE
 
 
 def _text_tokens(drawn: Drawn, text: str, count: int) -> int:

@@ -170,7 +170,7 @@ class Exchange:
             gate.crowded(sent_at, now)
             return Fault("deadline", too_late(where, "nothing in time", patience.deadline_seconds))
         if not isinstance(reply, Reply):
-            counters.time_outs += "Timeout" in reply.reason
+            counters.time_outs += reply.timed_out
             fault = fault_of_silence(reply.kind, reply.reason, where, secrets=self._secrets)
             fault = replace(fault, spent_seconds=now - sent_at)
         else:

@@ -30,6 +30,7 @@ __all__ = [
     "fault_of_reading",
     "fault_of_silence",
     "fault_of_status",
+    "passing",
     "plain",
     "too_late",
     "too_long_a_wait",
@@ -181,13 +182,18 @@ def fault_of_reading(error: MalformedReply, server: str, *, secrets: Iterable[st
     """The fault that JSON is in which the reader found no answer; its words made fit to be shown."""
     hidden = tuple(secrets)
     clean = type(error)(
-        plain(error.message, hidden),
-        where=plain(error.where or server, hidden),
+        plain(error.message if error.where is None else f"{error.message} ({error.where})", hidden),
+        where=server,
         got=None if error.got is None else plain(error.got, hidden),
         expected=error.expected,
-        fix=error.fix,
+        fix=error.fix or "another program may answer at this base URL: `dln doctor --lm …` says what it can do",
     )
     return Fault("malformed", clean, retry=True)
+
+
+def passing(error: DlnError) -> bool:
+    """Whether the server was ill, or not to be heard, which says nothing of what it can do when it is well."""
+    return isinstance(error, ServerFailed) and not re.match(r"50[015]\b", str(error.got))
 
 
 def too_late(where: object, got: object, seconds: float) -> DeadlinePassed:

@@ -33,7 +33,16 @@ from dln.lm.remote.probe_checks import (
     seeds_matter,
 )
 from dln.lm.remote.probe_report import ProbeReport, Trial
-from dln.lm.remote.probe_start import REFUSALS, first_draw, known_draw, model_card, said, settle_ids, top_tokens
+from dln.lm.remote.probe_start import (
+    REFUSALS,
+    first_draw,
+    known_draw,
+    model_card,
+    said,
+    settle_ids,
+    speaks_of_the_server,
+    top_tokens,
+)
 
 __all__ = ["LADDER", "Probed", "probe"]
 
@@ -132,7 +141,7 @@ class _Trials:
             except Unfit as unfit:
                 works, reason = False, str(unfit)
             except REFUSALS as refusal:
-                works, reason = False, said(refusal)
+                works, reason = False, said(speaks_of_the_server(refusal))
             self.made.append(Trial(purpose, rung.name, works, reason))
             if works:
                 return rung

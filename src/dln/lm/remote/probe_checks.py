@@ -12,7 +12,7 @@ from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair, TargetRung
 from dln.lm.remote.ladder_labels import PickedLabels
 from dln.lm.remote.probe_report import Densities, Seeds
-from dln.lm.remote.probe_start import CONTEXT, PLAIN, REFUSALS, next_top
+from dln.lm.remote.probe_start import CONTEXT, PLAIN, REFUSALS, next_top, speaks_of_the_server
 from dln.lm.remote.read import malformed
 from dln.numerics import logsumexp
 
@@ -119,7 +119,8 @@ def kept_densities(session: Session, targets: TargetRung | None, known: Drawn) -
     call = session.dialect.draw(prompt, Sampling(temperature=2.0, max_tokens=6), 5, 1)
     try:
         drawn = session.send([call], session.dialect.read_draw)[0]
-    except REFUSALS:
+    except REFUSALS as refusal:
+        speaks_of_the_server(refusal)
         return "unknown"
     if not drawn.ids or not drawn.row.tokens:
         return "none"

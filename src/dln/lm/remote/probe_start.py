@@ -9,7 +9,7 @@ from dln.lm.base import Sampling
 from dln.lm.remote.call import MalformedReply
 from dln.lm.remote.dialect_values import Drawn, ModelCard, Prompt
 from dln.lm.remote.engine_session import Session
-from dln.lm.remote.faults import BadRequest, ModelNotFound, ServerFailed
+from dln.lm.remote.faults import BadRequest, ModelNotFound, ServerFailed, passing
 from dln.lm.remote.read import Token
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "next_top",
     "said",
     "settle_ids",
+    "speaks_of_the_server",
     "top_tokens",
 ]
 
@@ -33,6 +34,17 @@ REFUSALS = (BadRequest, ModelNotFound, ServerFailed, MalformedReply, InputError)
 """What speaks against one way of asking; anything else speaks against the server, and is raised."""
 
 
+def speaks_of_the_server(refusal: DlnError) -> DlnError:
+    """The refusal, if it says something of how the server may be asked.
+
+    Raises:
+        ServerFailed: it was only ill: a lower rung for the whole run would be the wrong remedy.
+    """
+    if passing(refusal):
+        raise refusal
+    return refusal
+
+
 def said(refusal: DlnError) -> str:
     """A refusal as a reason."""
     return refusal.message if refusal.got is None else f"{refusal.message}: {refusal.got}"
@@ -42,7 +54,8 @@ def model_card(session: Session) -> ModelCard:
     """What the server lists of the model; an empty card if it lists nothing."""
     try:
         card = session.send([session.dialect.list_models()], session.dialect.read_models)[0]
-    except REFUSALS:
+    except REFUSALS as refusal:
+        speaks_of_the_server(refusal)
         return ModelCard(session.dialect.model)
     session.context_length = card.context_length
     return card
@@ -62,7 +75,8 @@ def first_draw(session: Session) -> tuple[Drawn, bool]:
         session.dialect = dialect
         try:
             drawn = known_draw(session, top)
-        except REFUSALS:
+        except REFUSALS as refusal:
+            speaks_of_the_server(refusal)
             if at == len(ways) - 1:
                 raise
         else:
@@ -99,6 +113,7 @@ def settle_ids(session: Session) -> str:
         by_ids = draw()
     except REFUSALS as refusal:
         session.takes_ids = False
+        speaks_of_the_server(refusal)
         return f"not reachable ({said(refusal)}): lengths are estimated"
     if by_text is not None and by_text != by_ids:
         session.takes_ids = False
@@ -112,7 +127,8 @@ def top_tokens(session: Session) -> int:
     for top in session.dialect.top_choices:
         try:
             given = len(next_top(session, top))
-        except REFUSALS:
+        except REFUSALS as refusal:
+            speaks_of_the_server(refusal)
             continue
         return min(given, top) if given > 1 else 0
     return 0

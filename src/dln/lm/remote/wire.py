@@ -3,13 +3,21 @@
 A general pool looks at every connection for every request; here an idle connection is the top of a stack. Only what
 model servers speak is spoken: a body of known length in; a body of known length, in chunks, or until the end of the
 connection out. Redirects, proxies, compression and cookies are the client's affair.
+
+A connection may bring a reply twice, and HTTP/1.1 has no numbers by which a reply finds its request: from then on
+every answer would be the one before. So a connection on which bytes came that nobody asked for is never used again,
+be they behind a whole reply, between two requests, or unread when the next one is about to be sent. A copy that
+comes later than that is known by its bytes: what this connection has brought before, to another request or with an
+id, is not believed, and the request is sent once more, over a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import select
 import ssl
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import cast
 
 import httpx2
@@ -19,6 +27,7 @@ from dln.lm.remote.wire_reply import ReplyParser, WireError
 __all__ = ["WireTransport"]
 
 _IDLE_SECONDS = 4.0  # many servers close idle connections after 5: do not race them
+_REMEMBERED = 8  # replies per connection: a copy comes late, but not so late
 
 
 class WireTransport(httpx2.AsyncBaseTransport):
@@ -46,11 +55,18 @@ class WireTransport(httpx2.AsyncBaseTransport):
         head = [request.method.encode("ascii"), b" ", url.raw_path, b" HTTP/1.1\r\n"]
         for name, value in request.headers.raw:
             head += (name, b": ", value, b"\r\n")
+        message = b"".join((*head, b"\r\n", body))
         wire = self._kept(origin) or await self._connect(url, limits.get("connect"))
         try:
-            reply = await wire.exchange(b"".join((*head, b"\r\n", body)), limits.get("read"))
+            reply = await wire.exchange(message, limits.get("read"))
+            if wire.brings_again(message, reply):
+                self._leave(wire)
+                wire = await self._connect(url, limits.get("connect"))
+                reply = await wire.exchange(message, limits.get("read"))
+                wire.brings_again(message, reply)  # its first: remembered
         except TimeoutError:
-            raise httpx2.ReadTimeout("nothing came for too long", request=request) from None
+            waited = f"nothing came for {limits.get('read') or 0:g} s"
+            raise httpx2.ReadTimeout(waited, request=request) from None
         except (WireError, OSError) as error:
             raise httpx2.RemoteProtocolError(str(error), request=request) from None
         finally:
@@ -58,8 +74,7 @@ class WireTransport(httpx2.AsyncBaseTransport):
                 wire.idle_since = wire.loop.time()
                 self._idle[origin].append(wire)
             else:
-                wire.abort()
-                self._open.discard(wire)
+                self._leave(wire)
         return httpx2.Response(reply.status, headers=reply.headers, content=bytes(reply.body), request=request)
 
     async def aclose(self) -> None:
@@ -74,11 +89,14 @@ class WireTransport(httpx2.AsyncBaseTransport):
         idle = self._idle[origin]
         while idle:
             wire = idle.pop()
-            if wire.reusable and wire.loop.time() - wire.idle_since < _IDLE_SECONDS:
+            if wire.reusable and wire.loop.time() - wire.idle_since < _IDLE_SECONDS and wire.silent():
                 return wire
-            wire.abort()
-            self._open.discard(wire)
+            self._leave(wire)
         return None
+
+    def _leave(self, wire: _Wire) -> None:
+        wire.abort()
+        self._open.discard(wire)
 
     async def _connect(self, url: httpx2.URL, seconds: float | None) -> _Wire:
         loop = asyncio.get_running_loop()
@@ -113,6 +131,28 @@ class _Wire(asyncio.Protocol):
         self._answer: asyncio.Future[ReplyParser] | None = None
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._brought: deque[tuple[bytes, bytes]] = deque(maxlen=_REMEMBERED)  # (request, reply), as digests
+
+    def silent(self) -> bool:
+        """Whether nothing waits to be read, the end of the connection included."""
+        socket = None if self._transport is None else self._transport.get_extra_info("socket")
+        return socket is not None and socket.fileno() >= 0 and not _readable(socket.fileno())
+
+    def brings_again(self, request: bytes, reply: ReplyParser) -> bool:
+        """Whether this reply is an earlier one, delivered again; remembers it.
+
+        Equal requests may have equal replies where the server gives them no id. Such a one is taken, since it is an
+        answer to this request in any case; but the connection is not used again, because another may follow.
+        """
+        if reply.status >= 300:
+            return False
+        asked, came = _digest(request), _digest(repr((reply.status, reply.headers)).encode() + reply.body)
+        earlier = [before for before, known in self._brought if known == came]
+        if earlier and all(before == asked for before in earlier) and b'"id"' not in reply.body:
+            self.reusable = False
+            return False
+        self._brought.append((asked, came))
+        return bool(earlier)
 
     async def exchange(self, request: bytes, seconds: float | None) -> ReplyParser:
         """Send a request and wait for the whole reply, never `seconds` without a byte of it."""
@@ -153,7 +193,8 @@ class _Wire(asyncio.Protocol):
             self._answer.set_exception(error)
             return
         if whole:
-            self.reusable = self._parser.kept
+            # a refusal may be repeated in the very same bytes, so that a copy could not be told: no more after it
+            self.reusable = self._parser.kept and self._parser.status < 300
             self._answer.set_result(self._parser)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,3 +216,15 @@ class _Wire(asyncio.Protocol):
             self._answer.set_exception(TimeoutError())
         else:
             self._timer = self.loop.call_at(due, self._late, seconds)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _readable(descriptor: int) -> bool:
+    if hasattr(select, "poll"):
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        return bool(waiting.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])
