@@ -17,8 +17,10 @@ from dln.errors import BudgetReached, ContextLengthError, CorruptDataError, Inpu
 
 COMMANDS = [
     [],
-    *([name] for name in ("train", "eval", "predict", "resume", "report", "runs", "model")),
+    *([name] for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve")),
+    *([name] for name in ("tune", "probe-task")),
     *(["model", name] for name in ("pull", "path", "list")),
+    ["bench", "paper"],
 ]
 SMALL = ["--steps", 1, "--dev-size", 8, "--test-size", 8, "--set", "batch_size=4", "--set", "inference.num_prompts=2"]
 
@@ -31,9 +33,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
 def test_all_commands_are_listed_here():
     top = typer.main.get_command(app)
     names = {tuple(words) for words in COMMANDS if words}
-    assert names == {
+    groups = {name: group.commands for name, group in top.commands.items() if hasattr(group, "commands")}
+    assert names | {("bench",)} == {
         *((name,) for name in top.commands),
-        *(("model", name) for name in top.commands["model"].commands),
+        *((group, name) for group, commands in groups.items() for name in commands),
     }
 
 
@@ -115,6 +118,17 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(cli: Shell, monkeypat
         (["train", "--task", "questions", "--lm", "fake/1", "--template", "clasify"], "template=classify"),
         (["train", "--task", "questions", "--input", "x"], "does not have that option"),
         (["train", "--task", "questions", "--config", "none.yaml"], "none.yaml"),
+        (["train", "--task", "questions", "--run-dir", ""], "the run directory has no name"),
+        (["train", "--task", "subj"], "--data path/to/data"),
+        (["train", "--csv", "odd.csv"], '--target "'),
+        (["train", "--task", "questions", "--base-url", "http://h/v1"], "no server and needs no key"),
+        (["train", "--task", "questions", "--lm", "vllm/x", "--base-url", "h/v1"], "a base URL looks like"),
+        (["train", "--task", "questions", "--lm", "vllm/x", "--api-key-env", "sk-1"], "name of an environment"),
+        (["train", "--task", "questions", "--lm", "vllm/x", "--api-key-env", "NO_SUCH"], "export NO_SUCH=…"),
+        (["train", "--task", "questions", "--prompt-base-url", "http://h/v1"], "not the model that is asked there"),
+        (["train", "--task", "questions", "--lm-option", "timeout"], "not an option"),
+        (["train", "--task", "questions", "--price", "x"], "not a price"),
+        (["train", "--task", "questions", "--prices", "none.yaml"], "none.yaml: the price file cannot be read"),
         (["resume", "runs/none"], "there is no run here"),
         (["report", "runs/none"], "there is no run here"),
         (["runs", "nowhere"], "there is no such directory"),
@@ -127,6 +141,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(cli: Shell, monkeypat
 )
 def test_a_users_mistake_is_explained(cli: Shell, words: list[str], says: str):
     mail_csv(cli.folder / "mail.csv")
+    (cli.folder / "odd.csv").write_text("text,a,b\nx,1,2\n", encoding="utf-8")
     done = cli(*words)
     assert done.code == 2
     assert says in done.err
