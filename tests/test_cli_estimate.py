@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dln.cli.dry_run import layer_sizes
-from dln.data import Dataset
+from dln.data import Dataset, exact_match
 from dln.lm.metered import Meter, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit, resolve_options
-from dln.train.conclude import conclude
+from dln.train.conclude import conclude, fitted_initial
 from dln.train.estimate import LayerSize, estimate
 
 LABELS = ("order", "return")
@@ -45,7 +45,8 @@ def test_the_estimate_is_right_within_a_factor_of_two(depth: int, preset: str, c
         layer_sizes(network, TRAIN, written), options, train_size=len(TRAIN), dev_size=len(DEV), test_size=len(TEST)
     ).total
     result = fit(network, TRAIN, DEV, options=options, meter=meter)
-    conclude(result.initial, result.network, TEST, meter=meter)
+    fitted = fitted_initial(result.initial, DEV, exact_match, options)
+    conclude(result.initial, result.network, TEST, fitted=fitted, meter=meter)
     used = meter.snapshot()
     assert used.calls / 2 <= expected.calls <= 2 * used.calls
     assert used.prompt_tokens / 2 <= expected.prompt_tokens <= 2 * used.prompt_tokens
@@ -67,6 +68,14 @@ def test_more_of_anything_costs_more():
         assert estimate(layers, resolve_options("default", {"steps": 4, **change}), **sizes).total.tokens > base
     longer = [replace(layers[0], context=51), layers[1]]
     assert estimate(longer, options, **sizes).total.tokens > base
+
+
+@pytest.mark.parametrize(("output_layer", "networks"), [("fitted", 3), ("fixed", 2)])
+def test_the_final_test_counts_every_network_that_is_evaluated(output_layer: str, networks: int):
+    layers = [LayerSize(50, 20, 1, labels=4)]
+    options = resolve_options("default", {"steps": 0, "inference": {"output_layer": output_layer}})
+    phases = estimate(layers, options, train_size=9, dev_size=5, test_size=7).phases
+    assert phases["test"].calls == 7 * networks + (5 if networks == 3 else 0)
 
 
 def test_nothing_costs_nothing():

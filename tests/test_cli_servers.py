@@ -163,11 +163,11 @@ def test_a_dry_run_prices_the_phases(cli: Shell):
 
 
 def test_money_is_a_hard_limit_and_a_run_goes_on_with_more(cli: Shell):
-    words = ["train", "--csv", "mail.csv", "--lm", "fake/1", "--steps", 4, "--run-dir", "runs/a", *QUICK]
-    done = cli(*words, "--price", "fake/1=10/10", "--max-usd", 0.1, "--json")
+    words = ["train", "--csv", "mail.csv", "--lm", "fake/1", "--steps", 8, "--run-dir", "runs/a", *QUICK]
+    done = cli(*words, "--price", "fake/1=10/10", "--max-usd", 0.04, "--json")
     assert done.code == 4, done.err
     result = done.records[-1]
-    assert 0 < result["usd"] <= 0.1
+    assert 0 < result["usd"] <= 0.04
     assert result["usd"] == pytest.approx(result["tokens"] * 10 / 1e6)
     assert cli("resume", "runs/a").code == 4
     again = cli("resume", "runs/a", "--max-usd", 1000, "--json")
