@@ -22,7 +22,7 @@ from dln.cli import flags
 from dln.cli.compose import build_models
 from dln.cli.flags import examples
 from dln.cli.show import duration, err, note, out, print_record, safe
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
 from dln.data import load_task
 from dln.errors import InputError
 from dln.lm.metered import Meter
@@ -42,7 +42,9 @@ DEFAULT_METHODS = (
     "dln-1-paper,dln-1,dln-2-fix,dln-2-tune,dln-2"
 )
 
-app = typer.Typer(help="Compare methods under one protocol.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Compare methods under one protocol.", epilog=EPILOG, no_args_is_help=True, rich_markup_mode="rich"
+)
 
 
 @app.callback()
@@ -74,10 +76,16 @@ def paper(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option, for every network.")
     ] = None,
     lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
+    prices: flags.Prices = None,
+    price: flags.PriceOf = None,
     jobs: Annotated[int, typer.Option(min=1, help="Tasks and seeds side by side; for models behind a server.")] = 1,
-    max_calls: Annotated[int | None, typer.Option(min=0, help="Stop before more requests, all cells together.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so many minutes of the model.")] = None,
+    max_calls: flags.MaxCalls = None,
+    max_tokens: flags.MaxTokens = None,
+    max_minutes: flags.MaxMinutes = None,
+    max_usd: flags.MaxUsd = None,
     directory: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Cells and tables; the same directory goes on.")
     ] = Path("bench"),
@@ -87,8 +95,15 @@ def paper(
     """Reproduce the paper's tables: methods by tasks, with seeds, intervals, costs and paired tests."""
     given: dict[str, Any] = {
         "data": {"directory": data, "leaky": leaky},
-        "lm": {"spec": lm, "cache_path": str(directory / "answers.sqlite")},
-        "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes},
+        "lm": lm_settings(
+            lm, base_url, api_key_env, lm_option, prices, price, str(directory / "answers.sqlite"), no_cache=False
+        ),
+        "budget": {
+            "max_calls": max_calls,
+            "max_tokens": max_tokens,
+            "max_minutes": max_minutes,
+            "max_usd": max_usd,
+        },
     }
     chosen = load_config(given, config, setting or ())
     wanted, added = in_order(_names(methods, "--methods"))

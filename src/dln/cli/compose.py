@@ -17,23 +17,18 @@ from dln.cli.endpoints import Wanted, price_table, wanted_models
 from dln.data import Dataset, Task, load_task, split
 from dln.data.dataset import text_key
 from dln.errors import InputError
-from dln.lm.base import LanguageModel, Sampling
+from dln.lm.base import LanguageModel
 from dln.lm.cached import Cached
 from dln.lm.digests import cache_directory
 from dln.lm.load import load_lm
 from dln.lm.metered import Budget, Meter, Metered
 from dln.lm.prices import FREE, Quote
 from dln.lm.store import Store
-from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.nn import Prompt, Sequential
 from dln.nn.saving import load_network
+from dln.train.layout import standard_network
 
-__all__ = ["DECOMPOSE", "Models", "build_models", "build_network", "build_task", "task_label"]
-
-DECOMPOSE = "Decompose the problem to make it simpler:"
-"""Initial prompt of hidden layers (the paper's)."""
-
-_PLAIN = ("classify", "answer", "analyse", "analyse_residual", "classify_residual", "answer_residual")
-_PAPER = ("classify_answer", "answer", "think_steps", "analyse_residual", "classify_residual_answer", "answer_residual")
+__all__ = ["Models", "build_models", "build_network", "build_task", "task_label"]
 
 
 @dataclass(frozen=True)
@@ -115,35 +110,21 @@ def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None
 
 
 def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequential:
-    """The layers with their initial prompts.
-
-    One layer answers. Above that, hidden layers think, and the last one reads the input and the thoughts.
+    """The layers with their initial prompts (see `dln.train.layout`).
 
     Raises:
         InputError: prompts or templates that do not fit the number of layers.
     """
     wanted = config.network
-    depth = wanted.layers
-    templates = list(wanted.templates) or _templates(depth, task, str(config.options.get("preset", "default")))
-    prompts = _prompts(config, task, lm)
-    for name, values in (("templates", templates), ("prompts", prompts)):
-        if len(values) != depth:
-            raise InputError(
-                f"one of {name} per layer is needed",
-                where=f"network.{name}",
-                got=f"{len(values)} for {depth} layers",
-                fix=f"repeat --{name.removesuffix('s')} for each layer, first layer first",
-            )
-    sampling = Sampling(max_tokens=wanted.hidden_tokens)
-    layers: list[AnyLayer] = [
-        LanguageLayer(lm, template, prompt, sampling)
-        for template, prompt in zip(templates[:-1], prompts[:-1], strict=True)
-    ]
-    if task.labels is None:
-        layers.append(LanguageLayer(lm, templates[-1], prompts[-1], sampling))
-    else:
-        layers.append(ChoiceLayer(lm, templates[-1], prompts[-1], task.labels))
-    return Sequential(layers)
+    return standard_network(
+        task,
+        lm,
+        wanted.layers,
+        preset=str(config.options.get("preset", "default")),
+        prompts=_prompts(config, lm),
+        templates=wanted.templates,
+        hidden_tokens=wanted.hidden_tokens,
+    )
 
 
 def _full_task(config: RunConfig) -> Task:
@@ -199,22 +180,14 @@ def _cut(dataset: Dataset, size: int, seed: int) -> Dataset:
     return split(dataset, (size,), seed)[0]
 
 
-def _templates(depth: int, task: Task, preset: str) -> list[str]:
-    only, only_free, first, middle, last, last_free = _PAPER if preset == "paper" else _PLAIN
-    if depth == 1:
-        return [only_free if task.labels is None else only]
-    return [first, *[middle] * (depth - 2), last_free if task.labels is None else last]
-
-
-def _prompts(config: RunConfig, task: Task, lm: LanguageModel) -> list[Prompt]:
+def _prompts(config: RunConfig, lm: LanguageModel) -> list[Prompt]:
+    """Those that the user gave; none is the usual ones."""
     wanted = config.network
     if wanted.prompts and wanted.prompts_from:
         raise InputError("prompts are given twice", where="network", got="--prompt and --prompts-from")
     if wanted.prompts_from:
         return _prompts_from(Path(wanted.prompts_from), lm)
-    if wanted.prompts:
-        return [Prompt(text) for text in wanted.prompts]
-    return [Prompt(DECOMPOSE)] * (wanted.layers - 1) + [Prompt(task.instruction)]
+    return [Prompt(text) for text in wanted.prompts]
 
 
 def _prompts_from(path: Path, lm: LanguageModel) -> list[Prompt]:

@@ -14,7 +14,7 @@ from dln.cli import flags
 from dln.cli.compose import build_models, build_task
 from dln.cli.flags import examples
 from dln.cli.show import err, out, print_record, safe
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
 from dln.lm.metered import Meter
 
 __all__ = ["EPILOG", "probe_task"]
@@ -42,6 +42,9 @@ def probe_task(
     candidates: Annotated[int, typer.Option(min=2, help="Candidate prompts that training would see.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 13,
     lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     config: flags.Config = None,
@@ -58,7 +61,7 @@ def probe_task(
             "instruction": instruction,
         },
         "data": {"directory": data},
-        "lm": {"spec": lm, "cache": False if no_cache else None, "cache_path": cache},
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache),
     }
     chosen = load_config(given, config)
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig
 from dln.cli.flags import examples
 from dln.cli.show import note, out, print_record, safe
-from dln.cli.sources import load_config
+from dln.cli.sources import lm_settings, load_config
 from dln.data import Task
 from dln.errors import BudgetReached
 from dln.lm.metered import Meter
@@ -64,9 +64,15 @@ def tune(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option of every trial.")
     ] = None,
     lm: flags.Model = None,
-    max_calls: Annotated[int | None, typer.Option(min=0, help="Stop before more requests.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so many minutes of the model.")] = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
+    prices: flags.Prices = None,
+    price: flags.PriceOf = None,
+    max_calls: flags.MaxCalls = None,
+    max_tokens: flags.MaxTokens = None,
+    max_minutes: flags.MaxMinutes = None,
+    max_usd: flags.MaxUsd = None,
     directory: Annotated[Path, typer.Option("--out", metavar="DIR", help="The study; the same one goes on.")] = Path(
         "tune"
     ),
@@ -84,9 +90,9 @@ def tune(
         },
         "data": {"directory": data, "leaky": leaky},
         "network": {"layers": layers},
-        "lm": {"spec": lm},
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, no_cache=False),
         "options": {"preset": preset},
-        "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes},
+        "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd},
     }
     chosen = load_config(given, config, setting or ())
     searched = paper_space(chosen.network.layers) if space is None else read_space(space)

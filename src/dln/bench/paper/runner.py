@@ -150,4 +150,4 @@ def _result(
 
 def _spent(usage: Usage, seconds: float) -> Spent:
     counts = {name: getattr(usage, name) for name in ("calls", "prompt_tokens", "completion_tokens")}
-    return Spent(**counts, usd=float(getattr(usage, "usd", 0.0)), seconds=seconds)
+    return Spent(**counts, usd=usage.usd, seconds=seconds)
