@@ -8,7 +8,7 @@ answer lands on the wrong request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -21,7 +21,7 @@ _open: ContextVar[tuple[Sequence[str], Keep] | None] = ContextVar("salvaging", d
 
 
 @contextmanager
-def salvaging(contexts: Sequence[str], keep: Keep) -> Iterator[None]:
+def salvaging(contexts: Sequence[str], keep: Keep) -> Generator[None]:
     """Until the end of the block, give `keep` what a failed call with this very batch had already answered."""
     token = _open.set((contexts, keep))
     try:

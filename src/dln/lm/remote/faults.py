@@ -154,8 +154,9 @@ def fault_of_silence(kind: str, reason: str, server: str, *, secrets: Iterable[s
     """The fault that no (whole) reply is; kind is "connect", "read time-out" or "broken off"."""
     got = plain(reason, secrets)
     if kind == "connect":
+        fix = "is the server running, and is this its base URL? `dln doctor` looks closer"
         error: DlnError = ServerUnreachable(
-            "no connection", where=server, got=got, expected="a listening server", fix="is the server running?"
+            "no connection", where=server, got=got, expected="a listening server", fix=fix
         )
         return Fault(kind, error, retry=True, dead=True)
     if kind == "no trust":

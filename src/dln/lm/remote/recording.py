@@ -8,7 +8,7 @@ server's place, and a row for which one is missing is left.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -88,7 +88,7 @@ recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
 @contextmanager
-def rescued(contexts: Sequence[str], one: Callable[[int], object]) -> Iterator[None]:
+def rescued(contexts: Sequence[str], one: Callable[[int], object]) -> Generator[None]:
     """Where the block fails, Ctrl-C included, hand over the rows whose replies had all come; then raise.
 
     Args:

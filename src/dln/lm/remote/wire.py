@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 import select
 import ssl
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict
 from typing import cast
 
 import httpx2
@@ -27,7 +27,7 @@ from dln.lm.remote.wire_reply import ReplyParser, WireError
 __all__ = ["WireTransport"]
 
 _IDLE_SECONDS = 4.0  # many servers close idle connections after 5: do not race them
-_REMEMBERED = 8  # replies per connection: a copy comes late, but not so late
+_REMEMBERED = 256  # replies per connection: a copy comes late, but not so late
 
 
 class WireTransport(httpx2.AsyncBaseTransport):
@@ -131,7 +131,7 @@ class _Wire(asyncio.Protocol):
         self._answer: asyncio.Future[ReplyParser] | None = None
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._brought: deque[tuple[bytes, bytes]] = deque(maxlen=_REMEMBERED)  # (request, reply), as digests
+        self._brought: OrderedDict[bytes, bytes] = OrderedDict()  # reply → request, as digests
 
     def silent(self) -> bool:
         """Whether nothing waits to be read, the end of the connection included."""
@@ -147,12 +147,14 @@ class _Wire(asyncio.Protocol):
         if reply.status >= 300:
             return False
         asked, came = _digest(request), _digest(repr((reply.status, reply.headers)).encode() + reply.body)
-        earlier = [before for before, known in self._brought if known == came]
-        if earlier and all(before == asked for before in earlier) and b'"id"' not in reply.body:
+        earlier = self._brought.get(came)
+        if earlier == asked and b'"id"' not in reply.body:
             self.reusable = False
             return False
-        self._brought.append((asked, came))
-        return bool(earlier)
+        self._brought[came] = asked
+        if len(self._brought) > _REMEMBERED:
+            self._brought.popitem(last=False)
+        return earlier is not None
 
     async def exchange(self, request: bytes, seconds: float | None) -> ReplyParser:
         """Send a request and wait for the whole reply, never `seconds` without a byte of it."""
