@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,7 +90,7 @@ class Twice:
 
 
 @contextmanager
-def asking(server: Twice, url: str | None = None, concurrency: int = 1) -> Iterator[HttpSender]:
+def asking(server: Twice, url: str | None = None, concurrency: int = 1) -> Generator[HttpSender]:
     patience = Patience(max_concurrency=concurrency, read_seconds=2)
     sender = HttpSender(endpoint_of("m", [url or f"http://{server.address}/v1"], patience=patience, key_needed=False))
     try:

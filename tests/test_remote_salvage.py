@@ -66,7 +66,7 @@ class Failing:
         return values
 
 
-VERBS: dict[str, Callable[[LanguageModel, Sequence[str]], Sequence[Any]]] = {
+VERBS: dict[str, Callable[[LanguageModel, Sequence[str]], Any]] = {
     "sample": lambda lm, contexts: lm.sample(contexts, SAMPLING, [3 * i for i in range(len(contexts))]),
     "log_prob": lambda lm, contexts: lm.log_prob(contexts, [" yes sir", " no way"] * (len(contexts) // 2)),
     "choice_log_probs": lambda lm, contexts: lm.choice_log_probs(contexts, [" yes", " no", " maybe"]),

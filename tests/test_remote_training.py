@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -51,11 +51,12 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
 def parts(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of plain data, each with its address."""
     if isinstance(value, dict):
-        for name, inner in value.items():
+        for name, inner in cast("dict[str, Any]", value).items():
             yield from parts(inner, f"{at}.{name}")
     elif isinstance(value, list | tuple):
-        yield f"{at}.length", len(value)
-        for index, inner in enumerate(value):
+        items = list(cast("list[Any]", value))
+        yield f"{at}.length", len(items)
+        for index, inner in enumerate(items):
             yield from parts(inner, f"{at}[{index}]")
     else:
         yield at, value
