@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import httpx2
     from openai import AsyncOpenAI
 
+    from dln.lm.remote.wire import WireTransport
+
 __all__ = ["Connection", "Reply", "Silence"]
 
 _GIVEN_LATER = "given-when-sent"
@@ -54,9 +56,12 @@ class Connection:
     """Sends calls to one base URL; made and used on the background loop."""
 
     def __init__(self, endpoint: Endpoint, base_url: str) -> None:
+        from dln.lm.remote.wire import WireTransport
+
         self.base_url = base_url
         self._root = base_url.removesuffix("/v1")
-        self._client = _client(endpoint, base_url)
+        self._wires = None if _through_proxy(base_url) else WireTransport()
+        self._client = _client(endpoint, base_url, self._wires)
 
     async def send(self, path: str, payload: bytes | None) -> Reply | Silence:
         """One attempt: never raises for what the network or the server does.
@@ -82,6 +87,11 @@ class Connection:
             return _silence(error)
         return Reply(response.status_code, response.headers, response.content)
 
+    def begin_anew(self) -> None:
+        """Use no connection again that is idle now: what came over one of them was no answer."""
+        if self._wires is not None:
+            self._wires.leave_idle()
+
     async def close(self) -> None:
         """Close the pool."""
         await self._client.close()
@@ -100,11 +110,9 @@ def _silence(error: BaseException | None) -> Silence:
     return Silence("broken off", reason)
 
 
-def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
+def _client(endpoint: Endpoint, base_url: str, wires: WireTransport | None) -> AsyncOpenAI:
     import httpx2
     from openai import AsyncAzureOpenAI, AsyncOpenAI
-
-    from dln.lm.remote.wire import WireTransport
 
     patience = endpoint.patience
     http = httpx2.AsyncClient(
@@ -113,7 +121,7 @@ def _client(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
         # Through a proxy the client's own transport speaks, which cannot tell a reply delivered twice from the
         # answer to the next request. So it uses no connection twice, at the price of a handshake per call.
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        transport=None if _through_proxy(base_url) else WireTransport(),
+        transport=wires,
         follow_redirects=False,
     )
     if endpoint.azure is not None:

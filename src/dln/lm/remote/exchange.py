@@ -183,14 +183,14 @@ class Exchange:
                 gate.succeeded()
                 return answered
             fault = answered
+            if fault.kind == "malformed":
+                self._connection(chosen).begin_anew()
         if fault.crowded:
             gate.crowded(sent_at, now)
         if fault.wait_seconds is not None and fault.wait_seconds <= patience.longest_wait_seconds:
             gate.pause(now + fault.wait_seconds)
-        healthy = self._health[chosen]
-        self._health[chosen] = (
-            healthy.after_failure(now, refused=fault.kind == "connect") if fault.dead else healthy.after_success()
-        )
+        health, refused = self._health[chosen], fault.kind == "connect"
+        self._health[chosen] = health.after_failure(now, refused=refused) if fault.dead else health.after_success()
         return fault
 
     def _read(self, question: _Question[T], reply: Reply, where: str) -> tuple[Any, T] | Fault:

@@ -94,6 +94,12 @@ class WireTransport(httpx2.AsyncBaseTransport):
             self._leave(wire)
         return None
 
+    def leave_idle(self) -> None:
+        """Close the connections that are idle."""
+        for idle in self._idle.values():
+            while idle:
+                self._leave(idle.pop())
+
     def _leave(self, wire: _Wire) -> None:
         wire.abort()
         self._open.discard(wire)
