@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import statistics
 import sys
@@ -21,7 +22,9 @@ __all__ = ["LONG", "Measured", "measure"]
 
 T = TypeVar("T")
 
-LONG = 90.0
+_log = logging.getLogger("dln.bench")
+
+LONG = 30.0
 """Seconds; work that takes longer is not repeated."""
 
 STATUS = Path("/proc/self/statm")
@@ -61,13 +64,15 @@ class Measured(Generic[T]):
         return statistics.median(self.seconds)
 
 
-def measure(run: Callable[[], T], device: torch.device, repeat: int, long: float = LONG) -> Measured[T]:
-    """Run `repeat` times, but only once if that takes more than `long` seconds."""
+def measure(run: Callable[[], T], device: torch.device, repeat: int, long: float = LONG, name: str = "") -> Measured[T]:
+    """Run `repeat` times, but only once if that takes more than `long` seconds; what has a name is logged."""
     with _Memory(device) as memory:
         value, first, cpu = _timed(run, device)
     times = [(first, cpu)]
     while len(times) < repeat and first <= long:
         times.append(_timed(run, device)[1:])
+    if name:
+        _log.info("%s: %.2f s", name, min(wall for wall, _ in times))
     return Measured(value, tuple(wall for wall, _ in times), tuple(cpu for _, cpu in times), memory.growth)
 
 

@@ -71,8 +71,8 @@ def measure_saving(lm: TransformersLM, setting: TwoLayers, plain_seconds: float,
     )
     kept = setting.weighed(rules.e_step.weighting)
     device = lm.network.device
-    saving = measure(lambda: _judge(rules, kept), device, repeat)
-    full = measure(lambda: _judge(everything, setting), device, repeat)
+    saving = measure(lambda: _judge(rules, kept), device, repeat, name="work-saving rules")
+    full = measure(lambda: _judge(everything, setting), device, repeat, name="both M-steps in full")
     winners = tuple(
         (rules.m_step.select(s.scores, s.per_example), everything.m_step.select(f.scores, f.per_example))
         for s, f in zip(saving.value, full.value, strict=True)

@@ -54,7 +54,7 @@ def measure_scaling(
 
 
 def _point(what: str, size: int, lm: TransformersLM, workload: Workload, repeat: int) -> Growth:
-    measured = measure(lambda: answers(lm, workload), lm.network.device, repeat)
+    measured = measure(lambda: answers(lm, workload), lm.network.device, repeat, name="growth")
     counted = work(lm, workload)
     return Growth(what, size, counted.asked, counted.needed, measured.best)
 

@@ -99,11 +99,11 @@ def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, re
     small = sample_of(workload, max(BATCH_ROWS[device.type]))
     answers(lm, small)  # warms up
     before = lm.diagnostics["tokens"]
-    engine = measure(lambda: answers(lm, workload), device, repeat)
+    engine = measure(lambda: answers(lm, workload), device, repeat, name=f"{workload.name}, engine")
     evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
     plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
-    plain = measure(lambda: answers(plain_lm, workload), device, repeat)
-    deduplicated = measure(lambda: answers(sorted_lm, workload), device, repeat)
+    plain = measure(lambda: answers(plain_lm, workload), device, repeat, name=f"{workload.name}, (a)")
+    deduplicated = measure(lambda: answers(sorted_lm, workload), device, repeat, name=f"{workload.name}, (b)")
     counted = work(lm, workload)
     return ScoringResult(
         name=workload.name,

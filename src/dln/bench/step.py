@@ -137,7 +137,9 @@ def _take(
     algo = algorithm(options, lambda prediction, y: prediction.strip() == y.strip(), network=network)
     state = vi.init(network)
     data = vi.Batch(tuple(e.input for e in examples), tuple(e.target for e in examples))
-    taken = measure(lambda: vi.update(state, data, Key(options.seed), algo), engine.network.device, runs)
+    taken = measure(
+        lambda: vi.update(state, data, Key(options.seed), algo), engine.network.device, runs, name=f"a step, {way}"
+    )
     info = taken.value[1]
     lengths = [len(h.token_ids or ()) for row in info.posterior.hidden[0].proposals for h in row]
     return StepTime(
