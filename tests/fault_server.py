@@ -190,6 +190,8 @@ class FaultServer:
             gate.cancel()
             if stop.done():
                 break
+            if not self._open.is_set():
+                continue  # closed after the gate had let us through: the listener is about to be, too
             self._accepting = accepting = asyncio.ensure_future(self._loop.sock_accept(self._listener))
             await asyncio.wait({accepting, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not accepting.done():

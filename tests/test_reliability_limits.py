@@ -31,7 +31,6 @@ def loaded(server: FaultServer, **options: Any) -> Any:
     return lm
 
 
-@pytest.mark.xfail(reason="the second copy of a reply is taken for the answer to the next request", strict=False)
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_reply_that_is_delivered_twice_never_answers_another_request(concurrency: int):
     with FaultServer() as server:

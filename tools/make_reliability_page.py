@@ -52,10 +52,7 @@ to 8 retries with growing pauses.
 TAIL = """\
 ## What is not caught
 
-A server or proxy that sends one reply twice over a connection that stays open breaks HTTP: the second copy can be
-taken for the answer to the next request. Where that answer does not fit (other token ids, other labels) it is an
-error, but a draw always fits. Nor can anything be seen of a server that changes its model in the middle of a run and
-goes on giving the old name.
+Nothing can be seen of a server that changes its model in the middle of a run and goes on giving the old name.
 """
 
 TITLES = {

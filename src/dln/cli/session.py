@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from dln.cli.show import duration, err, evaluation_table, note, out, print_recor
 from dln.cli.stopping import Terminated
 from dln.cli.watch import Watch, choose_watch
 from dln.data import Task
-from dln.errors import BudgetReached
+from dln.errors import BudgetReached, DlnError
 from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
@@ -30,7 +29,7 @@ from dln.nn import Sequential
 from dln.nn.saving import load_network, network_from_json
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.event_log import current, of_kind, read_events
-from dln.train.events import Evaluated, Event, Finished, StepDone
+from dln.train.events import Evaluated, Event, Finished, Interrupted, StepDone
 from dln.train.room import check_room
 from dln.train.run import read_meta
 from dln.view.report import write_report
@@ -125,7 +124,11 @@ def _train(
                 meter=models.meter,
                 progress=watch.progress,
             )
-        except BudgetReached as error:
+        except (KeyboardInterrupt, DlnError) as error:
+            why = f"the final evaluation: {error}".rstrip(": ")
+            run.append(Interrupted(step=result.steps, reason=why, usage=models.meter.snapshot().to_dict()))
+            if not isinstance(error, BudgetReached):
+                raise
             note(f"no test evaluation: {error.message}")
             return result, None
         run.append(event)
@@ -167,13 +170,13 @@ def _finished(directory: Path) -> Finished | None:
 
 
 def _used_before(directory: Path) -> Usage:
-    """What the run has used up to its last event, so that a budget is one for the whole run."""
-    records: Sequence[dict[str, float]] = [
-        usage for event in _events(directory) if (usage := cast(dict[str, float], getattr(event, "usage", {})))
-    ]
-    if not records:
-        return Usage()
-    last = records[-1]
+    """What the run has used up to its last event, so that a budget is one for the whole run.
+
+    Steps that a resumed run repeats are void, but what they have used is spent.
+    """
+    last: dict[str, float] = {}
+    for event in read_events(directory / "events.jsonl"):
+        last = getattr(event, "usage", None) or last
     whole = ("calls", "prompt_tokens", "completion_tokens", "scored_tokens", "cached_tokens")
     counts = {name: int(last.get(name, 0)) for name in whole}
     return Usage(**counts, seconds=float(last.get("seconds", 0.0)), usd=float(last.get("usd", 0.0)))

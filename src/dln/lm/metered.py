@@ -31,7 +31,7 @@ class Bills(Protocol):
     """An engine whose server says what it has counted, which is better than any estimate."""
 
     def take_usage(self) -> Usage | None:
-        """The tokens counted since this was last asked, every one once; None if the server counted nothing.
+        """The tokens counted since this thread last asked, every one once; None if the server did not count.
 
         Only `prompt_tokens`, `completion_tokens` and `cached_tokens` are looked at.
         """
@@ -41,8 +41,8 @@ class Bills(Protocol):
 class Metered(Wrapper):
     """Counts every request to `inner`, and refuses those that might not fit in the budget.
 
-    A batch is refused as a whole, before anything of it is paid for. Of one that fails in the model, what it
-    sent counts as used, since it may have been paid for.
+    A batch is refused as a whole, before anything of it is paid for. Of one that fails in the model, what the
+    server counted is used; where it counts nothing, all of it, since it may have been paid for.
 
     Args:
         inner: the model; if it `Bills`, its tokens are the server's.
@@ -120,6 +120,8 @@ class Metered(Wrapper):
         """Call the model: `known` will be used, `more` at most, and `drawn` says how much of that it was."""
         if not known.calls:
             return call()  # nothing is asked: an empty batch fits in any budget
+        # what was billed between the verbs (a probe) is spent, and no longer free for this one
+        self.meter.add(self._priced(self._counted(Usage())), self.purpose)
         most = known + more
         dearest = Price(self.price.dearest_input, self.price.output)
         most = replace(most, usd=dearest.usd(most.prompt_tokens, most.completion_tokens))

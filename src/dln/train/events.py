@@ -137,11 +137,16 @@ class Backtracked(Event):
 
 
 class Interrupted(Event):
-    """The run stopped before its end and can be resumed."""
+    """The run stopped before its end and can be resumed.
+
+    Attributes:
+        usage: since the start of the run, with what the unfinished step has used; empty in events of older versions.
+    """
 
     kind: Literal["interrupted"] = "interrupted"
     step: int
     reason: str
+    usage: dict[str, float] = Field(default_factory=dict)
 
 
 class Resumed(Event):

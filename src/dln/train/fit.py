@@ -158,7 +158,8 @@ def _loop(
     except BudgetReached:
         reason = "budget"
     except (KeyboardInterrupt, DlnError) as error:
-        emit(Interrupted(step=current.state.step, reason=str(error) or "interrupted by the user"))
+        why = str(error) or "interrupted by the user"
+        emit(Interrupted(step=current.state.step, reason=why, usage=_usage(meter)))
         raise
     best = current.result
     score = None if best.score != best.score else best.score  # NaN: there was no dev set

@@ -13,7 +13,7 @@ from dln.errors import InputError
 __all__ = ["header_value", "key_of"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OPTION = "--api-key"
+_OPTION = "--api-key-env"
 
 
 def key_of(
@@ -45,7 +45,7 @@ def key_of(
             return SecretStr(_checked(value, place))
     if not needed:
         return None
-    fix = " or ".join([*(f"export {name}=…" for name in variables), f"{_OPTION} …"])
+    fix = " or ".join([*(f"export {name}=…" for name in variables), f"{_OPTION} NAME"])
     raise InputError("no API key", where=server, got="nothing in " + ", ".join(p for p, _ in places), fix=fix)
 
 

@@ -126,21 +126,18 @@ class Dialect:
         """
         choice = choices_of(reply)[0]
         row = token_row(choice.get("logprobs"))
-        text = self._text_of(call, choice)
-        ids = choice.get("token_ids")
-        drawn = ids_of(ids, "token_ids") if ids is not None else None
+        drawn = None if choice.get("token_ids") is None else ids_of(choice["token_ids"], "token_ids")
         if drawn is None and row.tokens and all(token.id is not None for token in row.tokens):
             drawn = tuple(token.id or 0 for token in row.tokens)
         if drawn is not None and row.tokens and len(drawn) != len(row.tokens):
             raise malformed("ids and log-probabilities differ in number", where="token_ids", got=len(drawn))
-        return Drawn(text, finish_of(choice), row, drawn)
+        return Drawn(self._text_of(call, choice), finish_of(choice), row, drawn)
 
     # -- scoring ------------------------------------------------------------------------------------
 
     def score(self, prompt: Prompt, start: int) -> Call:
         """Log-probabilities of the prompt's ids, from `start` on."""
-        body = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        return self._complete(prompt, body, None)
+        return self._complete(prompt, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, None)
 
     def read_score(self, call: Call, reply: Any) -> tuple[Token, ...]:
         """The last tokens of the prompt with their log-probabilities; at least those from `start` on.

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dln.errors import ContextLengthError, InputError, ProviderError
+from dln.errors import ContextLengthError, ProviderError
 from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
+from dln.lm.budget import Usage
 from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialect_values import Ids
 from dln.lm.remote.engine_completion import completion_of
 from dln.lm.remote.engine_fingerprint import fingerprint_of
+from dln.lm.remote.engine_lengths import check_lengths
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair, TargetRung
 from dln.lm.remote.ladder_labels import LabelRung
@@ -121,6 +123,10 @@ class RemoteLM:
             return len(self._session.encode([text], alone=True)[0])
         return math.ceil(size * self._session.tokens_per_byte)
 
+    def take_usage(self) -> Usage | None:
+        """The server's own count for this thread, and the probe, since last asked; None if it did not say for all."""
+        return self._session.bill.take()
+
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context, each by a call of its own, so that it cannot depend on its neighbours.
 
@@ -128,7 +134,7 @@ class RemoteLM:
             ContextLengthError: a context and `max_tokens` exceed the model's context; nothing has been drawn then.
             ProviderError: see `Sender`.
         """
-        _check_lengths("seeds", contexts, seeds)
+        check_lengths("seeds", contexts, seeds)
         if not contexts:
             return []
         found = self._found
@@ -162,7 +168,7 @@ class RemoteLM:
             ContextLengthError: a request is longer than the model's context; nothing has been computed then.
             ProviderError: the server cannot score texts; or see `Sender`.
         """
-        _check_lengths("targets", contexts, targets)
+        check_lengths("targets", contexts, targets)
         rung = self._found.targets
         if rung is None:
             raise ProviderError(
@@ -220,7 +226,8 @@ class RemoteLM:
     def _found(self) -> Probed:
         with self._probing:
             if self._probed is None:
-                self._probed = probe(self._session, best=self._best, draws=self._draws)
+                with self._session.bill.shared():
+                    self._probed = probe(self._session, best=self._best, draws=self._draws)
             return self._probed
 
     def _owned(self, target: Target) -> Ids | None:
@@ -240,10 +247,3 @@ class RemoteLM:
                     expected=f"at most {limit} tokens",
                     fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
                 )
-
-
-def _check_lengths(what: str, contexts: Sequence[str], others: Sequence[object]) -> None:
-    if len(contexts) != len(others):
-        raise InputError(
-            f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
-        )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dln.errors import ProviderError
+from dln.lm.remote.billing import Bill
 from dln.lm.remote.call import Call, Sender
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialect_values import Ids, Prompt
@@ -39,6 +40,7 @@ class Session:
         tokens_per_byte: of text, as the probe measured it; a quarter without a tokenizer.
         tells_densities: whether draws come with the log-probabilities that they were drawn with.
         calls: that were handed to the sender.
+        bill: what the server says that it has counted.
     """
 
     def __init__(self, dialect: Dialect, sender: Sender, *, chat: bool) -> None:
@@ -49,6 +51,7 @@ class Session:
         self.tokens_per_byte = 0.25
         self.tells_densities = False
         self.calls = 0
+        self.bill = Bill()
         self._sender = sender
         self._lock = threading.Lock()
         self._served: str | None = None
@@ -66,10 +69,13 @@ class Session:
         Raises:
             ProviderError: as the sender does; also if another model answers than before.
         """
+        asker = threading.get_ident()
 
         def checked(call: Call, reply: Any) -> T:
             self._check_model(reply)
-            return read(call, reply)
+            value = read(call, reply)
+            self.bill.add(reply, asker)  # not before: what cannot be read is asked for again
+            return value
 
         if not calls:
             return []
