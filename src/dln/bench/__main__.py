@@ -16,7 +16,7 @@ from dln.bench.models import bench_model
 from dln.bench.page import write_section
 from dln.bench.record import about_run, as_record
 from dln.bench.section import as_markdown, show
-from dln.bench.suite import BENCHMARKS, FULL, QUICK, run
+from dln.bench.suite import BENCHMARKS, FULL, QUICK, Effort, run
 from dln.errors import DlnError
 
 __all__ = ["main"]
@@ -45,7 +45,9 @@ def _measure(chosen: argparse.Namespace, words: list[str], console: Console) -> 
     for line in about.lines:
         console.print(line, markup=False, highlight=False)
     record: dict[str, object] = {"run": as_record(about)}
-    for outcome in run(lm, chosen.benchmark or list(BENCHMARKS), sizes, chosen.data, chosen.repeat):
+    for outcome in run(
+        lm, chosen.benchmark or list(BENCHMARKS), sizes, chosen.data, Effort(chosen.repeat, chosen.every)
+    ):
         show(console, outcome.section)
         record[outcome.section.name] = outcome.record
         if chosen.write:
@@ -68,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-tokens", type=int, help="tokens per pack; default: what suits the device")
     parser.add_argument("--data", type=Path, help="the paper's data; default DLN_PAPER_DATA or ../shared/data")
     parser.add_argument("--repeat", type=_positive, default=3, help="runs of each way (long ones run once)")
+    parser.add_argument(
+        "--every", type=_positive, default=1, metavar="K", help="plain scoring takes every K-th request, scaled up"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny workloads: a check that everything runs")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between the markers of this page")

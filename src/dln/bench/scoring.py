@@ -30,9 +30,10 @@ class Seconds:
     memory: float
 
     @classmethod
-    def of(cls, measured: Measured[Any]) -> Seconds:
-        """Without the values."""
-        return cls(measured.best, measured.median, len(measured.seconds), measured.cpu, measured.memory)
+    def of(cls, measured: Measured[Any], scale: float = 1.0) -> Seconds:
+        """Without the values; times `scale` where only a part was measured."""
+        seconds = (measured.best * scale, measured.median * scale)
+        return cls(*seconds, len(measured.seconds), measured.cpu * scale, measured.memory)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,19 @@ class ScoringResult:
         return self.strict_limit / self.engine.best
 
 
-def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, repeat: int) -> ScoringResult:
-    """Score `workload` with the engine and with both plain ways, and compare the numbers."""
+def measure_scoring(
+    lm: TransformersLM, workload: Workload, machine: Machine, repeat: int, every: int = 1
+) -> ScoringResult:
+    """Score `workload` with the engine and with both plain ways, and compare the numbers.
+
+    Args:
+        lm: the engine.
+        workload: what is scored.
+        machine: its speed.
+        repeat: runs of each way.
+        every: the plain ways score every so many-th request of it, and their seconds are multiplied by the tokens
+            asked in all requests over those asked in these: what they cost is a sum over batches. 1 is all.
+    """
     device = lm.network.device
     small = sample_of(workload, max(BATCH_ROWS[device.type]))
     answers(lm, small)  # warms up
@@ -102,22 +114,25 @@ def measure_scoring(lm: TransformersLM, workload: Workload, machine: Machine, re
     engine = measure(lambda: answers(lm, workload), device, repeat, name=f"{workload.name}, engine")
     evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
     plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
-    plain = measure(lambda: answers(plain_lm, workload), device, repeat, name=f"{workload.name}, (a)")
-    deduplicated = measure(lambda: answers(sorted_lm, workload), device, repeat, name=f"{workload.name}, (b)")
     counted = work(lm, workload)
+    part = workload if every == 1 else sample_of(workload, -(-workload.largest // every))
+    scale = counted.asked / work(lm, part).asked
+    plain = measure(lambda: answers(plain_lm, part), device, repeat, name=f"{workload.name}, (a)")
+    deduplicated = measure(lambda: answers(sorted_lm, part), device, repeat, name=f"{workload.name}, (b)")
+    own = engine.value if every == 1 else answers(lm, part)
     return ScoringResult(
         name=workload.name,
         about=workload.about,
         work=counted,
         evaluated=evaluated,
         engine=Seconds.of(engine),
-        plain=Seconds.of(plain),
-        deduplicated=Seconds.of(deduplicated),
+        plain=Seconds.of(plain, scale),
+        deduplicated=Seconds.of(deduplicated, scale),
         plain_rows=plain_lm.rows,
         deduplicated_rows=sorted_lm.rows,
         limit=machine.limit(counted),
         strict_limit=machine.strict_limit(counted),
-        largest_difference=float(np.abs(engine.value - plain.value).max()),
+        largest_difference=float(np.abs(own - plain.value).max()),
     )
 
 

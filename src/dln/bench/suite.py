@@ -15,12 +15,12 @@ from dln.bench.scaling import measure_scaling
 from dln.bench.scoring import measure_scoring
 from dln.bench.section import Section
 from dln.bench.sections import saving_section, scaling_section, scoring_section, step_section
-from dln.bench.step import measure_step
+from dln.bench.step import StepResult, measure_step
 from dln.bench.subject import choose_subject, find_data
 from dln.bench.two_layers import two_layers
 from dln.lm.transformers import TransformersLM
 
-__all__ = ["BENCHMARKS", "FULL", "QUICK", "Outcome", "Sizes", "run"]
+__all__ = ["BENCHMARKS", "FULL", "QUICK", "Effort", "Outcome", "Sizes", "run"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,25 @@ class Outcome:
     record: object
 
 
-Benchmark = Callable[[TransformersLM, Sizes, "Path | None", int], Iterator[Outcome]]
+@dataclass(frozen=True)
+class Effort:
+    """How often each way runs, and of how many requests the plain ways of scoring take one."""
+
+    repeat: int = 3
+    every: int = 1
 
 
-def run(lm: TransformersLM, names: Sequence[str], sizes: Sizes, data: Path | None, repeat: int) -> Iterator[Outcome]:
+Benchmark = Callable[[TransformersLM, Sizes, "Path | None", Effort], Iterator[Outcome]]
+
+
+def run(lm: TransformersLM, names: Sequence[str], sizes: Sizes, data: Path | None, effort: Effort) -> Iterator[Outcome]:
     """Run the named benchmarks; an outcome comes as soon as it is measured."""
     found = find_data(data)
     for name in names:
-        yield from BENCHMARKS[name](lm, sizes, found, repeat)
+        yield from BENCHMARKS[name](lm, sizes, found, effort)
 
 
-def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, repeat: int) -> Iterator[Outcome]:
+def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort) -> Iterator[Outcome]:
     machine = measure_machine(lm)
     binary, six = choose_subject(2, data), choose_subject(6, data)
     prompts, batch = sizes.one_layer
@@ -66,33 +74,37 @@ def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, repeat: int) -
         one_layer(lm, binary, prompts, batch, "instructions"),
         setting.workload(),
     )
-    results = [measure_scoring(lm, workload, machine, repeat) for workload in workloads]
-    yield Outcome(scoring_section(results, machine), {"machine": as_record(machine), "workloads": as_record(results)})
-    saving = measure_saving(lm, setting, results[-1].plain.best, repeat)
+    results = [measure_scoring(lm, workload, machine, effort.repeat, effort.every) for workload in workloads]
+    yield Outcome(
+        scoring_section(results, machine, effort.every),
+        {"machine": as_record(machine), "workloads": as_record(results)},
+    )
+    saving = measure_saving(lm, setting, results[-1].plain.best, effort.repeat)
     yield Outcome(saving_section(saving), as_record(saving))
 
 
-def _step(lm: TransformersLM, sizes: Sizes, data: Path | None, repeat: int) -> Iterator[Outcome]:
+def _step(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort) -> Iterator[Outcome]:
     prompts, batch, hidden = sizes.two_layers
-    results = [
-        measure_step(
-            lm,
-            choose_subject(2, data),
-            preset=preset,
-            prompts=prompts,
-            batch=batch,
-            hidden=hidden,
-            hidden_tokens=sizes.hidden_tokens,
-            repeat=repeat,
+    results: list[StepResult] = []
+    for preset in ("default", "paper"):
+        results.append(
+            measure_step(
+                lm,
+                choose_subject(2, data),
+                preset=preset,
+                prompts=prompts,
+                batch=batch,
+                hidden=hidden,
+                hidden_tokens=sizes.hidden_tokens,
+                repeat=effort.repeat,
+            )
         )
-        for preset in ("paper", "default")
-    ]
-    yield Outcome(step_section(results), as_record(results))
+        yield Outcome(step_section(results), as_record(results))  # the second one takes the first one's place
 
 
-def _scaling(lm: TransformersLM, sizes: Sizes, data: Path | None, repeat: int) -> Iterator[Outcome]:
+def _scaling(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort) -> Iterator[Outcome]:
     points = measure_scaling(
-        lm, choose_subject(2, data), base=sizes.scaling, hidden_tokens=sizes.hidden_tokens, repeat=repeat
+        lm, choose_subject(2, data), base=sizes.scaling, hidden_tokens=sizes.hidden_tokens, repeat=effort.repeat
     )
     yield Outcome(scaling_section(points), as_record(points))
 

@@ -52,6 +52,11 @@ class Workload:
     about: str
     parts: tuple[Texts | Labels, ...]
 
+    @property
+    def largest(self) -> int:
+        """Requests of its largest part."""
+        return max(len(part.contexts) for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Work:
