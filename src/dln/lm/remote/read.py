@@ -35,6 +35,8 @@ LOWEST = -9999.0
 TOKEN_ID = "token_id:"  # noqa: S105 - a prefix of a token of text
 SHOWN = 200
 
+SCORELESS = "no log-probabilities of some tokens"
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -198,12 +200,13 @@ def _from_lists(fields: dict[str, Any], where: str) -> TokenRow:
             return None
         rows = sequence(values, f"{where}.{name}")
         if len(rows) != len(texts):
-            raise malformed("lists of different lengths", where=f"{where}.{name}", got=len(rows), expected=len(texts))
+            what = SCORELESS if name == "token_logprobs" else "lists of different lengths"
+            raise malformed(what, where=f"{where}.{name}", got=len(rows), expected=len(texts))
         return rows
 
     values, ids = beside("token_logprobs"), beside("token_ids")
     if values is None:
-        raise malformed("no log-probabilities", where=f"{where}.token_logprobs", got=fields.get("token_logprobs"))
+        raise malformed(SCORELESS, where=f"{where}.token_logprobs", got=fields.get("token_logprobs"))
     tops, offsets, sampling = beside("top_logprobs"), beside("text_offset"), beside("sampling_logprobs")
     tokens = [_named(text, number(value, where)) for text, value in zip(texts, values, strict=True)]
     if ids is not None:
