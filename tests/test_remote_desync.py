@@ -118,12 +118,12 @@ def test_a_second_copy_is_never_another_requests_answer(delay: float | None, thi
     assert server.connections > 1
 
 
-def test_a_server_without_ids_that_says_the_same_to_all_is_asked_twice_at_most():
+def test_a_server_that_says_the_same_to_all_is_asked_twice_a_few_times_only():
     server = Twice(delay=60.0, ids=False)
     with asking(server) as sender:
         calls = [Call("/completions", {"i": 7, "seed": i}) for i in range(20)]
         assert sender.send(calls, number) == [7] * 20
-    assert len(server.targets) <= 40
+    assert len(server.targets) <= 24
 
 
 def test_equal_draws_of_a_server_without_ids_are_asked_once_each():

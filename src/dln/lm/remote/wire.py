@@ -8,7 +8,8 @@ A connection may bring a reply twice, and HTTP/1.1 has no numbers by which a rep
 every answer would be the one before. So a connection on which bytes came that nobody asked for is never used again,
 be they behind a whole reply, between two requests, or unread when the next one is about to be sent. A copy that
 comes later than that is known by its bytes: what this connection has brought before, to another request or with an
-id, is not believed, and the request is sent once more, over a new one.
+id, is not believed, and the request is sent once more, over a new one. A server whose new connections say the very
+same a few times simply says the same to different requests; its bytes tell nothing, and it is believed from then on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import asyncio
 import hashlib
 import select
 import ssl
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from typing import cast
 
 import httpx2
@@ -28,6 +29,7 @@ __all__ = ["WireTransport"]
 
 _IDLE_SECONDS = 4.0  # many servers close idle connections after 5: do not race them
 _REMEMBERED = 256  # replies per connection: a copy comes late, but not so late
+_ALIKE = 3  # confirmations that a server says the same to different requests
 
 
 class WireTransport(httpx2.AsyncBaseTransport):
@@ -41,6 +43,7 @@ class WireTransport(httpx2.AsyncBaseTransport):
         self._tls = tls
         self._idle: defaultdict[tuple[bytes, bytes, int | None], list[_Wire]] = defaultdict(list)
         self._open: set[_Wire] = set()
+        self._alike: Counter[tuple[bytes, bytes, int | None]] = Counter()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """The whole reply.
@@ -59,11 +62,13 @@ class WireTransport(httpx2.AsyncBaseTransport):
         wire = self._kept(origin) or await self._connect(url, limits.get("connect"))
         try:
             reply = await wire.exchange(message, limits.get("read"))
-            if wire.brings_again(message, reply):
+            if self._alike[origin] < _ALIKE and wire.brings_again(message, reply):
                 self._leave(wire)
+                doubted = bytes(reply.body)
                 wire = await self._connect(url, limits.get("connect"))
                 reply = await wire.exchange(message, limits.get("read"))
                 wire.brings_again(message, reply)  # its first: remembered
+                self._alike[origin] += int(reply.status < 300 and bytes(reply.body) == doubted)
         except TimeoutError:
             waited = f"nothing came for {limits.get('read') or 0:g} s"
             raise httpx2.ReadTimeout(waited, request=request) from None
