@@ -265,7 +265,7 @@ def test_a_page_is_changed_between_its_markers_alone(tmp_path: Path):
 
 
 def test_records_are_json_with_derived_figures_and_without_nan():
-    record = as_record([Machine(1, 2, 3, float("nan"), 4.0), Work(1, 2, 3, 4)])
+    record = as_record([Machine(4, 1, 2, 3, float("nan"), 4.0), Work(1, 2, 3, 4)])
     assert json.loads(json.dumps(record, allow_nan=False))[0]["flops"] is None
     assert record[1] == {"pairs": 1, "asked": 2, "needed": 3, "rows": 4}
     table = as_markdown(Section("x", "T", ("", "n"), (("a|b", "1"),), ("note",)))
