@@ -6,13 +6,14 @@ option here, with its reason in `docs/design.md`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dln.errors import InputError
 
-__all__ = ["PRESETS", "InferenceOptions", "Options", "resolve_options"]
+__all__ = ["PRESETS", "InferenceOptions", "Options", "merge_options", "nested", "resolve_options"]
 
 HiddenSource = Literal["prior", "labelled_prior", "edit"]
 PromptSource = Literal["rewrite", "sequence", "demonstrations"]
@@ -144,7 +145,7 @@ def resolve_options(preset: str = "default", *changes: dict[str, Any]) -> Option
         raise InputError("there is no such preset", where="preset", got=preset, expected=", ".join(PRESETS))
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset], *changes):
-        merged = _merge(merged, layer)
+        merged = merge_options(merged, layer)
     try:
         return Options.model_validate(merged)
     except ValidationError as error:
@@ -159,10 +160,37 @@ def resolve_options(preset: str = "default", *changes: dict[str, Any]) -> Option
         ) from error
 
 
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+def merge_options(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, sections merged; both stay as they are.
+
+    Shares of proposals are one value: naming some of them drops the others.
+
+    >>> merge_options({"steps": 3, "inference": {"race": True}}, {"inference": {"prune": 0.0}})
+    {'steps': 3, 'inference': {'race': True, 'prune': 0.0}}
+    """
     merged = dict(base)
-    for key, value in change.items():
-        # shares of proposals are one value: naming some of them drops the others
-        nested = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "prompt_proposals"
-        merged[key] = _merge(base[key], cast(dict[str, Any], value)) if nested else value
+    for name, value in change.items():
+        below = merged.get(name)
+        sections = isinstance(value, Mapping) and isinstance(below, Mapping) and name != "prompt_proposals"
+        merged[name] = (
+            merge_options(cast(Mapping[str, Any], below), cast(Mapping[str, Any], value)) if sections else value
+        )
     return merged
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as nested options; `settings` and the values in it stay as they are.
+
+    >>> nested({"memory": 0, "inference.num_hidden": 5})
+    {'memory': 0, 'inference': {'num_hidden': 5}}
+    """
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        inner = result
+        for section in sections:
+            below: object = inner.get(section)
+            inner[section] = dict(cast(Mapping[str, Any], below)) if isinstance(below, Mapping) else {}
+            inner = inner[section]
+        inner[last] = value
+    return result
