@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,28 @@ from dln.nn.choice import ChoiceLayer
 from dln.nn.layer import LanguageLayer, LayerInput
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["Prediction", "label_prediction", "predict"]
+__all__ = ["Prediction", "Vote", "label_prediction", "predict"]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one member of an ensemble says of an input.
+
+    Attributes:
+        member: its position in the ensemble, from 0.
+        weight: w_m, its weight in the ensemble.
+        label: as of a prediction; empty if it could not score the input, and then it does not count.
+        probabilities: as of a prediction.
+    """
+
+    member: int
+    weight: float
+    label: str
+    probabilities: dict[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for records and answers."""
+        return {"weight": self.weight, "label": self.label, "probabilities": self.probabilities}
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,8 @@ class Prediction:
         label_mass: mean mass the model put on all labels together, before normalising (a diagnostic:
             near zero means that the model does not see the question as one about these labels).
         draws: how many hidden draws were averaged.
+        members: of an ensemble, what each member says; empty for one network. Not looked at by `==`: two
+            predictions are equal if they say the same, whoever said it.
     """
 
     label: str
@@ -36,6 +59,7 @@ class Prediction:
     hidden: tuple[tuple[str, ...], ...] = ()
     label_mass: float | None = None
     draws: int = 1
+    members: tuple[Vote, ...] = field(default=(), compare=False)
 
     @property
     def scored(self) -> bool:

@@ -1,5 +1,9 @@
 """A network as a file: prompts, layout and provenance, pure data with a schema version and a hash.
 
+One network is `{"schema": 1, "layers": […], …}`. Several that answer together are
+`{"schema": 2, "members": [{"weight": w, "layers": […]}, …], …}`: a program that knows schema 1 alone says so,
+and does not take one of them for all.
+
 The file names its model but holds no endpoint, no key and no code; templates travel inside it.
 """
 
@@ -8,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
@@ -18,22 +22,32 @@ from pydantic import ConfigDict, Field
 from dln.errors import CorruptDataError, InputError
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.choice import ChoiceLayer
+from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layer import LanguageLayer
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer, Sequential
 from dln.nn.template import Template
 from dln.schema import dump, parse
 
-__all__ = ["SCHEMA", "load_network", "load_state_dict", "network_from_json", "network_to_json", "save_network"]
+__all__ = [
+    "SCHEMA",
+    "TOGETHER",
+    "load_network",
+    "load_state_dict",
+    "network_from_json",
+    "network_to_json",
+    "save_network",
+]
 
-SCHEMA = 1
+SCHEMA, TOGETHER = 1, 2
+"""Of a file with one network, and of one with several that answer together."""
 
 
-def save_network(network: Sequential, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
+def save_network(network: AnyNetwork, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
     """Write `network` to `path` (JSON), atomically.
 
     Args:
-        network: what to save.
+        network: what to save, one network or several that answer together.
         path: the file; it is replaced as a whole or not at all.
         provenance: where the prompts come from (task, run, metrics), kept beside them.
 
@@ -41,7 +55,8 @@ def save_network(network: Sequential, path: str | Path, provenance: Mapping[str,
         InputError: the file cannot be written.
     """
     body = network_to_json(network) | {"provenance": dict(provenance or {})}
-    document = {"schema": SCHEMA, "sha256": _digest(body), **body}
+    schema = TOGETHER if isinstance(network, Ensemble) else SCHEMA
+    document = {"schema": schema, "sha256": _digest(body), **body}
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -51,8 +66,8 @@ def save_network(network: Sequential, path: str | Path, provenance: Mapping[str,
         raise InputError("the network file cannot be written", where=target, got=error.strerror) from error
 
 
-def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> Sequential:
-    """Read a network file.
+def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> AnyNetwork:
+    """Read a network file: a `Sequential`, or the `Ensemble` that was saved.
 
     Args:
         path: a file that `save_network` wrote.
@@ -70,12 +85,13 @@ def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageM
         raise InputError("the network file cannot be read", where=source, got=error.strerror) from error
     except ValueError as error:
         raise CorruptDataError("the network file is not JSON", where=source, got=str(error)) from error
-    if not isinstance(document, dict) or "layers" not in document:
+    if not isinstance(document, dict) or not {"layers", "members"} & set(cast("dict[str, object]", document)):
         raise InputError("this is not a network file", where=source, expected="a file that `dln train` wrote")
     body = cast(dict[str, object], document)
     schema, digest = body.pop("schema", None), body.pop("sha256", None)
-    if schema != SCHEMA:
-        raise InputError("this network file has another schema", where=source, got=schema, expected=SCHEMA)
+    known = TOGETHER if "members" in body else SCHEMA
+    if schema != known:
+        raise InputError("this network file has another schema", where=source, got=schema, expected=known)
     if digest != _digest(body):
         raise CorruptDataError(
             "the network file does not match its hash: it was changed by hand or damaged",
@@ -85,22 +101,38 @@ def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageM
     return network_from_json(body, lm, str(source))
 
 
-def network_to_json(network: Sequential) -> dict[str, object]:
-    """The layout and parameters of a network as plain data."""
+def network_to_json(network: AnyNetwork) -> dict[str, object]:
+    """The layout and parameters of a network, or of several and their weights, as plain data."""
+    if isinstance(network, Ensemble):
+        pairs = zip(network.weights, network.members, strict=True)
+        return {"members": [{"weight": float(weight), **network_to_json(member)} for weight, member in pairs]}
     return {"layers": [dump(_record(layer)) for layer in network.layers]}
 
 
 def network_from_json(
     data: Mapping[str, object], lm: LanguageModel | Callable[[str], LanguageModel], where: str = "network"
-) -> Sequential:
+) -> AnyNetwork:
     """The inverse of `network_to_json`.
 
     Raises:
         InputError: naming `where` and the field that is wrong.
     """
-    file = parse(NetworkRecord, {"layers": data.get("layers")}, where)
+    if "members" in data:
+        file = parse(EnsembleRecord, {"members": data["members"]}, where)
+        networks = [_network(member.layers, lm) for member in file.members]
+        try:
+            return Ensemble(networks, [member.weight for member in file.members])
+        except InputError as error:
+            place = f"{where}: {error.where}"
+            raise InputError(error.message, where=place, got=error.got, expected=error.expected) from error
+    return _network(parse(NetworkRecord, {"layers": data.get("layers")}, where).layers, lm)
+
+
+def _network(
+    records: Sequence[LanguageRecord | ChoiceRecord], lm: LanguageModel | Callable[[str], LanguageModel]
+) -> Sequential:
     layers: list[AnyLayer] = []
-    for record in file.layers:
+    for record in records:
         model = lm if isinstance(lm, LanguageModel) else lm(record.model)
         if isinstance(record, ChoiceRecord):
             layer: AnyLayer = ChoiceLayer(model, record.template, record.prompt, record.labels)
@@ -165,6 +197,20 @@ class NetworkRecord:
     """The layers of a network in a file."""
 
     layers: list[Annotated[LanguageRecord | ChoiceRecord, Field(discriminator="kind")]]
+
+
+@dataclass(frozen=True)
+class MemberRecord(NetworkRecord):
+    """One of several networks in a file."""
+
+    weight: float
+
+
+@dataclass(frozen=True)
+class EnsembleRecord:
+    """Several networks that answer together in a file."""
+
+    members: list[MemberRecord]
 
 
 @dataclass(frozen=True)
