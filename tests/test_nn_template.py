@@ -29,6 +29,8 @@ VALUES = {
     "successes": [EXAMPLE],
     "failures": [EXAMPLE],
     "count": 3,
+    "input_name": "The Question",
+    "output_name": "The Kind",
 }
 BRACES = st.sampled_from(["{{ x }}", "{% raw %}", "{{ 1 + 1 }}", "{# note #}", "{% for i in x %}", "}}", "{{", "%}"])
 DATA = st.lists(st.one_of(BRACES, st.text(max_size=5)), max_size=5).map("".join)

@@ -40,8 +40,8 @@ class LayerInfo:
         scores: [N] objective − penalties.
         winner: index of the winner; 0 keeps the incumbent.
         dropped: screened-out proposals by reason.
-        used: [B] the examples that the scores are a mean of.
-        missing: [B] examples that should have been used but could not be scored.
+        used: [B + E] the examples that the scores are a mean of: of the batch, then of earlier steps.
+        missing: [B + E] examples that should have been used but could not be scored.
         stopped: [N] where a candidate left the race, None for those that stayed; empty without a race.
         share: pairs that were scored, as a part of all pairs of all candidates.
     """

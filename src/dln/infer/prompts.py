@@ -98,7 +98,7 @@ def screen(
         prompt = proposal.prompt
         if prompt in seen:
             reason = "duplicate"
-        elif not prompt.instruction.strip() and not prompt.demonstrations:
+        elif not prompt.instruction.strip() and not prompt.demonstrations and prompt.wording is None:
             reason = "empty"
         elif any(line in prompt.instruction for line in proposal.echoes):
             reason = "echo"

@@ -10,6 +10,7 @@ from dln.infer.ladder import Rungs
 from dln.infer.memory import Reservoir, Snapshot
 from dln.infer.mstep import LayerInfo
 from dln.infer.posterior import Posterior
+from dln.infer.replay import Replay
 from dln.nn.sequential import Sequential, Trace
 
 __all__ = ["Batch", "Info", "State", "init"]
@@ -23,11 +24,13 @@ class Batch:
         x: inputs.
         y: wanted outputs.
         pool: other labelled (input, output) pairs, which may be shown as demonstrations.
+        shown: inputs that may be shown and do not judge in later steps; with none, any example may be either.
     """
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     pool: tuple[tuple[str, str], ...] = ()
+    shown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +42,14 @@ class State:
         step: updates done.
         memory: the best networks so far by validation, best first; their prompts are candidates too.
         reservoir: worked examples of each layer from earlier batches.
+        replay: examples of earlier batches that judge candidates of the output layer too.
     """
 
     network: Sequential
     step: int = 0
     memory: tuple[Snapshot, ...] = ()
     reservoir: Reservoir = field(default_factory=Reservoir)
+    replay: Replay = field(default_factory=Replay)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from dln.infer.elbo import Bound, elbo
 from dln.infer.feedback import layer_feedback, worked_examples
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.ladder import Rungs
+from dln.infer.memory import Reservoir
 from dln.infer.mstep import LayerInfo, MStep
 from dln.infer.objective import ExpectedLogProb, Objective
 from dln.infer.posterior import EStep, Posterior
@@ -35,6 +36,7 @@ from dln.infer.select import Best, Selector
 from dln.infer.state import Batch, Info, State, init
 from dln.infer.weights import Weigher, Weighting
 from dln.keys import Key
+from dln.nn.sequential import Trace
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
 
@@ -49,6 +51,7 @@ class VariationalInference:
         correct: (prediction, target) → whether the prediction is right.
         rewrite_only_wrong: infer hidden texts only where the prediction was wrong.
         reservoir: worked examples kept per layer, where deep networks take demonstrations from.
+        evidence: examples of earlier steps that judge candidates of the output layer too, at most.
         bound: what is reported as the ELBO.
         rungs: how the models at hand let texts and outputs be scored, for the record.
     """
@@ -58,6 +61,7 @@ class VariationalInference:
     correct: Callable[[str, str], bool]
     rewrite_only_wrong: bool = False
     reservoir: int = 256
+    evidence: int = 0
     bound: Bound = elbo
     rungs: Rungs = field(default_factory=Rungs)
 
@@ -80,6 +84,7 @@ def build(
     include_forward: bool = True,
     rewrite_only_wrong: bool = False,
     reservoir: int = 256,
+    evidence: int = 0,
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
     bound: Bound = elbo,
     rungs: Rungs | None = None,
@@ -113,6 +118,7 @@ def build(
         correct=correct,
         rewrite_only_wrong=rewrite_only_wrong,
         reservoir=reservoir,
+        evidence=evidence,
         bound=bound,
         rungs=rungs or Rungs(),
     )
@@ -159,7 +165,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         )
         feedback = layer_feedback(key, l, trace, posterior, correct, batch.pool, state.reservoir)
         remembered = tuple(snapshot.prompts[l] for snapshot in state.memory)
-        best, infos = vi.m_step(key, situation, feedback, remembered)
+        best, infos = vi.m_step(key, state.replay.joined(situation), feedback, remembered)
         improved = improved.with_layer(l, best)
         steps.extend(infos)
 
@@ -172,10 +178,26 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         excluded=_excluded(steps, posterior),
         rungs=vi.rungs,
     )
-    reservoir = state.reservoir
-    if len(network) > 1:
-        reservoir = reservoir.add(worked_examples(trace, posterior), limit=vi.reservoir)
-    return replace(state, network=memory.plain_network(improved), step=state.step + 1, reservoir=reservoir), info
+    return (
+        replace(
+            state,
+            network=memory.plain_network(improved),
+            step=state.step + 1,
+            reservoir=_worked(state, batch, trace, posterior, vi.reservoir),
+            replay=state.replay.add(trace, posterior, batch.shown, vi.evidence),
+        ),
+        info,
+    )
+
+
+def _worked(state: State, batch: Batch, trace: Trace, posterior: Posterior, limit: int) -> Reservoir:
+    """The reservoir with this batch's worked examples, of a deep network; only with those that may be shown."""
+    if len(state.network) == 1:
+        return state.reservoir
+    rows = worked_examples(trace, posterior)
+    if batch.shown:
+        rows = [tuple(d for d in row if d.x in batch.shown) for row in rows]
+    return state.reservoir.add(rows, limit=limit)
 
 
 def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:
@@ -186,7 +208,7 @@ def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:
     """
     missing = ~posterior.scored
     for info in steps:
-        missing = missing | info.missing
+        missing = missing | info.missing[: len(missing)]  # earlier examples come behind those of the batch
     if missing.all():
         raise RunFailed(
             "not one example of the batch could be scored",

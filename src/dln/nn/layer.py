@@ -15,7 +15,7 @@ from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.nn.prompt import Prompt, as_prompt
-from dln.nn.template import Template, load_template
+from dln.nn.template import Template, load_template, names_of
 
 __all__ = ["LanguageLayer", "Layer", "LayerInput", "render"]
 
@@ -71,13 +71,28 @@ def render(template: Template, prompt: Prompt, item: LayerInput) -> str:
     A demonstration is the same template without prompt, followed by its output: what the model reads
     before the question has the very form that the question has. A chat model reads them within its
     user's turn, so the template's own separator stands before the output there too.
+
+    Raises:
+        InputError: the prompt names input and output, and the template has no place for the names.
     """
+    names = _names(template, prompt)
     shown = [
-        template.render(prompt="", x=d.x, h=d.h).lstrip("\n") + template.target_prefix + d.y
+        template.render(prompt="", x=d.x, h=d.h, **names).lstrip("\n") + template.target_prefix + d.y
         for d in prompt.demonstrations
     ]
     text = "\n\n".join(part for part in (prompt.instruction, *shown) if part)
-    return template.render(prompt=text, x=item.x, h=item.h)
+    return template.render(prompt=text, x=item.x, h=item.h, **names)
+
+
+def _names(template: Template, prompt: Prompt) -> dict[str, str]:
+    if template.wording is None and prompt.wording is not None:
+        raise InputError(
+            "this template has no place for a prompt's names of input and output",
+            where=f"template {template.name}",
+            got=" → ".join(prompt.wording),
+            fix="a template with a wording (classify), or a prompt without one",
+        )
+    return names_of(prompt.wording)
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -27,7 +27,13 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """π = (instruction, demonstrations); a layer's template decides how both are shown.
+    """π = (instruction, demonstrations, wording); a layer's template decides how they are shown.
+
+    Attributes:
+        instruction: what the model is told to do.
+        demonstrations: worked examples, in this order.
+        wording: what the template is to call input and output ("Review", "Sentiment"), where it lets itself be
+            told; None is the template's own.
 
     >>> str(Prompt("Answer briefly."))
     'Answer briefly.'
@@ -35,6 +41,7 @@ class Prompt:
 
     instruction: str = ""
     demonstrations: tuple[Demonstration, ...] = ()
+    wording: tuple[str, str] | None = None
 
     def with_instruction(self, instruction: str) -> Prompt:
         """The same demonstrations under another instruction."""
@@ -44,14 +51,21 @@ class Prompt:
         """The same instruction with other demonstrations."""
         return replace(self, demonstrations=demonstrations)
 
+    def with_wording(self, wording: tuple[str, str] | None) -> Prompt:
+        """The same prompt with other names for input and output."""
+        return replace(self, wording=wording)
+
     def __str__(self) -> str:
-        if not self.demonstrations:
-            return self.instruction
-        return f"{self.instruction}\n[{len(self.demonstrations)} demonstrations]".strip()
+        notes = [f"{len(self.demonstrations)} demonstrations"] if self.demonstrations else []
+        notes += [f"{self.wording[0]} → {self.wording[1]}"] if self.wording else []
+        return f"{self.instruction}\n[{', '.join(notes)}]".strip() if notes else self.instruction
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for files and events."""
-        return dump(self)
+        data = dump(self)
+        if self.wording is None:
+            del data["wording"]
+        return data
 
     @classmethod
     def from_json(cls, data: object, where: str = "prompt") -> Prompt:

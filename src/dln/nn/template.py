@@ -23,12 +23,12 @@ from pydantic import ConfigDict
 from dln.errors import InputError
 from dln.schema import dump, parse
 
-__all__ = ["Kind", "Template", "load_template", "template_names"]
+__all__ = ["Kind", "Template", "load_template", "names_of", "template_names"]
 
 Kind = Literal["forward", "hidden", "backward"]
 
 VARIABLES: dict[Kind, frozenset[str]] = {
-    "forward": frozenset({"x", "h", "prompt"}),
+    "forward": frozenset({"x", "h", "prompt", "input_name", "output_name"}),
     "hidden": frozenset({"x", "h", "prompt", "output", "target", "y", "next_prompt", "message"}),
     "backward": frozenset({"prompt", "examples", "successes", "failures", "message", "count"}),
 }
@@ -47,6 +47,8 @@ class Template:
             completion mode; a chat model starts its turn without it.
         stop: strings that end a sampled text.
         messages: alternative values of `message` (the meta-instructions of the backward pass).
+        wording: what input and output are called where the text says `{{ input_name }}` and `{{ output_name }}`;
+            a prompt may name them otherwise. Without it the template has no such names.
         about: one line for people.
     """
 
@@ -59,6 +61,7 @@ class Template:
     target_prefix: str = ""
     stop: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    wording: tuple[str, str] | None = None
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -74,6 +77,13 @@ class Template:
                 got=unknown,
                 expected=sorted(VARIABLES[self.kind]),
             )
+        if (self.wording is not None) != bool(used & {"input_name", "output_name"}):
+            raise InputError(
+                "a template that says input_name or output_name needs their usual wording, and only such a one",
+                where=f"template {self.name}",
+                got="no wording" if self.wording is None else "a wording that the text does not use",
+                fix='wording: ["Input", "Label"] beside a text with {{ input_name }} and {{ output_name }}',
+            )
 
     @property
     def residual(self) -> bool:
@@ -83,11 +93,13 @@ class Template:
     def render(self, **values: object) -> str:
         """The text with `values` filled in; values are data and are never rendered themselves.
 
+        Input and output are called as the template's own wording says, unless `values` say otherwise.
+
         Raises:
             InputError: a variable is missing or the template fails on these values.
         """
         try:
-            return _compiled(self.text).render(**values)
+            return _compiled(self.text).render(**{**names_of(self.wording), **values})
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 "the template cannot be rendered", where=f"template {self.name}", got=str(error)
@@ -133,6 +145,11 @@ def load_template(name: str | Path | Template, kind: Kind | None = None) -> Temp
 def template_names(kind: Kind | None = None) -> list[str]:
     """Names of the templates that come with the package."""
     return sorted(t.name for t in _all_packaged().values() if kind is None or t.kind == kind)
+
+
+def names_of(wording: tuple[str, str] | None) -> dict[str, str]:
+    """The variables that stand for what input and output are called; none without a wording."""
+    return {} if wording is None else {"input_name": wording[0], "output_name": wording[1]}
 
 
 @cache

@@ -26,6 +26,7 @@ from dln.infer.weights import (
     Weighting,
     WeightTerm,
 )
+from dln.infer.wordings import WordingProposal, read_wording
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.sequential import Sequential
 from dln.train.options import InferenceOptions, Options
@@ -77,6 +78,7 @@ def algorithm(
         include_forward=chosen.include_forward,
         rewrite_only_wrong=chosen.rewrite_only_wrong,
         reservoir=chosen.reservoir,
+        evidence=chosen.evidence,
         correct=correct,
         bound=elbo if rungs.weighs and rungs.scores else unknown_bound,
         rungs=rungs,
@@ -99,6 +101,8 @@ def _hidden(name: str, options: InferenceOptions, lm: LanguageModel | None) -> H
 def _prompt(name: str, options: InferenceOptions, lm: LanguageModel | None) -> PromptProposal:
     if name == "demonstrations":
         return DemonstrationProposal(options.demonstrations)
+    if name == "wording":
+        return WordingProposal(tuple(map(read_wording, options.wordings)))
     sampling = Sampling(options.prompt_temperature, max_tokens=options.prompt_tokens)
     subset = 0.5 if options.held_out_half else 1.0
     if name == "sequence":

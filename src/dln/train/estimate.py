@@ -169,6 +169,10 @@ def _m_step(
     # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out
     heavy = 0.5 * (1 + particles) if chosen.prune else particles
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
+    if position == depth - 1:
+        # earlier examples judge too; a deep network keeps those that are not shown
+        earlier = min(float(chosen.evidence), batch * step * (1.0 if depth == 1 else 1 - options.shown))
+        pairs += earlier * (1.0 if position == 0 else heavy)
     layer, bare = present[position], layers[position]
     if not repeats:
         return _score(layer) * pairs, Cost()

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dln.errors import InputError
+from dln.infer.wordings import WORDINGS
 
 __all__ = ["PRESETS", "InferenceOptions", "Options", "merge_options", "nested", "resolve_options"]
 
 HiddenSource = Literal["prior", "labelled_prior", "edit"]
-PromptSource = Literal["rewrite", "sequence", "demonstrations"]
+PromptSource = Literal["rewrite", "sequence", "demonstrations", "wording"]
 Term = Literal["likelihood", "prior", "minus_proposal", "mutual_information"]
 
 
@@ -70,6 +71,14 @@ class InferenceOptions(Strict):
     demonstrations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (6, 12), min_length=1, description="how many demonstrations a candidate has, drawn from these"
     )
+    wordings: tuple[str, ...] = Field(
+        tuple("/".join(wording) for wording in WORDINGS),
+        min_length=1,
+        description="names of input and output that wording proposals choose from",
+    )
+    evidence: int = Field(
+        100, ge=0, description="examples of earlier steps that candidates of the output layer are judged on too"
+    )
     output_objective: Literal["log_prob", "accuracy"] = Field("log_prob", description="ranks output-layer candidates")
     hidden_objective: Literal["log_prob", "nce"] = Field("log_prob", description="ranks hidden-layer candidates")
     output_layer: Literal["fitted", "fixed"] = Field(
@@ -94,11 +103,18 @@ class Options(Strict):
     batch_size: int = Field(20, ge=1, description="examples per update")
     balanced: bool = Field(True, description="equal classes within a batch")
     seed: int = Field(13, description="seed of everything random")
+    shown: float = Field(
+        0.5, ge=0, lt=1, description="part of the train set that is shown as demonstrations and never judges; 0: any"
+    )
     val_every: int = Field(2, ge=1, description="updates between validations")
     select_by: Literal["accuracy", "log_likelihood"] = Field(
         "log_likelihood", description="validation score of networks with labels (others go by accuracy)"
     )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
+    ensemble: int = Field(1, ge=1, description="networks of the memory that answer together; 1: the best one alone")
+    ensemble_temp: float = Field(
+        32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
+    )
     tolerance: int | None = Field(
         2, ge=1, description="validations without gain before going back to the best; null: never"
     )
@@ -113,6 +129,7 @@ PAPER: dict[str, Any] = {
     "select_by": "accuracy",
     "memory": 2,
     "tolerance": 2,
+    "shown": 0.0,
     "inference": {
         "num_hidden": 5,
         "num_prompts": 20,
@@ -120,6 +137,7 @@ PAPER: dict[str, Any] = {
         "posterior_terms": ["likelihood", "prior"],
         "prune": 0.0,
         "race": False,
+        "evidence": 0,
         "include_forward": True,
         "hidden_proposals": ["prior", "labelled_prior"],
         "prompt_proposals": {"rewrite": 1.0},

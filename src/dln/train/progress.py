@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dln.data import Dataset, Metric, batch_indices
+from dln.data import Dataset, Metric, batch_indices, split
+from dln.data.dataset import text_key
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator
 from dln.infer.memory import Reservoir, Snapshot, remember
+from dln.infer.replay import Replay
 from dln.keys import Key
 from dln.nn import Sequential, load_state_dict
 from dln.schema import dump, parse
@@ -42,12 +44,14 @@ class Progress:
         best: the best network by validation; None before the first one.
         last_gain: validations since the best or since the last return to it.
         stale: validations since the best.
+        kept: the best networks by validation, best first; the memory is its beginning, all of it may answer together.
     """
 
     state: vi.State
     best: Snapshot | None = None
     last_gain: int = 0
     stale: int = 0
+    kept: tuple[Snapshot, ...] = ()
 
     @property
     def result(self) -> Snapshot:
@@ -66,7 +70,9 @@ class Progress:
             "step": self.state.step,
             "parameters": self.state.network.state_dict(),
             "memory": [_snapshot_to_json(s) for s in self.state.memory],
+            "also_kept": [_snapshot_to_json(s) for s in self.kept[len(self.state.memory) :]],
             "reservoir": dump(self.state.reservoir),
+            "replay": dump(self.state.replay),
             "best": None if self.best is None else _snapshot_to_json(self.best),
             "last_gain": self.last_gain,
             "stale": self.stale,
@@ -80,16 +86,18 @@ class Progress:
             step=int(data["step"]),
             memory=tuple(_snapshot_from_json(row, layout) for row in data["memory"]),
             reservoir=parse(Reservoir, data["reservoir"], "checkpoint.reservoir"),
+            replay=parse(Replay, data["replay"], "checkpoint.replay"),
         )
         best = None if data["best"] is None else _snapshot_from_json(data["best"], layout)
-        return cls(state, best, int(data["last_gain"]), int(data["stale"]))
+        also = tuple(_snapshot_from_json(row, layout) for row in data["also_kept"])
+        return cls(state, best, int(data["last_gain"]), int(data["stale"]), (*state.memory, *also))
 
 
 def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     """One update, and a validation where one is due; everything is derived from (seed, step)."""
     options, state = recipe.options, progress.state
     key = Key(options.seed).child("step", state.step)
-    batch = _batch(recipe, key)
+    batch = _batch(recipe, key, len(state.network))
     state, info = vi.update(state, batch, key, recipe.algorithm)
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)
@@ -109,27 +117,45 @@ def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     best = progress.best
     gained = best is None or score > best.score
     snapshot = Snapshot(validation.network, score, state.step)
-    state = replace(state, memory=remember(state.memory, snapshot, options.memory))
+    kept = remember(progress.kept, snapshot, max(options.memory, options.ensemble))
+    # the first of the best are the best of a smaller memory: how many answer together changes no candidate
+    state = replace(state, memory=kept[: options.memory])
     events: list[Event] = [
         Validated(
             step=state.step, score=score, select_by=select_by, best=gained, result=validation.evaluation.to_record()
         )
     ]
     if gained or best is None:
-        return Progress(replace(state, network=validation.network), snapshot), events
+        return Progress(replace(state, network=validation.network), snapshot, kept=kept), events
     since = progress.last_gain + 1
     if options.tolerance is not None and since >= options.tolerance and state.step < options.steps:
         events.append(Backtracked(step=state.step, to_step=best.step))
-        return Progress(replace(state, network=best.network), best, 0, progress.stale + 1), events
-    return Progress(state, best, since, progress.stale + 1), events
+        return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
+    return Progress(state, best, since, progress.stale + 1, kept), events
 
 
-def _batch(recipe: Recipe, key: Key) -> vi.Batch:
-    size = min(recipe.options.batch_size, len(recipe.train))
-    chosen = recipe.train.select(batch_indices(recipe.train, size, key.child("batch"), recipe.options.balanced))
+def _batch(recipe: Recipe, key: Key, depth: int) -> vi.Batch:
+    """The step's examples: with one layer only those that are not shown.
+
+    A deep network must work an example out, hidden texts and all, before it can show it.
+    """
+    train, options = recipe.train, recipe.options
+    shown = _shown(train, options)
+    drawn = train if depth > 1 or not shown else train.select([i for i, x in enumerate(train.inputs) if x not in shown])
+    size = min(options.batch_size, len(drawn))
+    chosen = drawn.select(batch_indices(drawn, size, key.child("batch"), options.balanced))
     inside = set(chosen.inputs)
-    pool = tuple((e.input, e.target) for e in recipe.train if e.input not in inside)
-    return vi.Batch(chosen.inputs, chosen.targets, pool)
+    pool = tuple((e.input, e.target) for e in train if e.input not in inside and (not shown or e.input in shown))
+    return vi.Batch(chosen.inputs, chosen.targets, pool, shown)
+
+
+def _shown(train: Dataset, options: Options) -> frozenset[str]:
+    """The inputs that may be shown and never judge, the same in every step; none where nothing is shown."""
+    distinct = len({text_key(x) for x in train.inputs})
+    size = round(options.shown * distinct)
+    if size < 1 or distinct - size < 1 or "demonstrations" not in options.inference.prompt_proposals:
+        return frozenset()
+    return frozenset(split(train, (size,), options.seed)[0].inputs)
 
 
 def _snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
