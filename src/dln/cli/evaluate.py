@@ -14,10 +14,11 @@ from dln.cli.compose import build_task
 from dln.cli.config import training_options
 from dln.cli.endpoints import with_server_of
 from dln.cli.flags import examples
-from dln.cli.networks import Loader
+from dln.cli.networks import Loader, said_together
 from dln.cli.resume import recorded_config
-from dln.cli.show import err, evaluation_table, note, out, print_record
+from dln.cli.show import err, evaluation_table, note, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
+from dln.nn.ensemble import members_of
 from dln.train import conclude, fitted_initial
 from dln.train.event_log import to_line
 from dln.train.room import check_room
@@ -96,12 +97,14 @@ def evaluate(
     with ExitStack() as stack:
         loader = Loader(chosen, lm, stack)
         after = loader.trained(network)
-        before = loader.trained(against) if against is not None else loader.initial(network) if is_run else None
-        check_room(after, dataset)
+        initial = loader.initial(network) if is_run and against is None else None
+        before = initial if against is None else loader.trained(against)
+        for member in members_of(after):
+            check_room(member, dataset)
         # as at the end of training: what fitting the output layer alone, on the whole dev set, would have given
         fitted, whole = None, split != "dev" or size is None
-        if before is not None and against is None and recorded is not None and whole:
-            fitted = fitted_initial(before, problem.dev, problem.metric, training_options(recorded))
+        if initial is not None and recorded is not None and whole:
+            fitted = fitted_initial(initial, problem.dev, problem.metric, training_options(recorded))
         with err().status("evaluating") as status:
             event = conclude(
                 before,
@@ -118,3 +121,7 @@ def evaluate(
         return
     names = (against.name if against is not None else "before", network.name if against is not None else "after")
     out().print(evaluation_table(event, names))
+    for name, evaluated in zip(names, (before, after), strict=True):
+        together = None if evaluated is None else said_together(evaluated)
+        if together is not None:
+            out().print(safe(f"{name}: {together}"))

@@ -13,10 +13,11 @@ from dln.cli.model_config import engine_of
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.nn import Sequential, load_network
+from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import network_from_json
 from dln.train.run import read_meta
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "said_together"]
 
 
 class Loader:
@@ -34,8 +35,8 @@ class Loader:
         self._stack = stack
         self._load = cache(self._load_model)
 
-    def trained(self, place: Path) -> Sequential:
-        """The network of a file, or the result of a run.
+    def trained(self, place: Path) -> AnyNetwork:
+        """What answers: of a file, or the result of a run; one network, or several together.
 
         Raises:
             InputError: there is none.
@@ -53,7 +54,8 @@ class Loader:
 
     def initial(self, run: Path) -> Sequential:
         """The network that a run began with."""
-        return network_from_json(cast(dict[str, Any], read_meta(run)["network"]), self._load, str(run / "run.yaml"))
+        recorded = cast(dict[str, Any], read_meta(run)["network"])
+        return best_of(network_from_json(recorded, self._load, str(run / "run.yaml")))
 
     def _load_model(self, name: str) -> LanguageModel:
         given, spec = self._config.lm, self._override or name
@@ -63,3 +65,11 @@ class Loader:
             changes |= {"base_url": (), "api_key": None, "api_key_env": None, "options": {}}
         lm = given.model_copy(update=changes)
         return build_models(self._config.model_copy(update={"lm": lm}), self._stack).lm
+
+
+def said_together(network: AnyNetwork) -> str | None:
+    """How many prompts answer together and with which weights, in a line; None where one answers."""
+    if not isinstance(network, Ensemble):
+        return None
+    weights = ", ".join(f"{weight:.3f}" for weight in network.weights)
+    return f"{len(network.members)} prompts answer together, with weights {weights}"

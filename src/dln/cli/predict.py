@@ -14,9 +14,9 @@ from rich.table import Table
 from dln.cli import complete, flags
 from dln.cli.endpoints import with_server_of
 from dln.cli.flags import examples
-from dln.cli.networks import Loader
+from dln.cli.networks import Loader, said_together
 from dln.cli.resume import recorded_config
-from dln.cli.show import one_line, out, print_record, safe
+from dln.cli.show import note, one_line, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
 from dln.data import Example
 from dln.data.columns import INPUT_NAMES
@@ -26,6 +26,8 @@ from dln.data.table import cell_text
 from dln.data.text_file import read_text
 from dln.errors import InputError
 from dln.nn import Prediction
+from dln.nn.ensemble import members_of
+from dln.nn.predict import Vote
 from dln.train.room import check_room
 from dln.train.run import read_meta
 
@@ -70,7 +72,11 @@ def predict(
         config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
     with ExitStack() as stack:
         trained = Loader(config, lm, stack).trained(network)
-        check_room(trained, inputs)
+        for member in members_of(trained):
+            check_room(member, inputs)
+        together = said_together(trained)
+        if together is not None:
+            note(together)
         for start in range(0, len(inputs), CHUNK):
             part = [example.input for example in inputs[start : start + CHUNK]]
             for text, prediction in zip(part, trained.predict_many(part, samples=samples, seed=seed), strict=True):
@@ -140,6 +146,7 @@ def _record(text: str, prediction: Prediction) -> dict[str, Any]:
         "probabilities": prediction.probabilities,
         "hidden": [list(chain) for chain in prediction.hidden],
         "label_mass": prediction.label_mass,
+        "members": [vote.to_json() for vote in prediction.members],
     }
 
 
@@ -149,6 +156,8 @@ def _table(text: str, prediction: Prediction) -> Table:
     table.add_row("[bold]label[/]", safe(prediction.label) if prediction.scored else "– (no finite score)")
     best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:10]
     table.add_row("[bold]probabilities[/]", ", ".join(f"{one_line(name, 40)} {p:.3f}" for name, p in best))
+    for vote in prediction.members:
+        table.add_row(f"[bold]member[/] {vote.member + 1}", _vote(vote))
     for number, chain in enumerate(prediction.hidden[:3], 1):
         for level, hidden in enumerate(chain, 1):
             table.add_row(
@@ -156,3 +165,10 @@ def _table(text: str, prediction: Prediction) -> Table:
             )
     table.add_row("", "")
     return table
+
+
+def _vote(vote: Vote) -> str:
+    """What one of several networks says, and what it counts."""
+    probability = vote.probabilities.get(vote.label)
+    said = "– (no finite score)" if probability is None else f"{one_line(vote.label, 40)} {probability:.3f}"
+    return f"weight {vote.weight:.3f}: {said}"

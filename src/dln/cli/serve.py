@@ -12,13 +12,14 @@ import typer
 
 from dln.cli import complete, flags
 from dln.cli.flags import examples
-from dln.cli.networks import Loader
+from dln.cli.networks import Loader, said_together
 from dln.cli.show import note, out, print_record, safe
 from dln.cli.sources import load_config
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
 from dln.nn import Sequential
+from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.batcher import Batcher
 from dln.serve.build import served
 from dln.serve.server import need_serve_extra, run_server
@@ -74,7 +75,7 @@ def serve(
             if as_json:
                 print_record({"url": url, "model": answering.name, "key": key is not None, "pid": os.getpid()})
                 return
-            _greet(url, answering.name, isinstance(loaded, Sequential), key is not None)
+            _greet(url, answering.name, loaded, key is not None)
 
         with suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM are how a server ends
             run_server(answering, host=host, port=port, key=key, on_ready=ready)
@@ -88,7 +89,7 @@ def _key(variable: str) -> str | None:
     return value or None
 
 
-def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageModel | Sequential, str | None]:
+def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageModel | AnyNetwork, str | None]:
     place = Path(model)
     if place.is_dir() or model.endswith(".json"):
         network = Loader(load_config({}), override, stack).trained(place)
@@ -110,7 +111,7 @@ def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageM
     return load_lm(model), None
 
 
-def _greet(url: str, name: str, is_network: bool, with_key: bool) -> None:
+def _greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key: bool) -> None:
     key = "$KEY" if with_key else "x"
     lines = [
         f"{name} at {url}  (Ctrl-C stops)",
@@ -119,7 +120,10 @@ def _greet(url: str, name: str, is_network: bool, with_key: bool) -> None:
         + f""" -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'""",
         f'  python: openai.OpenAI(base_url="{url}", api_key="{"…" if with_key else "x"}")',
     ]
-    if not is_network:
+    together = said_together(served_one) if isinstance(served_one, Ensemble) else None
+    if together is not None:
+        lines.insert(1, f"  {together}")
+    if not isinstance(served_one, Sequential | Ensemble):
         lines.append(f"  dln train --task questions --lm vllm/{name} --base-url {url}")
     for line in lines:
         out().print(safe(line), soft_wrap=True)

@@ -6,6 +6,7 @@ from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.lm.token_level import TokenLevel
 from dln.nn import Sequential
+from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.answer import Served
 from dln.serve.batcher import Batcher
 from dln.serve.network_model import NetworkModel
@@ -15,11 +16,11 @@ from dln.serve.token_model import TokenModel
 __all__ = ["served"]
 
 
-def served(model: LanguageModel | Sequential, name: str | None = None, *, batcher: Batcher | None = None) -> Served:
+def served(model: LanguageModel | AnyNetwork, name: str | None = None, *, batcher: Batcher | None = None) -> Served:
     """What answers requests for `model`.
 
     Args:
-        model: a language model, with token ids where it has them, or a network.
+        model: a language model, with token ids where it has them, or a network (several that answer together are one).
         name: how clients call it; default the model's own name. A network needs one.
         batcher: its worker; default a new one.
 
@@ -27,7 +28,7 @@ def served(model: LanguageModel | Sequential, name: str | None = None, *, batche
         InputError: a network without a name.
     """
     worker = batcher or Batcher()
-    if isinstance(model, Sequential):
+    if isinstance(model, Sequential | Ensemble):
         if not name:
             raise InputError("a served network needs a name", where="name")
         return NetworkModel(model, name, worker)

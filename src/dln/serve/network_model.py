@@ -1,8 +1,11 @@
 """A trained network served as one model: the last user message is its input x, the answer its output y.
 
+Several networks that answer together are one model too: their probabilities are averaged.
+
 Without a temperature the network predicts, as `network.predict` does: greedy hidden texts, the most probable
-label. With a temperature above 0 every layer draws at it, the i-th choice with seed + i. With `samples`, the
-label's probabilities are averaged over so many chains of hidden texts.
+label. With a temperature above 0 every layer draws at it, the i-th choice with seed + i; of several networks one
+is drawn by its weight first. With `samples`, the label's probabilities are averaged over so many chains of hidden
+texts.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 
 from dln.keys import Key
 from dln.nn import ChoiceLayer, LanguageLayer, Prediction, Sequential
+from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
+from dln.nn.predict import Vote
 from dln.serve.answer import Answer, all_of, check_choices, finite
 from dln.serve.batcher import Batcher
 from dln.serve.fields import ChatRequest, Common, CompletionRequest
@@ -39,24 +44,27 @@ class _Said:
     hidden: tuple[tuple[str, ...], ...]
     probabilities: dict[str, float]
     label_mass: float | None
+    members: tuple[Vote, ...] = ()
 
 
 class NetworkModel:
     """A network.
 
     Args:
-        network: the layers.
+        network: one, or several that answer together.
         name: how clients call it.
         batcher: its worker.
     """
 
-    def __init__(self, network: Sequential, name: str, batcher: Batcher) -> None:
+    def __init__(self, network: AnyNetwork, name: str, batcher: Batcher) -> None:
         self._network = network
         self.name = name
-        self.root = f"a network of {len(network)} layers on {network.layers[0].lm.name}"
-        lengths = [layer.lm.capabilities.context_length for layer in network.layers]
+        self._best = best_of(network)
+        layers = [layer for member in members_of(network) for layer in member.layers]
+        self.root = f"{_kind(network)} on {layers[0].lm.name}"
+        lengths = [layer.lm.capabilities.context_length for layer in layers]
         self.max_model_len = min((n for n in lengths if n is not None), default=None)
-        self.fingerprint = ":".join(dict.fromkeys(layer.lm.fingerprint() for layer in network.layers))
+        self.fingerprint = ":".join(dict.fromkeys(layer.lm.fingerprint() for layer in layers))
         self.batcher = batcher
 
     async def complete(self, request: CompletionRequest) -> Answer:
@@ -110,12 +118,12 @@ class NetworkModel:
         if any(not one.text and self._network.labels is not None for one in said):
             raise Refusal(500, "the model gave no finite score for this input", None, "not_finite")
         choices = [{"index": i, **choice(one), "finish_reason": "stop"} for i, one in enumerate(said)]
-        lm = network.layers[-1].lm
+        lm = self._best.layers[-1].lm
         return Answer(
             choices, sum(map(lm.count_tokens, inputs)), sum(lm.count_tokens(one.text) for one in said if one.text)
         )
 
-    async def _say(self, network: Sequential, request: Common, inputs: Sequence[str]) -> list[_Said]:
+    async def _say(self, network: AnyNetwork, request: Common, inputs: Sequence[str]) -> list[_Said]:
         n, seed, samples = request.count, request.seed, request.samples
         seeds = [secrets.randbits(63) if seed is None else seed + i % n for i in range(len(inputs))]
         items = list(zip(inputs, seeds, strict=True))
@@ -125,29 +133,22 @@ class NetworkModel:
             run = partial(_sample, network, request.temperature)
             return await all_of(self.batcher, object(), run, items)
         # one key per length limit and number of samples: those requests share the network's batches
-        limit = tuple(layer.sampling for layer in network.layers if isinstance(layer, LanguageLayer))
+        layers = [layer for member in members_of(network) for layer in member.layers]
+        limit = tuple(layer.sampling for layer in layers if isinstance(layer, LanguageLayer))
         key = ("predict", samples, limit)
         return await all_of(self.batcher, key, partial(_predict, network, samples), items)
 
-    def _within(self, length: int | None) -> Sequential:
+    def _within(self, length: int | None) -> AnyNetwork:
         """The network whose answer has at most `length` tokens.
 
         Raises:
             Refusal: a label does not fit; a label is never cut.
         """
-        last = self._network.layers[-1]
         if length is None:
             return self._network
-        if isinstance(last, ChoiceLayer):
-            longest = max(map(last.lm.count_tokens, last.names))
-            if length < longest:
-                raise Refusal(400, f"labels of this network have up to {longest} tokens", "max_tokens", "invalid_value")
-            return self._network
-        if length < 1:
-            raise Refusal(400, "max_tokens must be 1 or more", "max_tokens", "invalid_value")
-        shorter = replace(last.sampling, max_tokens=min(length, last.sampling.max_tokens))
-        layer = LanguageLayer(last.lm, last.template, last.prompt, shorter)
-        return self._network.with_layer(len(self._network) - 1, layer)
+        if isinstance(self._network, Ensemble):
+            return self._network.each(lambda member: _shortened(member, length))
+        return _shortened(self._network, length)
 
     def _lists(self, said: _Said, top: int | None) -> dict[str, Any] | None:
         if top is None:
@@ -170,6 +171,32 @@ class NetworkModel:
         return {"content": [{**own, "top_logprobs": ranked[:top]}], "refusal": None}
 
 
+def _kind(network: AnyNetwork) -> str:
+    layers = f"{len(network)} layer{'s' if len(network) > 1 else ''}"
+    if isinstance(network, Ensemble):
+        return f"{len(network.members)} networks of {layers} that answer together"
+    return f"a network of {layers}"
+
+
+def _shortened(network: Sequential, length: int) -> Sequential:
+    """The network with an answer of at most `length` tokens.
+
+    Raises:
+        Refusal: a label does not fit.
+    """
+    last = network.layers[-1]
+    if isinstance(last, ChoiceLayer):
+        longest = max(map(last.lm.count_tokens, last.names))
+        if length < longest:
+            raise Refusal(400, f"labels of this network have up to {longest} tokens", "max_tokens", "invalid_value")
+        return network
+    if length < 1:
+        raise Refusal(400, "max_tokens must be 1 or more", "max_tokens", "invalid_value")
+    shorter = replace(last.sampling, max_tokens=min(length, last.sampling.max_tokens))
+    layer = LanguageLayer(last.lm, last.template, last.prompt, shorter)
+    return network.with_layer(len(network) - 1, layer)
+
+
 def _ranked(said: _Said) -> list[tuple[str, float]]:
     pairs = sorted(said.probabilities.items(), key=lambda pair: -pair[1])
     return [(name, finite(math.log(p) if p > 0 else -math.inf)) for name, p in pairs]
@@ -181,29 +208,35 @@ def _extra(said: _Said) -> dict[str, Any]:
         "probabilities": said.probabilities,
         "label_mass": said.label_mass,
     }
-    return shown | ({"hidden_draws": [list(chain) for chain in said.hidden]} if len(said.hidden) > 1 else {})
+    if len(said.hidden) > 1:
+        shown["hidden_draws"] = [list(chain) for chain in said.hidden]
+    if said.members:
+        shown["members"] = [vote.to_json() for vote in said.members]
+    return shown
 
 
-def _predict(network: Sequential, samples: int | None, items: Sequence[tuple[str, int]]) -> list[_Said]:
+def _predict(network: AnyNetwork, samples: int | None, items: Sequence[tuple[str, int]]) -> list[_Said]:
     if samples is None:
         return [_of(one) for one in network.predict_many([x for x, _ in items])]
     return [_of(network.predict(x, samples=samples, seed=seed)) for x, seed in items]
 
 
 def _of(prediction: Prediction) -> _Said:
-    return _Said(prediction.label, prediction.hidden, prediction.probabilities, prediction.label_mass)
+    return _Said(
+        prediction.label, prediction.hidden, prediction.probabilities, prediction.label_mass, prediction.members
+    )
 
 
-def _sample(network: Sequential, temperature: float, items: Sequence[tuple[str, int]]) -> list[_Said]:
+def _sample(network: AnyNetwork, temperature: float, items: Sequence[tuple[str, int]]) -> list[_Said]:
     """Every layer draws; for a label, the probabilities given the hidden texts that were drawn."""
     found: list[_Said] = []
-    last = network.layers[-1]
     for x, seed in items:
-        trace = network.sample(Key(seed), [x], temperature)
+        drawn = network.pick(Key(seed).child("member")) if isinstance(network, Ensemble) else network
+        last, trace = drawn.layers[-1], drawn.sample(Key(seed), [x], temperature)
         hidden = tuple(texts[0].text for texts in trace.hidden[:-1])
         probabilities: dict[str, float] = {}
         if isinstance(last, ChoiceLayer):
-            row = last.label_log_probs(trace.inputs(len(network) - 1))[0]
+            row = last.label_log_probs(trace.inputs(len(drawn) - 1))[0]
             probabilities = {name: math.exp(value) for name, value in zip(last.names, row.tolist(), strict=True)}
         found.append(_Said(trace.predictions[0], (hidden,), probabilities, None))
     return found

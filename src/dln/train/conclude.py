@@ -9,6 +9,7 @@ from dln.data import Dataset, Metric, exact_match
 from dln.lm.metered import Meter
 from dln.nn import Sequential
 from dln.nn.choice import ChoiceLayer
+from dln.nn.ensemble import AnyNetwork, members_of
 from dln.train.assemble import calibrator
 from dln.train.evaluate import compare, evaluate
 from dln.train.events import Evaluated
@@ -20,11 +21,11 @@ __all__ = ["conclude", "fitted_initial"]
 
 
 def conclude(
-    before: Sequential | None,
-    after: Sequential,
+    before: AnyNetwork | None,
+    after: AnyNetwork,
     dataset: Dataset,
     *,
-    fitted: Sequential | None = None,
+    fitted: AnyNetwork | None = None,
     split: str = "test",
     metric: Metric = exact_match,
     samples: int | None = None,
@@ -44,6 +45,7 @@ def conclude(
     against = None if middle is None else paired(middle.scores, new.scores)
     return Evaluated(
         split=split,
+        members=len(members_of(after)),
         before=None if old is None else old.to_record(),
         after=new.to_record(),
         fixed=0 if test is None else test.better,

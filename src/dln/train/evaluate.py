@@ -10,7 +10,8 @@ import numpy as np
 
 from dln.data import Dataset, Example, Metric, exact_match
 from dln.errors import InputError
-from dln.nn import Prediction, Sequential
+from dln.nn import Prediction
+from dln.nn.ensemble import AnyNetwork
 from dln.train.records import ComparedRecord, ResultRecord
 from dln.train.statistics import Interval, Paired, interval, paired
 
@@ -101,7 +102,7 @@ class Evaluation:
 
 
 def evaluate(
-    network: Sequential,
+    network: AnyNetwork,
     dataset: Dataset,
     *,
     metric: Metric = exact_match,
@@ -113,7 +114,7 @@ def evaluate(
     """Predict every example and score it.
 
     Args:
-        network: what to evaluate.
+        network: what to evaluate: one network, or several that answer together.
         dataset: labelled examples; of a network with labels, the targets are those labels.
         metric: (prediction, target) → 0 to 1. Networks with labels are right when the label is equal,
             unless another metric than `exact_match` is given.

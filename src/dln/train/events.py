@@ -15,6 +15,7 @@ from dln.train.records import (
     ExampleRecord,
     HiddenRecord,
     LayerRecord,
+    MemberRecord,
     Record,
     ResultRecord,
     RungsRecord,
@@ -163,7 +164,9 @@ class Finished(Event):
         reason: "steps", "early stopping" or "budget".
         best_step: the step whose parameters are the result.
         score: their validation score, null without a dev set.
-        network: the result, as in a network file.
+        network: the best network, as in a network file.
+        members: where several networks answer together, all of them, the best one first; empty where `network`
+            answers alone, and in events of older versions.
     """
 
     kind: Literal["finished"] = "finished"
@@ -172,6 +175,7 @@ class Finished(Event):
     best_step: int
     score: float | None
     network: dict[str, Any]
+    members: list[MemberRecord] = Field(default_factory=list[MemberRecord])
     usage: dict[str, float] = Field(default_factory=dict)
 
 
@@ -190,6 +194,7 @@ class Evaluated(Event):
         fitted: the initial prompts under an output layer fitted as the trained network's was: what bias
             and temperature alone give. None where nothing is fitted.
         fitted_p_value: the paired test of the trained network against that.
+        members: how many networks `after` is, answering together.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -203,6 +208,7 @@ class Evaluated(Event):
     examples: list[ComparedRecord]
     fitted: ResultRecord | None = None
     fitted_p_value: float | None = None
+    members: int = 1
     usage: dict[str, float] = Field(default_factory=dict)
     seconds: float = 0.0
 

@@ -15,8 +15,11 @@ from dln.infer import vi
 from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter
 from dln.nn import Sequential
-from dln.nn.saving import network_to_json
+from dln.nn.ensemble import AnyNetwork, Ensemble
+from dln.nn.saving import network_to_json, save_network
 from dln.schema import dump
+from dln.train.agreement import check_data, check_unchanged
+from dln.train.answering import member_records, predictor_of
 from dln.train.assemble import algorithm, calibrator
 from dln.train.evaluate import judge
 from dln.train.event_log import of_kind
@@ -45,6 +48,8 @@ class FitResult:
         reason: why training ended: "steps", "early stopping" or "budget".
         steps: updates done.
         run_dir: the run directory, if there is one.
+        ensemble: the best networks by validation, where several answer together (option `ensemble`); None where
+            one answers.
     """
 
     network: Sequential
@@ -54,6 +59,12 @@ class FitResult:
     reason: str
     steps: int
     run_dir: Path | None = None
+    ensemble: Ensemble | None = None
+
+    @property
+    def predictor(self) -> AnyNetwork:
+        """What answers: the ensemble where there is one, else the network. A run's network.json holds it."""
+        return self.network if self.ensemble is None else self.ensemble
 
 
 def fit(
@@ -107,7 +118,7 @@ def fit(
     chosen = options if isinstance(options, Options) else resolve_options(preset, dict(options or {}))
     overrides = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
     chosen = chosen.model_copy(update=overrides)
-    _check(network, train, dev)
+    check_data(network, train, dev)
     score = judge(metric, network.labels)
     recipe = Recipe(
         algorithm=algorithm(
@@ -161,10 +172,11 @@ def _loop(
         why = str(error) or "interrupted by the user"
         emit(Interrupted(step=current.state.step, reason=why, usage=_usage(meter)))
         raise
-    best = current.result
+    best, predictor = current.result, predictor_of(current, recipe)
     score = None if best.score != best.score else best.score  # NaN: there was no dev set
     if run is not None:
-        run.save_network(best.network, {"run": run.path.name, "best_step": best.step, "dev_score": score})
+        origin = {"run": run.path.name, "best_step": best.step, "dev_score": score}
+        save_network(predictor, run.path / "network.json", origin)
     emit(
         Finished(
             step=current.state.step,
@@ -172,11 +184,19 @@ def _loop(
             best_step=best.step,
             score=score,
             network=network_to_json(best.network),
+            members=member_records(predictor, current.kept),
             usage=_usage(meter),
         )
     )
     return FitResult(
-        best.network, network, best.step, best.score, reason, current.state.step, None if run is None else run.path
+        network=best.network,
+        initial=network,
+        best_step=best.step,
+        score=best.score,
+        reason=reason,
+        steps=current.state.step,
+        run_dir=None if run is None else run.path,
+        ensemble=predictor if isinstance(predictor, Ensemble) else None,
     )
 
 
@@ -214,43 +234,9 @@ def _open(
     if not resume:
         return stack.enter_context(Run.create(run_dir, meta)), None
     run = stack.enter_context(Run.open(run_dir))
-    _same(run, meta)
+    check_unchanged(run, meta)
     saved = run.load_checkpoint()
     return run, None if saved is None else Progress.from_json(saved, network)
-
-
-def _same(run: Run, meta: Mapping[str, Any]) -> None:
-    """A resumed run must compute with what it began with.
-
-    Raises:
-        InputError: naming what has changed.
-    """
-    before = run.meta
-    for name in ("options", "data_hash", "network", "models"):
-        if before.get(name) != meta[name]:
-            raise InputError(
-                f"the run cannot be resumed: its {name.replace('_', ' ')} has changed",
-                where=run.path,
-                got=meta[name] if name in {"data_hash", "models"} else "another value than in run.yaml",
-                expected=before.get(name) if name in {"data_hash", "models"} else None,
-                fix="restore what it was, or start a new run",
-            )
-
-
-def _check(network: Sequential, train: Dataset, dev: Dataset | None) -> None:
-    for name, dataset in (("train", train), ("dev", dev)):
-        if dataset is None:
-            continue
-        if not len(dataset):
-            raise InputError("there are no examples", where=name)
-        unknown = sorted(set(dataset.targets) - set(network.labels or dataset.targets))
-        if unknown:
-            raise InputError(
-                "the data has targets that the network does not know",
-                where=name,
-                got=unknown[:10],
-                expected=list(network.labels or ()),
-            )
 
 
 def _started(

@@ -13,6 +13,7 @@ __all__ = [
     "ExampleRecord",
     "HiddenRecord",
     "LayerRecord",
+    "MemberRecord",
     "Record",
     "ResultRecord",
     "RungsRecord",
@@ -133,6 +134,22 @@ class LayerRecord(Record):
     examples: int
     dropped: dict[str, int]
     share: float = 1.0
+
+
+class MemberRecord(Record):
+    """One of the networks that answer together.
+
+    Attributes:
+        weight: q(π), its part of the answer; all of them sum to one.
+        step: the step its parameters are from.
+        score: their validation score, null where it is not known.
+        parameters: its prompts, and the output layer's bias and temperature (`Sequential.state_dict`).
+    """
+
+    weight: float
+    step: int
+    score: float | None
+    parameters: dict[str, Any]
 
 
 class RungsRecord(Record):

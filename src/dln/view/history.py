@@ -16,7 +16,17 @@ from dln.view.numbers import finite
 from dln.view.summary import layers_of, started_of
 from dln.view.text import plain
 
-__all__ = ["Change", "Layer", "LayerChange", "Moment", "Parameters", "changes", "final_network", "history"]
+__all__ = [
+    "Change",
+    "Layer",
+    "LayerChange",
+    "Moment",
+    "Parameters",
+    "changes",
+    "final_network",
+    "history",
+    "parameters_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +93,17 @@ class Change:
 def history(events: Sequence[Event]) -> tuple[Moment, ...]:
     """All moments in order, the result last if the run has one."""
     started = started_of(events)
-    first = Moment("the initial network", _parameters(started.network))
+    first = Moment("the initial network", parameters_of(started.network))
     at_step = {0: first.layers}
     moments = [first]
     for event in events:
         if isinstance(event, StepDone):
-            at_step[event.step] = _parameters(event.parameters)
+            at_step[event.step] = parameters_of(event.parameters)
             moments.append(Moment(f"step {event.step}", at_step[event.step]))
         elif isinstance(event, Backtracked) and event.to_step in at_step:
             moments.append(Moment(f"back to step {event.to_step} after step {event.step}", at_step[event.to_step]))
         elif isinstance(event, Finished):
-            moments.append(Moment(f"the result, from step {event.best_step}", _parameters(event.network)))
+            moments.append(Moment(f"the result, from step {event.best_step}", parameters_of(event.network)))
     return tuple(moments)
 
 
@@ -123,7 +133,8 @@ def _change(name: str, old: Moment, new: Moment) -> Change:
     return Change(name, layers)
 
 
-def _parameters(data: dict[str, Any]) -> tuple[Parameters, ...]:
+def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
+    """What the layers of a network file or of a `state_dict` have learned, first layer first."""
     return tuple(_parameter(plain(layer), i) for i, layer in enumerate(layers_of(data)))
 
 

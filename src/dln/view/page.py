@@ -16,6 +16,7 @@ from dln.view.curves import curves
 from dln.view.explanations import difference_of, verdict
 from dln.view.history import Change, Layer, Moment, changes, final_network, history
 from dln.view.limits import Limits
+from dln.view.members import Member, members
 from dln.view.numbers import finite
 from dln.view.results import ClassRow, Confusion, Examples, class_rows, confusion, example_tables
 from dln.view.steps import Step, steps
@@ -42,6 +43,7 @@ class Page:
     turns: tuple[str, ...]
     network_name: str
     layers: tuple[Layer, ...]
+    members: tuple[Member, ...]
     charts: tuple[Chart, ...]
     steps: tuple[Step, ...]
     overall: Change | None
@@ -78,6 +80,7 @@ def build_page(events: Sequence[Event], title: str, command: str | None) -> Page
         turns=_turns(events),
         network_name=name,
         layers=layers,
+        members=members(events),
         charts=curves(events),
         steps=(),
         overall=whole[0] if whole else None,
