@@ -156,9 +156,9 @@ def test_a_chunk_has_a_request(chunk: int) -> None:
 
 def test_lengths_must_match() -> None:
     cached = Cached(model(), Store(":memory:"))
-    with pytest.raises(InputError, match="per context"):
+    with pytest.raises(InputError, match="as many"):
         cached.log_prob(["a"], [])
-    with pytest.raises(InputError, match="per context"):
+    with pytest.raises(InputError, match="as many"):
         cached.sample(["a"], WARM, [1, 2])
 
 

@@ -124,8 +124,9 @@ def test_too_long_is_found_before_anything_is_sent():
     assert isinstance(server, Simulator)
     lm.log_prob(["Q:"], [" yes"])
     sent = len([call for call in server.calls if call.path == "/completions"])
-    with pytest.raises(ContextLengthError, match="at most 256 tokens"):
-        lm.log_prob(["Q:"], [" yes" * 280])
+    with pytest.raises(ContextLengthError, match="at most 256 tokens") as caught:
+        lm.log_prob(["Q:", "Q:"], [" yes", " yes" * 280])
+    assert caught.value.where == f"{lm.name}, request 1"
     with pytest.raises(ContextLengthError):
         lm.sample(["Q:"], Sampling(max_tokens=300), [0])
     with pytest.raises(ContextLengthError):

@@ -16,6 +16,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
+from dln.lm.checks import check_counts
 from dln.lm.salvage import salvaging
 from dln.lm.store import Store
 from dln.lm.wrapper import Wrapper
@@ -64,7 +65,7 @@ class Cached(Wrapper):
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context, stored by seed: a repeated draw is the same, a new seed a new draw."""
-        _check_lengths(contexts, seeds, "seeds")
+        check_counts("seeds", contexts, seeds)
         parameters = [float(sampling.temperature), float(sampling.top_p), sampling.max_tokens, list(sampling.stop)]
         counted = [None if sampling.temperature == 0 else seed for seed in seeds]
         return self._answers(
@@ -77,7 +78,7 @@ class Cached(Wrapper):
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         """log p of each target's tokens given its context, pair by pair."""
-        _check_lengths(contexts, targets, "targets")
+        check_counts("targets", contexts, targets)
         identities = map(self._identity, targets)
         return self._answers(
             [self._key("log_prob", context, target) for context, target in zip(contexts, identities, strict=True)],
@@ -204,8 +205,3 @@ def _unpack_row(value: bytes) -> Floats:
 
 def _possible(values: Sequence[float] | Floats) -> bool:
     return bool((np.asarray(values, dtype=np.float64) <= 1e-6).all())  # NaN compares false
-
-
-def _check_lengths(contexts: Sequence[str], others: Sequence[object], what: str) -> None:
-    if len(contexts) != len(others):
-        raise InputError(f"one of {what} per context is needed", got=f"{len(contexts)} contexts, {len(others)} {what}")

@@ -21,8 +21,14 @@ def check_counts(what: str, contexts: Sequence[object], others: Sequence[object]
         )
 
 
-def check_fits(lengths: Sequence[int], limit: int | None, what: str) -> None:
-    """Refuse what is longer than the model's context, in tokens.
+def check_fits(lengths: Sequence[int], limit: int | None, what: str, *, model: str | None = None) -> None:
+    """Refuse what is longer than the model's context, in tokens; None is a context without limit.
+
+    Args:
+        lengths: of the requests.
+        limit: the model's context.
+        what: is counted by these lengths.
+        model: its name, where several may be in use.
 
     Raises:
         ContextLengthError: naming the first request that is too long.
@@ -31,7 +37,7 @@ def check_fits(lengths: Sequence[int], limit: int | None, what: str) -> None:
         if limit is not None and length > limit:
             raise ContextLengthError(
                 f"{what} are longer than this model's context",
-                where=f"request {index}",
+                where=f"request {index}" if model is None else f"{model}, request {index}",
                 got=f"{length} tokens",
                 expected=f"at most {limit} tokens",
                 fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",

@@ -21,6 +21,7 @@ import numpy as np
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.lm.checks import check_counts
 from dln.lm.nucleus import drawing_probabilities
 from dln.lm.prefix_tree import END, TERMINATOR_ID, PrefixTree, id_of, split_tokens
 from dln.numerics import Floats
@@ -125,7 +126,7 @@ class TableLM:
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context, token by token; each has a generator of its own, keyed by its seed."""
-        _check_lengths(contexts, seeds, "seeds")
+        check_counts("seeds", contexts, seeds)
         return [self._draw(context, sampling, seed) for context, seed in zip(contexts, seeds, strict=True)]
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
@@ -133,7 +134,7 @@ class TableLM:
 
         From the first word that cannot follow, the entries are −inf.
         """
-        _check_lengths(contexts, targets, "targets")
+        check_counts("targets", contexts, targets)
         return [self._score(self._tree(context), target) for context, target in zip(contexts, targets, strict=True)]
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
@@ -237,8 +238,3 @@ class TableLM:
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _check_lengths(contexts: Sequence[str], others: Sequence[object], what: str) -> None:
-    if len(contexts) != len(others):
-        raise InputError(f"one of {what} per context is needed", got=f"{len(contexts)} contexts, {len(others)} {what}")

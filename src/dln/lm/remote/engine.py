@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dln.errors import ContextLengthError, ProviderError
+from dln.errors import ProviderError
 from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
 from dln.lm.budget import Usage
+from dln.lm.checks import check_counts, check_fits
 from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialect_values import Ids
 from dln.lm.remote.engine_completion import completion_of
 from dln.lm.remote.engine_fingerprint import fingerprint_of
-from dln.lm.remote.engine_lengths import check_lengths
 from dln.lm.remote.engine_session import Session
 from dln.lm.remote.ladder import Pair, TargetRung
 from dln.lm.remote.ladder_labels import LabelRung
@@ -134,7 +134,7 @@ class RemoteLM:
             ContextLengthError: a context and `max_tokens` exceed the model's context; nothing has been drawn then.
             ProviderError: see `Sender`.
         """
-        check_lengths("seeds", contexts, seeds)
+        check_counts("seeds", contexts, seeds)
         if not contexts:
             return []
         found = self._found
@@ -168,7 +168,7 @@ class RemoteLM:
             ContextLengthError: a request is longer than the model's context; nothing has been computed then.
             ProviderError: the server cannot score texts; or see `Sender`.
         """
-        check_lengths("targets", contexts, targets)
+        check_counts("targets", contexts, targets)
         rung = self._found.targets
         if rung is None:
             raise ProviderError(
@@ -237,13 +237,5 @@ class RemoteLM:
         return None
 
     def _check_fits(self, rows: Sequence[Ids | None], more: int, what: str) -> None:
-        limit = self._session.context_length
-        for index, ids in enumerate(rows):
-            if limit is not None and ids is not None and len(ids) + more > limit:
-                raise ContextLengthError(
-                    f"{what} are longer than this model's context",
-                    where=f"{self.name}, request {index}",
-                    got=f"{len(ids) + more} tokens",
-                    expected=f"at most {limit} tokens",
-                    fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
-                )
+        lengths = [0 if ids is None else len(ids) + more for ids in rows]  # without ids the server counts
+        check_fits(lengths, self._session.context_length, what, model=self.name)
