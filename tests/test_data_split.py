@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dln.data import Dataset, batch_indices, split
 from dln.data.dataset import text_key
+from dln.data.split import subsample
 from dln.errors import InputError
 from dln.keys import Key
 
@@ -80,6 +81,42 @@ def test_impossible_splits_are_errors(sizes: tuple[float, ...]) -> None:
     data = Dataset.from_pairs([(f"x{i}", "ab"[i % 2]) for i in range(10)], ["a", "b"])
     with pytest.raises(InputError, match=r"split|too few"):
         split(data, sizes, seed=0)
+
+
+@given(datasets(), st.integers(1, 80), st.integers(0, 5))
+@settings(deadline=None)
+def test_a_subsample_has_so_many_distinct_inputs_in_the_proportions_of_the_classes(
+    data: Dataset, size: int, seed: int
+) -> None:
+    units = {text_key(e.input): e.target for e in data}
+    drawn = subsample(data, size, seed)
+    distinct = {text_key(x) for x in drawn.inputs}
+    assert len(distinct) == min(size, len(units))
+    assert Counter(drawn) == Counter(e for e in data if text_key(e.input) in distinct)  # repeats come along
+    mine = Counter(units[k] for k in distinct)
+    for label, n in Counter(units.values()).items():
+        assert abs(mine[label] - n * len(distinct) / len(units)) < 1
+    assert drawn == subsample(data, size, seed)
+    if size >= len(units):
+        assert drawn is data
+
+
+def test_the_same_text_in_another_case_does_not_count_twice() -> None:
+    pairs = [(f"text {i}", "ab"[i % 2]) for i in range(6)]
+    data = Dataset.from_pairs([*pairs, *((x.upper(), y) for x, y in pairs)], ["a", "b"])
+    assert subsample(data, 6, seed=0) is data
+    assert subsample(data, 10, seed=0) is data
+    assert len(subsample(data, 4, seed=0)) == 8
+
+
+def test_subsamples_under_other_seeds_differ_and_of_nothing_are_errors() -> None:
+    data = Dataset.from_pairs([(f"x{i}", "ab"[i % 2]) for i in range(100)], ["a", "b"])
+    assert set(subsample(data, 50, seed=1).inputs) != set(subsample(data, 50, seed=2).inputs)
+    free = Dataset.from_pairs([(f"x{i}", f"y{i}") for i in range(10)])
+    assert len(subsample(free, 3, seed=0)) == 3
+    for size in (0, -1):
+        with pytest.raises(InputError, match="positive"):
+            subsample(data, size, seed=0)
 
 
 @given(datasets(), st.data())

@@ -14,8 +14,8 @@ import yaml
 from dln.cli.advice import in_flags
 from dln.cli.config import RunConfig
 from dln.cli.endpoints import Wanted, price_table, wanted_models
-from dln.data import Dataset, Task, load_task, split
-from dln.data.dataset import text_key
+from dln.data import Dataset, Task, load_task
+from dln.data.split import subsample
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.lm.cached import Cached
@@ -55,7 +55,7 @@ def build_task(config: RunConfig) -> Task:
         raise in_flags(error) from error
     data = config.data
     sizes = {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
-    cut = {part: _cut(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
+    cut = {part: subsample(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
     return replace(task, **cut)
 
 
@@ -171,13 +171,6 @@ def _file_task(config: RunConfig) -> Task:
     return Task.from_dataset(
         dataset, instruction=wanted.instruction, labels=specs, seed=data.seed, name=task_label(config)
     )
-
-
-def _cut(dataset: Dataset, size: int, seed: int) -> Dataset:
-    """At most `size` distinct inputs, with the same class proportions."""
-    if size >= len({text_key(x) for x in dataset.inputs}):
-        return dataset
-    return split(dataset, (size,), seed)[0]
 
 
 def _prompts(config: RunConfig, lm: LanguageModel) -> list[Prompt]:

@@ -13,7 +13,7 @@ from dln.data.dataset import Dataset, text_key
 from dln.errors import InputError
 from dln.keys import Key
 
-__all__ = ["split"]
+__all__ = ["split", "subsample"]
 
 
 def split(
@@ -59,6 +59,24 @@ def split(
         shuffled = key.child("order", s).generator().permutation(len(chosen))
         result.append(dataset.select(i for j in shuffled for i in chosen[int(j)]))
     return tuple(result)
+
+
+def subsample(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """At most `size` distinct inputs with their repeats, classes in their proportions; all where there are no more.
+
+    Inputs that `text_key` takes for the same count once, as in `split`. A dataset that is not cut stays in its order.
+
+    Args:
+        dataset: what to draw from.
+        size: distinct inputs at most.
+        seed: the only source of randomness.
+
+    Raises:
+        InputError: `size` is not positive.
+    """
+    if size >= max(1, len({text_key(x) for x in dataset.inputs})):
+        return dataset
+    return split(dataset, (size,), seed)[0]
 
 
 def _counts(dataset: Dataset, sizes: Sequence[int] | Sequence[float], total: int) -> list[int]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dln.data import Dataset, Task, split
+from dln.data import Task
+from dln.data.split import subsample
 
 __all__ = ["Protocol"]
 
@@ -41,16 +42,11 @@ class Protocol:
         """The task as the methods see it under `seed`, in its natural class proportions."""
         return replace(
             task,
-            train=_cut(task.train, self.train_size, seed),
-            dev=_cut(task.dev, self.dev_size, seed),
-            test=_cut(task.test, self.test_size, 42),
+            train=subsample(task.train, self.train_size, seed),
+            dev=subsample(task.dev, self.dev_size, seed),
+            test=subsample(task.test, self.test_size, 42),
         )
 
     def record(self, model: str) -> dict[str, Any]:
         """Plain data that says under which conditions cells were made."""
         return {**asdict(self), "options": dict(self.options), "model": model}
-
-
-def _cut(dataset: Dataset, size: int, seed: int) -> Dataset:
-    """At most `size` distinct inputs, stratified."""
-    return dataset if size >= len(set(dataset.inputs)) else split(dataset, (size,), seed)[0]
