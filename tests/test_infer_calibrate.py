@@ -136,6 +136,31 @@ def test_pairs_of_one_example_are_judged_together():
     assert judged[inside] == pytest.approx(likelihood(masses[inside], targets[inside], bias, slope))
 
 
+def test_cross_fitted_rows_are_distributions_and_the_call_reads_the_targets_from_them():
+    masses, targets, weights, _ = planted(23, (1.0, 0.0, -1.0), 0.7)
+    groups = np.arange(23, dtype=np.int64) // 2
+    rows = FIT.cross_fitted(masses, targets, weights, groups)
+    assert rows.shape == masses.shape
+    assert np.exp(rows).sum(axis=1) == pytest.approx(1)
+    assert FIT(chooser(), masses, targets, weights, groups).log_prob == pytest.approx(rows[np.arange(23), targets])
+    assert FIT.cross_fitted(masses[:0], targets[:0], weights[:0], groups[:0]).shape == (0, 3)
+
+
+@given(st.integers(0, 22), st.integers(1, 2))
+@settings(max_examples=10, deadline=None)
+def test_the_rows_of_an_example_do_not_know_its_label_and_the_others_do(pair, turn):
+    masses, targets, weights, _ = planted(23, (1.0, 0.0, -1.0), 0.7)
+    groups = np.arange(23, dtype=np.int64) // 2
+    calibrator = PenalisedLikelihood(folds=12)
+    turned = targets.copy()
+    turned[pair] = (targets[pair] + turn) % 3
+    before = calibrator.cross_fitted(masses, targets, weights, groups)
+    after = calibrator.cross_fitted(masses, turned, weights, groups)
+    own = groups == groups[pair]
+    assert np.array_equal(before[own], after[own])
+    assert not np.isclose(before[~own], after[~own], atol=1e-6).all(axis=1).any()
+
+
 def test_a_class_that_a_fold_does_not_know_is_unlikely_and_not_impossible():
     masses, _, weights, groups = planted(10, (0.0, 0.0, 0.0), 1.0)
     targets = np.array([0] * 9 + [2])

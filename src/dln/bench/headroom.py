@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from dln.bench.paper.baselines import draw_examples
 from dln.bench.paper.layers import output_layer
@@ -191,25 +192,17 @@ def _expected_best(measured: Sequence[Measured], n: int) -> float:
 
 def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: list[int]) -> Measured:
     masses = layer.label_log_masses(layer.contexts(rows))
-    index = np.array(targets)
-    usable = np.isfinite(masses).all(axis=1)
+    index = np.array(targets, dtype=np.int64)
+    usable = np.flatnonzero(np.isfinite(masses).all(axis=1))
+    wanted = index[usable]
+    judged = PenalisedLikelihood().cross_fitted(masses[usable], wanted, np.ones(len(usable)), usable)
     values = np.full(len(rows), -np.log(masses.shape[1]))  # without a score: no better than a guess
-    groups = np.flatnonzero(usable)
-    calibrator = PenalisedLikelihood()
-    right = np.zeros(len(rows))
-    folds = [groups[fold::5] for fold in range(5)]
-    for fold in folds:
-        others = np.setdiff1d(groups, fold)
-        bias, slope = calibrator.fit(masses[others], index[others], np.ones(len(others)))
-        judged = layer.with_calibration(bias, 1 / slope).normalise(masses[fold])
-        values[fold] = judged[np.arange(len(fold)), index[fold]]
-        right[fold] = judged.argmax(axis=1) == index[fold]
-    raw = float((masses[groups].argmax(axis=1) == index[groups]).sum()) / len(rows)
-    return Measured(name, float(right.mean()), raw, values)
+    values[usable] = np.take_along_axis(judged, wanted[:, None], axis=1)[:, 0]
+    right = float((judged.argmax(axis=1) == wanted).sum()) / len(rows)
+    raw = float((masses[usable].argmax(axis=1) == wanted).sum()) / len(rows)
+    return Measured(name, right, raw, values)
 
 
 def _expected_maximum(n: int) -> float:
     """E[max of n standard normals], by Blom's approximation."""
-    from scipy import stats
-
     return float(stats.norm.ppf((n - 0.375) / (n + 0.25))) if n > 1 else 0.0

@@ -82,15 +82,27 @@ class PenalisedLikelihood:
         if not len(targets):
             return Calibration(layer, np.zeros(0))
         bias, slope = self.fit(log_masses, targets, weights)
+        rows = self.cross_fitted(log_masses, targets, weights, groups)
+        judged = np.take_along_axis(rows, targets[:, None], axis=1)[:, 0]
+        return Calibration(layer.with_calibration(bias, 1.0 / slope), judged)
+
+    def cross_fitted(self, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers) -> Floats:
+        """[P, C] log p(y | x_p) of every label, in nats, by numbers fitted without the example that p is of.
+
+        Args:
+            log_masses: [P, C] label masses, in nats.
+            targets: [P] label indices.
+            weights: [P] how much a pair counts in a fit.
+            groups: [P] example numbers; the pairs of an example are in one fold.
+        """
         examples = np.unique(groups)
         folds = min(self.folds, len(examples))
-        judged = np.full(len(targets), np.nan)
+        judged = np.full(log_masses.shape, np.nan)
         for fold in range(folds):
             inside = np.isin(groups, examples[fold::folds])
             b, a = self.fit(log_masses[~inside], targets[~inside], weights[~inside])
-            rows = log_softmax(a * log_masses[inside] + b)
-            judged[inside] = np.take_along_axis(rows, targets[inside, None], axis=1)[:, 0]
-        return Calibration(layer.with_calibration(bias, 1.0 / slope), judged)
+            judged[inside] = log_softmax(a * log_masses[inside] + b)
+        return judged
 
     def fit(self, log_masses: Floats, targets: Integers, weights: Floats) -> tuple[Floats, float]:
         """(b [C], a): the penalised maximum-likelihood estimate; (0, 1) where there is no pair."""
