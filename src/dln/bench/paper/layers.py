@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from dln.bench.paper.method import Setup
-from dln.data import Dataset, Example
+from dln.data import Dataset, Example, Task, exact_match
 from dln.errors import InputError
 from dln.infer.calibrate import PenalisedLikelihood
-from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, Prompt, Sequential
+from dln.train.validate import validate
 
-__all__ = ["PAPER", "SAME_LINE", "demonstrations", "fitted", "output_layer"]
+__all__ = ["PAPER", "SAME_LINE", "demonstrations", "fitted", "labels_of", "output_layer"]
 
 PAPER, SAME_LINE = "classify_answer", "classify"
 """Templates: the label on a line of its own under "Answer:", and on the same line as "Label:"."""
@@ -25,6 +24,15 @@ def output_layer(setup: Setup, template: str = SAME_LINE, examples: Sequence[Exa
         InputError: the task has no labels.
     """
     task = setup.task
+    return ChoiceLayer(setup.lm, template, Prompt(task.instruction, demonstrations(examples)), labels_of(task))
+
+
+def labels_of(task: Task) -> tuple[str, ...]:
+    """The labels of a task that the table can have.
+
+    Raises:
+        InputError: the task has no labels.
+    """
     if task.labels is None:
         raise InputError(
             "the table compares tasks with labels",
@@ -32,7 +40,7 @@ def output_layer(setup: Setup, template: str = SAME_LINE, examples: Sequence[Exa
             got="free-form targets",
             fix="leave the task out, or train on it with `dln train`",
         )
-    return ChoiceLayer(setup.lm, template, Prompt(task.instruction, demonstrations(examples)), task.labels)
+    return task.labels
 
 
 def demonstrations(examples: Sequence[Example]) -> tuple[Demonstration, ...]:
@@ -46,12 +54,7 @@ def fitted(layer: ChoiceLayer, dataset: Dataset) -> tuple[Sequential, float]:
     Raises:
         InputError: not one example could be scored.
     """
-    rows = [LayerInput(x, x) for x in dataset.inputs]
-    masses = layer.label_log_masses(layer.contexts(rows))
-    targets = np.array([layer.index(target) for target in dataset.targets], dtype=np.int64)
-    usable = np.isfinite(masses).all(axis=1)
-    if not usable.any():
+    found = validate(Sequential(layer), dataset, exact_match, PenalisedLikelihood())
+    if found.log_likelihood is None:
         raise InputError("not one example could be scored", where=dataset.name, got="no finite label scores")
-    count = int(usable.sum())
-    result = PenalisedLikelihood()(layer, masses[usable], targets[usable], np.ones(count), np.arange(count))
-    return Sequential(result.layer), float(result.log_prob.mean())
+    return found.network, found.log_likelihood

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dln.bench.paper.induction import Induction, best_of, induced
-from dln.bench.paper.layers import output_layer
+from dln.bench.paper.layers import labels_of, output_layer
 from dln.bench.paper.method import Learnt, Setup
-from dln.lm.base import Sampling
-from dln.nn import LanguageLayer, Prompt, Sequential
+from dln.nn import Prompt, Sequential
+from dln.train.layout import standard_network
 
 __all__ = ["ChainOfThought", "chain"]
 
@@ -46,6 +46,11 @@ class ChainOfThought:
 
 
 def chain(setup: Setup, templates: tuple[str, str], thoughts: int) -> Sequential:
-    """The untrained two-layer network."""
-    first = LanguageLayer(setup.lm, templates[0], Prompt(""), Sampling(0.0, max_tokens=thoughts))
-    return Sequential(first, output_layer(setup, templates[1]))
+    """The untrained two-layer network.
+
+    Raises:
+        InputError: the task has no labels.
+    """
+    labels_of(setup.task)
+    prompts = [Prompt(""), Prompt(setup.task.instruction)]
+    return standard_network(setup.task, setup.lm, 2, templates=templates, prompts=prompts, hidden_tokens=thoughts)

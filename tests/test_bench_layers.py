@@ -1,0 +1,88 @@
+"""The layers of the paper's comparison: thinking first is a network of two layers, a fitted layer is a validation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import cli_fake_engine
+from dln.bench.paper.baselines import ZeroShot
+from dln.bench.paper.layers import fitted, output_layer
+from dln.bench.paper.method import Setup
+from dln.bench.paper.protocol import Protocol
+from dln.bench.paper.reasoning import ChainOfThought, chain
+from dln.data import Dataset, load_task
+from dln.errors import InputError
+from dln.infer.calibrate import PenalisedLikelihood
+from dln.lm.table import TableLM
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("questions")
+
+
+@pytest.fixture
+def setup(task):
+    return Setup(task, cli_fake_engine.load("1", "fake/1", {}), 1)
+
+
+class Blind(TableLM):
+    """A model that scores only contexts that show one of these inputs; the others have no score."""
+
+    def __init__(self, words, seen):
+        super().__init__(lambda _: {f" {word}": 1 / len(words) for word in words}, name="blind")
+        self._seen = tuple(seen)
+
+    def choice_log_probs(self, contexts, labels):
+        masses = super().choice_log_probs(contexts, labels)
+        masses[[not any(x in context for x in self._seen) for context in contexts]] = np.nan
+        return masses
+
+
+def test_thinking_first_is_greedy_thoughts_under_no_prompt_then_the_tasks_instruction(setup, task):
+    first, last = chain(setup, ("think_steps", "classify_residual_answer"), 48).layers
+    assert isinstance(first, LanguageLayer)
+    assert isinstance(last, ChoiceLayer)
+    assert (first.sampling.temperature, first.sampling.max_tokens) == (0.0, 48)
+    assert [str(first.prompt), str(last.prompt)] == ["", task.instruction]
+    assert [first.template.name, last.template.name] == ["think_steps", "classify_residual_answer"]
+    assert last.labels == task.labels
+    assert first.lm is last.lm is setup.lm
+
+
+@pytest.mark.parametrize("method", [ZeroShot(), ChainOfThought()])
+def test_free_texts_are_refused_by_every_layout(setup, task, method):
+    parts = {part: replace(getattr(task, part), labels=None) for part in ("train", "dev", "test")}
+    with pytest.raises(InputError, match="the table compares tasks with labels"):
+        method(replace(setup, task=replace(task, labels=None, **parts)))
+
+
+def test_a_fitted_layer_and_its_score_are_those_of_the_calibrator(setup, task):
+    layer, dev = output_layer(setup), task.dev
+    network, score = fitted(layer, dev)
+    rows = [LayerInput(x, x) for x in dev.inputs]
+    masses = layer.label_log_masses(layer.contexts(rows))
+    targets = np.array([layer.index(y) for y in dev.targets])
+    expected = PenalisedLikelihood()(layer, masses, targets, np.ones(len(dev)), np.arange(len(dev)))
+    (last,) = network.layers
+    assert isinstance(last, ChoiceLayer)
+    assert last.bias == pytest.approx(expected.layer.bias)
+    assert last.temperature == pytest.approx(expected.layer.temperature)
+    assert last.prompt == layer.prompt
+    assert score == pytest.approx(expected.log_prob.mean())
+
+
+def test_examples_without_a_score_are_left_out_of_the_fit_and_none_at_all_is_an_error(setup, task):
+    seen = Protocol(dev_size=40).examples(task, 1).dev
+    shown = Dataset(seen.examples[:30], seen.labels)
+    layer = replace(output_layer(setup), lm=Blind(task.label_names, shown.inputs))
+    network, score = fitted(layer, seen)
+    alone, expected = fitted(layer, shown)
+    assert network.layers[0].bias == pytest.approx(alone.layers[0].bias)
+    assert score == pytest.approx(expected)
+    with pytest.raises(InputError, match="not one example could be scored"):
+        fitted(replace(layer, lm=Blind(task.label_names, ["\0"])), seen)
