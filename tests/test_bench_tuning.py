@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 import yaml
@@ -10,13 +13,20 @@ from hypothesis import strategies as st
 
 from dln.bench.headroom import Measured, measure_headroom, spread
 from dln.bench.tuning.search import search
-from dln.bench.tuning.space import PAPER_SPACE, nested, paper_space, read_space, size
+from dln.bench.tuning.space import PAPER_SPACE, paper_space, read_space, size
 from dln.data import load_task
 from dln.errors import InputError
 from dln.lm.table import TableLM
-from dln.train import resolve_options
+from dln.train.options import merge_options, nested, resolve_options
 
 SPACE = {"memory": [0, 2], "inference.exploration": [0.0, 0.5, 2.0], "tolerance": [None, 1]}
+CHANGES = (
+    {"steps": 3},
+    {"inference": {"num_hidden": 2}},
+    {"inference": {"num_hidden": 3, "prompt_proposals": {"rewrite": 2.0}}},
+    {"inference": {"prompt_proposals": {"demonstrations": 1.0}}},
+    {"tolerance": None, "inference": {}},
+)
 
 
 def test_a_small_space_is_searched_once_each_and_a_stopped_study_goes_on(tmp_path):
@@ -51,6 +61,31 @@ def test_the_papers_space_holds_possible_options():
             for value in values:
                 resolve_options("paper", nested({name: value}))
     assert size(PAPER_SPACE[1]) == 2 * 3 * 2 * 2
+
+
+@given(st.lists(st.sampled_from(CHANGES), max_size=4), st.sampled_from(["default", "paper"]))
+@settings(deadline=None)
+def test_changes_that_are_merged_first_are_the_changes_one_after_another(changes, preset):
+    together = functools.reduce(merge_options, changes, {})
+    assert resolve_options(preset, together) == resolve_options(preset, *changes)
+
+
+def test_merging_changes_neither_side_and_shares_are_one_value():
+    base = {"steps": 3, "inference": {"race": True, "prompt_proposals": {"rewrite": 1.0}}}
+    change = {"inference": {"prompt_proposals": {"demonstrations": 2.0}}}
+    before = copy.deepcopy((base, change))
+    merged = merge_options(base, change)
+    assert merged == {"steps": 3, "inference": {"race": True, "prompt_proposals": {"demonstrations": 2.0}}}
+    assert (base, change) == before
+
+
+def test_dotted_names_are_nested_without_touching_what_was_given():
+    given_settings = {"inference": {"num_hidden": 2}, "inference.prune": 0.0, "memory": 0, "memory.x": 1}
+    before = copy.deepcopy(given_settings)
+    assert nested(given_settings) == {"inference": {"num_hidden": 2, "prune": 0.0}, "memory": {"x": 1}}
+    assert given_settings == before
+    shares = {"inference.prompt_proposals.rewrite": 1.0, "inference.prompt_proposals.demonstrations": 2.0}
+    assert nested(shares) == {"inference": {"prompt_proposals": {"rewrite": 1.0, "demonstrations": 2.0}}}
 
 
 def test_a_file_of_the_space_is_checked(tmp_path):

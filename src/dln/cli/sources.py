@@ -14,6 +14,7 @@ from dln.cli.config import RunConfig, check_option_names, parse_config
 from dln.cli.model_config import engine_of
 from dln.errors import InputError
 from dln.lm.prices import parse_price
+from dln.train.options import nested
 
 __all__ = ["PROJECT_FILE", "lm_settings", "load_config", "parse_setting", "user_file"]
 
@@ -84,10 +85,9 @@ def parse_setting(setting: str) -> dict[str, Any]:
         value: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError("the value is not YAML", where=f"--set {name}", got=text) from error
-    for part in reversed(name.strip().split(".")):
-        value = {part: value}
-    check_option_names(cast(dict[str, Any], value), "--set")
-    return cast(dict[str, Any], value)
+    options = nested({name.strip(): value})
+    check_option_names(options, "--set")
+    return options
 
 
 def lm_settings(

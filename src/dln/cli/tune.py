@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -14,7 +13,7 @@ import yaml
 from rich.table import Table
 
 from dln.bench.tuning.search import Trial, search
-from dln.bench.tuning.space import Space, nested, paper_space, read_space, size
+from dln.bench.tuning.space import Space, paper_space, read_space, size
 from dln.cli import flags
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig
@@ -26,6 +25,7 @@ from dln.errors import BudgetReached
 from dln.lm.metered import Meter
 from dln.train import FitResult, conclude, fit, fitted_initial, resolve_options
 from dln.train.assemble import calibrator
+from dln.train.options import merge_options, nested
 from dln.train.validate import validate
 
 __all__ = ["EPILOG", "tune"]
@@ -173,22 +173,12 @@ def _teller(as_json: bool) -> Any:
 def _write(directory: Path, config: RunConfig, space: Space, trials: list[Trial], best: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     document = config.model_dump(mode="json", exclude_defaults=True)
-    document["options"] = _merged(document.get("options", {}), best)
+    document["options"] = merge_options(document.get("options", {}), best)
     (directory / "best.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     with (directory / "trials.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["trial", *space, "score"])
         writer.writerows([t.number, *(t.settings[name] for name in space), t.score] for t in trials)
-
-
-def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, sections merged."""
-    merged = dict(base)
-    for name, value in change.items():
-        below: object = merged.get(name)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[name] = _merged(cast(Mapping[str, Any], below), cast(Mapping[str, Any], value)) if both else value
-    return merged
 
 
 def _table(space: Space, trials: list[Trial]) -> Table:

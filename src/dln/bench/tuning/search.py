@@ -14,9 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dln.bench.tuning.space import Space, nested, size
+from dln.bench.tuning.space import Space, size
 from dln.errors import InputError
 from dln.keys import Key
+from dln.train.options import nested
 
 __all__ = ["Trial", "search"]
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 import yaml
 
 from dln.errors import InputError
-from dln.train import resolve_options
+from dln.train.options import nested, resolve_options
 
-__all__ = ["PAPER_SPACE", "Space", "nested", "paper_space", "read_space", "size"]
+__all__ = ["PAPER_SPACE", "Space", "paper_space", "read_space", "size"]
 
 Space = Mapping[str, Sequence[Any]]
 """Option, as in `inference.held_out_half`, to the values that are tried."""
@@ -59,22 +59,6 @@ def read_space(path: Path) -> Space:
         for value in cast(list[Any], values):
             resolve_options("default", nested({name: value}))
     return space
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as nested options.
-
-    >>> nested({"memory": 0, "inference.num_hidden": 5})
-    {'memory': 0, 'inference': {'num_hidden': 5}}
-    """
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        *sections, last = name.split(".")
-        inner = result
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return result
 
 
 def size(space: Space) -> int:
