@@ -10,8 +10,6 @@ import yaml
 from cli_shell import Done, Shell, mail_csv
 from dln.train.options import resolve_options
 
-pytest.importorskip("optuna")
-
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:

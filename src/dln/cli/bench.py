@@ -21,10 +21,10 @@ from dln.bench.paper.write import markdown, write_table
 from dln.cli import flags
 from dln.cli.compose import build_models
 from dln.cli.flags import examples
+from dln.cli.lists import names_of, seeds_of
 from dln.cli.show import duration, err, note, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
 from dln.data import load_task
-from dln.errors import InputError
 from dln.lm.metered import Meter
 
 __all__ = ["EPILOG", "app"]
@@ -106,18 +106,18 @@ def paper(
         },
     }
     chosen = load_config(given, config, setting or ())
-    wanted, added = in_order(_names(methods, "--methods"))
+    wanted, added = in_order(names_of(methods, "--methods"))
+    numbers = seeds_of(seeds)
     if added:
         note(f"note: added, because others build upon them: {', '.join(added)}")
     protocol = Protocol(train_size, dev_size, test_size, chosen.options, equal_tokens, encoder, chosen.data.leaky)
     loaded = [
         load_task(name, None if name == "questions" else chosen.data.directory, leaky=chosen.data.leaky)
-        for name in _names(tasks, "--tasks")
+        for name in names_of(tasks, "--tasks")
     ]
     for task in loaded:
         if len(task.dev) < 120:
             note(f"note: {task.name} has only {len(task.dev)} dev examples")
-    numbers = [_seed(text) for text in _names(seeds, "--seeds")]
     meter = Meter()
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -181,17 +181,3 @@ class _Watch:
 
 def _heading(seconds: float) -> str:
     return f"Made by `{shlex.join(['dln', *sys.argv[1:]])}`; the last call took {duration(seconds)}."
-
-
-def _names(text: str, flag: str) -> list[str]:
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
-        raise InputError("nothing is named here", where=flag, got=repr(text), expected="names with commas between")
-    return found
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError("a seed is a whole number", where="--seeds", got=text) from error

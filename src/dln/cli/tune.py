@@ -18,6 +18,7 @@ from dln.cli import flags
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig
 from dln.cli.flags import examples
+from dln.cli.lists import seeds_of
 from dln.cli.show import note, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
 from dln.data import Task
@@ -96,7 +97,7 @@ def tune(
     }
     chosen = load_config(given, config, setting or ())
     searched = paper_space(chosen.network.layers) if space is None else read_space(space)
-    again = [int(text) for text in seeds.split(",") if text.strip()]
+    again = seeds_of(seeds)
     note(f"{size(searched)} settings, at most {trials} of them are tried; study in {directory}")
     with ExitStack() as stack:
         models = build_models(chosen, stack, Meter())
@@ -111,9 +112,9 @@ def tune(
         print_record({"kind": "best", "settings": found[0].settings, "score": found[0].score, "test": rows})
         return
     out().print(_table(searched, found))
-    accuracies = [row["accuracy"] for row in rows]
+    accuracies, numbers = [row["accuracy"] for row in rows], ", ".join(map(str, again))
     out().print(
-        f"best setting, trained anew with seeds {seeds}: test accuracy "
+        f"best setting, trained anew with seeds {numbers}: test accuracy "
         f"{100 * np.mean(accuracies):.1f} % ({', '.join(f'{100 * a:.1f}' for a in accuracies)})"
     )
     note(f"dln train --config {directory / 'best.yaml'} trains with it")
