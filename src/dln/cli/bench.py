@@ -19,12 +19,11 @@ from dln.bench.paper.runner import Bench
 from dln.bench.paper.summary import summarize
 from dln.bench.paper.write import markdown, write_table
 from dln.cli import flags
-from dln.cli.compose import build_models
+from dln.cli.compose import build_models, known_task
 from dln.cli.flags import examples
 from dln.cli.lists import names_of, seeds_of
 from dln.cli.show import duration, err, note, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
-from dln.data import load_task
 from dln.lm.metered import Meter
 
 __all__ = ["EPILOG", "app"]
@@ -111,10 +110,8 @@ def paper(
     if added:
         note(f"note: added, because others build upon them: {', '.join(added)}")
     protocol = Protocol(train_size, dev_size, test_size, chosen.options, equal_tokens, encoder, chosen.data.leaky)
-    loaded = [
-        load_task(name, None if name == "questions" else chosen.data.directory, leaky=chosen.data.leaky)
-        for name in names_of(tasks, "--tasks")
-    ]
+    source = chosen.data
+    loaded = [known_task(name, source.directory, leaky=source.leaky) for name in names_of(tasks, "--tasks")]
     for task in loaded:
         if len(task.dev) < 120:
             note(f"note: {task.name} has only {len(task.dev)} dev examples")

@@ -28,7 +28,7 @@ from dln.nn import Prompt, Sequential
 from dln.nn.saving import load_network
 from dln.train.layout import standard_network
 
-__all__ = ["Models", "build_models", "build_network", "build_task", "task_label"]
+__all__ = ["Models", "build_models", "build_network", "build_task", "known_task", "task_label"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,24 @@ def build_task(config: RunConfig) -> Task:
     Raises:
         InputError: no task or several, an option that it does not have, or data that cannot be used.
     """
-    try:
-        task = _full_task(config)
-    except InputError as error:
-        raise in_flags(error) from error
-    data = config.data
+    task, data = _full_task(config), config.data
     sizes = {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
     cut = {part: subsample(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
     return replace(task, **cut)
+
+
+def known_task(name: str, directory: str | None, *, leaky: bool = False, seed: int = 42) -> Task:
+    """A task by its name, with all its data (see `load_task`).
+
+    Raises:
+        InputError: there is no such task, it does not have an option, or its data is not there.
+    """
+    # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled one just does not need them
+    bundled = name.strip().lower() == "questions"
+    try:
+        return load_task(name, None if bundled else directory, leaky=leaky, seed=seed)
+    except InputError as error:
+        raise in_flags(error) from error
 
 
 def task_label(config: RunConfig) -> str:
@@ -139,13 +149,14 @@ def _full_task(config: RunConfig) -> Task:
             fix="--task questions needs no data",
         )
     if wanted.name is None:
-        return _file_task(config)
+        try:
+            return _file_task(config)
+        except InputError as error:
+            raise in_flags(error) from error
     for option in ("input", "target", "free_form", "labels"):
         if getattr(wanted, option) is not None:
             raise InputError("a named task does not have that option", where=wanted.name, got=option)
-    # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled one just does not need them
-    directory = None if wanted.name.strip().lower() == "questions" else data.directory
-    task = load_task(wanted.name, directory, leaky=data.leaky, seed=data.seed)
+    task = known_task(wanted.name, data.directory, leaky=data.leaky, seed=data.seed)
     return task if wanted.instruction is None else replace(task, instruction=wanted.instruction)
 
 
