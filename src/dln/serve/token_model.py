@@ -1,25 +1,20 @@
-"""A model with token ids, served: drawing, scoring, echoing, chatting.
-
-The i-th of n choices is the draw of seed + i, so the first one is the very draw that the engine gives in process.
-"""
+"""A model with token ids, served: what is asked of it as completions and chats, and how the answers are written."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from dln.lm.base import Completion, LanguageModel, Sampling
 from dln.lm.query import Ids
 from dln.lm.token_level import TokenLevel, TokenScores
-from dln.serve.answer import Answer, all_of, check_choices
+from dln.serve.answer import Answer, check_choices
 from dln.serve.batcher import Batcher
 from dln.serve.fields import ChatRequest, Common, CompletionRequest
-from dln.serve.forced import MOST_STEPS, draw_among
 from dln.serve.refusal import Refusal
 from dln.serve.scores import Row, chat_scores, completion_scores, prompt_scores
+from dln.serve.token_work import TokenWork
 from dln.serve.tokenizing import detokenize, tokenize
 from dln.serve.tokens import Tokens
 
@@ -48,13 +43,13 @@ class TokenModel:
     """
 
     def __init__(self, lm: LanguageModel, tokens: TokenLevel, name: str, batcher: Batcher) -> None:
-        self._lm = tokens
+        self.tokens = Tokens(tokens, chat=lm.capabilities.chat)
+        self._work = TokenWork(tokens, self.tokens, batcher)
         self.name = name
         self.root = lm.name
         self.fingerprint = lm.fingerprint()
         self.max_model_len = lm.capabilities.context_length
         self.batcher = batcher
-        self.tokens = Tokens(tokens, chat=lm.capabilities.chat)
 
     async def complete(self, request: CompletionRequest) -> Answer:
         """Continue prompts; with `echo`, the prompts come first."""
@@ -66,7 +61,7 @@ class TokenModel:
         echo, top = bool(request.echo), request.logprobs
         prompt_top = max((k for k in (request.prompt_logprobs, top if echo else None) if k is not None), default=None)
         wanted = _Wanted(self._sampling(request, max_tokens), top, prompt_top)
-        scored, drawn, beside = await self._work([p.ids for p in prompts], wanted, request)
+        scored, drawn, beside = await self._computed([p.ids for p in prompts], wanted, request)
         by_id, choices = bool(request.return_tokens_as_token_ids), list[dict[str, Any]]()
         for index, (draw, rows) in enumerate(zip(drawn, beside, strict=True)):
             prompt = prompts[index // request.count]
@@ -98,7 +93,7 @@ class TokenModel:
         length = max(1, left) if request.length is None else request.length
         top = (request.top_logprobs or 0) if request.logprobs else None
         wanted = _Wanted(self._sampling(request, length), top, request.prompt_logprobs)
-        scored, drawn, beside = await self._work([ids], wanted, request)
+        scored, drawn, beside = await self._computed([ids], wanted, request)
         choices: list[dict[str, Any]] = []
         for index, (draw, rows) in enumerate(zip(drawn, beside, strict=True)):
             with_scores = top is not None or request.logprob_token_ids is not None
@@ -126,63 +121,16 @@ class TokenModel:
         """Ids to text."""
         return detokenize(self.tokens, body)
 
-    async def _work(
+    async def _computed(
         self, prompts: Sequence[Ids], wanted: _Wanted, request: Common
     ) -> tuple[list[TokenScores], list[Completion], list[list[Row]]]:
         """(scores of the prompts, the draws, the rows of each draw), prompt by prompt and choice by choice."""
         check_choices(len(prompts), request.count)
         self._check_length(prompts, wanted)
-        scored: list[TokenScores] = []
-        if wanted.prompt_top is not None:
-            run = partial(_score, self._lm, top=wanted.prompt_top)
-            scored = await all_of(self.batcher, ("score", wanted.prompt_top), run, [(ids, 1) for ids in prompts])
-        drawn = await self._draw(prompts, wanted.sampling, request)
+        scored = [] if wanted.prompt_top is None else await self._work.score(prompts, wanted.prompt_top)
+        drawn = await self._work.draw(prompts, wanted.sampling, request)
         owners = [ids for ids in prompts for _ in range(request.count)]
-        beside = await self._beside(owners, drawn, wanted.top, request)
-        return scored, drawn, beside
-
-    async def _draw(self, prompts: Sequence[Ids], sampling: Sampling | None, request: Common) -> list[Completion]:
-        n = request.count
-        if sampling is None:
-            return [Completion("", (), (), (), finish_reason="length")] * (len(prompts) * n)
-        seeds = [_seed(request.seed, i) for _ in prompts for i in range(n)]
-        items = list(zip([ids for ids in prompts for _ in range(n)], seeds, strict=True))
-        allowed = request.allowed_token_ids
-        if allowed is None:
-            return await all_of(self.batcher, ("draw", sampling), partial(_sample, self._lm, sampling), items)
-        if sampling.max_tokens > MOST_STEPS:
-            raise Refusal(
-                400, f"with allowed_token_ids, max_tokens is at most {MOST_STEPS}", "max_tokens", "invalid_value"
-            )
-        chosen = tuple(sorted(set(allowed)))
-        run = partial(_among, self._lm, self.tokens, sampling, chosen)
-        return await all_of(self.batcher, ("among", sampling, chosen), run, items)
-
-    async def _beside(
-        self, prompts: Sequence[Ids], drawn: Sequence[Completion], top: int | None, request: Common
-    ) -> list[list[Row]]:
-        """The tokens of each draw, with what was asked to be shown beside them."""
-        ids = [draw.token_ids or () for draw in drawn]
-        tops: list[Sequence[Any]] = [[None] * len(row) for row in ids]
-        wanted = request.logprob_token_ids
-        if wanted is not None:
-            chosen = tuple(dict.fromkeys(wanted))
-            prefixes = [(*p, *row[:t]) for p, row in zip(prompts, ids, strict=True) for t in range(len(row))]
-            run = partial(_next, self._lm, chosen)
-            found = iter(await all_of(self.batcher, ("next", chosen), run, prefixes))
-            tops = [[tuple(zip(chosen, next(found).log_probs.tolist(), strict=True)) for _ in row] for row in ids]
-        elif top:
-            items = [((*p, *row), len(p)) for p, row in zip(prompts, ids, strict=True)]
-            scores = await all_of(self.batcher, ("score", top), partial(_score, self._lm, top=top), items)
-            tops = [one.top for one in scores]
-        elif top == 0:
-            tops = [[None] * len(row) for row in ids]
-        rows: list[list[Row]] = []
-        for draw, row, shown in zip(drawn, ids, tops, strict=True):
-            values = draw.log_probs or (float("nan"),) * len(row)
-            log_q = draw.sampling_log_probs or (None,) * len(row)
-            rows.append([Row(*one) for one in zip(row, values, shown, log_q, strict=True)])
-        return rows
+        return scored, drawn, await self._work.beside(owners, drawn, wanted.top, request)
 
     def _sampling(self, request: Common, max_tokens: int) -> Sampling | None:
         if max_tokens == 0:
@@ -210,24 +158,6 @@ class TokenModel:
         return next((stop for stop in stops if text.startswith(stop, len(draw.text))), None)
 
 
-def _sample(lm: TokenLevel, sampling: Sampling, items: Sequence[tuple[Ids, int]]) -> list[Completion]:
-    return lm.sample_ids([ids for ids, _ in items], sampling, [seed for _, seed in items])
-
-
-def _among(
-    lm: TokenLevel, tokens: Tokens, sampling: Sampling, allowed: Ids, items: Sequence[tuple[Ids, int]]
-) -> list[Completion]:
-    return draw_among(lm, tokens, items, sampling, allowed)
-
-
-def _score(lm: TokenLevel, items: Sequence[tuple[Ids, int]], *, top: int) -> list[TokenScores]:
-    return lm.score_ids([ids for ids, _ in items], [start for _, start in items], top)
-
-
-def _next(lm: TokenLevel, tokens: Ids, prompts: Sequence[Ids]) -> list[TokenScores]:
-    return lm.next_log_probs(prompts, tokens)
-
-
 def _prompt_rows(ids: Ids, scores: TokenScores) -> list[Row]:
     tops = scores.top or ((),) * len(scores.log_probs)
     known = [Row(token, float(v), top) for token, v, top in zip(ids[1:], scores.log_probs, tops, strict=True)]
@@ -237,10 +167,6 @@ def _prompt_rows(ids: Ids, scores: TokenScores) -> list[Row]:
 def _cut(rows: Sequence[Row], top: int | None) -> list[Row]:
     """The rows with at most `top` tokens beside each; None beside them where none were asked for."""
     return [replace(row, top=row.top[:top] if top and row.top is not None else None) for row in rows]
-
-
-def _seed(seed: int | None, index: int) -> int:
-    return secrets.randbits(63) if seed is None else seed + index
 
 
 def _count(drawn: Sequence[Completion]) -> int:
