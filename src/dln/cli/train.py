@@ -6,11 +6,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from dln.cli import complete, flags
+from dln.cli import flags
+from dln.cli import train_flags as own
 from dln.cli.compose import task_label
 from dln.cli.config import RunConfig, config_schema
 from dln.cli.dry_run import dry_run
@@ -20,8 +21,6 @@ from dln.cli.sources import lm_settings, load_config
 from dln.errors import InputError
 
 __all__ = ["EPILOG", "train"]
-
-NETWORK, TRAINING = "Network", "Training"
 
 EPILOG = examples(
     "dln train --task questions",
@@ -44,140 +43,31 @@ def train(
     instruction: flags.Instruction = None,
     data: flags.DataDirectory = None,
     leaky: flags.Leaky = None,
-    train_size: Annotated[
-        int | None, typer.Option(min=1, help="Train on at most so many examples.", rich_help_panel=flags.DATA)
-    ] = None,
-    dev_size: Annotated[
-        int | None, typer.Option(min=1, help="Validate on at most so many.", rich_help_panel=flags.DATA)
-    ] = None,
-    test_size: Annotated[
-        int | None, typer.Option(min=1, help="Test on at most so many.", rich_help_panel=flags.DATA)
-    ] = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, envvar="DLN_LAYERS", help="Depth: 1 answers at once, more think first.", rich_help_panel=NETWORK
-        ),
-    ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Initial prompt, once per layer.", rich_help_panel=NETWORK),
-    ] = None,
-    prompts_from: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|RUN", help="Initial prompts from a file, network or run.", rich_help_panel=NETWORK),
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Template, once per layer.",
-            autocompletion=complete.templates,
-            rich_help_panel=NETWORK,
-        ),
-    ] = None,
-    hidden_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest hidden text, in tokens.", rich_help_panel=NETWORK)
-    ] = None,
-    freeze: Annotated[
-        list[int] | None, typer.Option(metavar="LAYER", help="Do not train this layer.", rich_help_panel=NETWORK)
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_PRESET",
-            metavar="NAME",
-            help="Options to start from: default or paper.",
-            autocompletion=complete.presets,
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=0, envvar="DLN_STEPS", help="Updates.", rich_help_panel=TRAINING)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(envvar="DLN_SEED", help="Of everything random.", rich_help_panel=TRAINING)
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any training option, as in inference.num_hidden=3.",
-            autocompletion=complete.settings,
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    test: Annotated[
-        bool | None,
-        typer.Option("--test/--no-test", help="Evaluate on the test examples at the end.", rich_help_panel=TRAINING),
-    ] = None,
+    train_size: own.TrainSize = None,
+    dev_size: own.DevSize = None,
+    test_size: own.TestSize = None,
+    layers: own.Layers = None,
+    prompt: own.InitialPrompt = None,
+    prompts_from: own.PromptsFrom = None,
+    template: own.TemplateName = None,
+    hidden_tokens: own.HiddenTokens = None,
+    freeze: own.Freeze = None,
+    preset: own.Preset = None,
+    steps: own.Steps = None,
+    seed: own.Seed = None,
+    setting: own.Setting = None,
+    test: own.Test = None,
     lm: flags.Model = None,
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
-    prompt_lm: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_PROMPT_LM",
-            metavar="SPEC",
-            help="The model that proposes prompts.",
-            autocompletion=complete.models,
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    prompt_base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="DLN_PROMPT_BASE_URL",
-            metavar="URL",
-            help="Its server; default that of --lm if the engine is the same.",
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    prompt_api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_PROMPT_API_KEY_ENV",
-            metavar="NAME",
-            help="Its key's environment variable.",
-            autocompletion=complete.key_variables,
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    hidden_lm: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_HIDDEN_LM",
-            metavar="SPEC",
-            help="The model that edits hidden texts.",
-            autocompletion=complete.models,
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    hidden_base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="DLN_HIDDEN_BASE_URL",
-            metavar="URL",
-            help="Its server; default that of --lm if the engine is the same.",
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    hidden_api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_HIDDEN_API_KEY_ENV",
-            metavar="NAME",
-            help="Its key's environment variable.",
-            autocompletion=complete.key_variables,
-            rich_help_panel=flags.MODEL,
-        ),
-    ] = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens per batch of the in-process engine.", rich_help_panel=flags.MODEL),
-    ] = None,
+    prompt_lm: own.PromptModel = None,
+    prompt_base_url: own.PromptBaseUrl = None,
+    prompt_api_key_env: own.PromptApiKeyEnv = None,
+    hidden_lm: own.HiddenModel = None,
+    hidden_base_url: own.HiddenBaseUrl = None,
+    hidden_api_key_env: own.HiddenApiKeyEnv = None,
+    batch_tokens: own.BatchTokens = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     prices: flags.Prices = None,
@@ -186,15 +76,11 @@ def train(
     max_tokens: flags.MaxTokens = None,
     max_minutes: flags.MaxMinutes = None,
     max_usd: flags.MaxUsd = None,
-    run_dir: Annotated[
-        str | None, typer.Option(envvar="DLN_RUN_DIR", metavar="DIR", help="Default: runs/<task>-<layers>l-<time>.")
-    ] = None,
+    run_dir: own.NewRunDirectory = None,
     config: flags.Config = None,
     as_json: flags.Json = False,
-    estimate: Annotated[bool, typer.Option("--dry-run", help="Estimate the cost and stop.")] = False,
-    print_schema: Annotated[
-        bool, typer.Option("--print-schema", help="Print the JSON Schema of --config files and stop.")
-    ] = False,
+    estimate: own.DryRun = False,
+    print_schema: own.PrintSchema = False,
 ) -> None:
     """Train the prompts of a network, evaluate it, and write a report."""
     if print_schema:
