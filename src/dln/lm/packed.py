@@ -105,14 +105,17 @@ class Feed:
                 done += len(logits)
 
 
-def plan_after(held: Held, queries: Sequence[Query]) -> Plan:
-    """The plan for `queries` that goes on from `held`, as far as no distribution is wanted inside of it."""
+def plan_after(held: Held, queries: Sequence[Query], following: Ids = ()) -> Plan:
+    """The plan for `queries` that goes on from `held`, as far as no distribution is wanted inside of it.
+
+    `following` is what will be asked next, near which the plan ends.
+    """
     known = len(held.ids)
     for query in queries:
         first = min(query.positions, default=len(query.ids))
         if first < known and query.ids[: first + 1] == held.ids[: first + 1]:
             known = first
-    return Plan.of([query.ids for query in queries], held.ids[:known])
+    return Plan.of([query.ids for query in queries], held.ids[:known], following)
 
 
 def answer_packed(feed: Feed, plan: Plan, queries: Sequence[Query]) -> list[Answer]:

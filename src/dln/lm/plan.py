@@ -11,8 +11,9 @@ budget and the longest sequence.
 **Order.** Longest first: of several continuations of a prefix the one that leads to the longest sequence is
 visited first, so that the very first sequence is the longest of all. The past that is carried, and with it
 the memory of a forward, is then largest in the first packs, and a shortage of memory shows at once and not
-after minutes. There is one exception: where a path is carried over from an earlier plan (`before`), what
-continues it comes first, because it would have to be computed again otherwise.
+after minutes. There are two exceptions: where a path is carried over from an earlier plan (`before`), what continues
+it comes first, and what a later plan will go on with (`after`) comes last, because both would have to be
+computed again otherwise.
 """
 
 from __future__ import annotations
@@ -77,18 +78,20 @@ class Plan:
     before: Ids = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[Ids], before: Ids = ()) -> Plan:
+    def of(cls, sequences: Sequence[Ids], before: Ids = (), after: Ids = ()) -> Plan:
         """The plan for `sequences`, in any order and with repetitions.
 
         Args:
             sequences: what is to be evaluated.
             before: tokens of a path whose keys and values are still there, not to be evaluated again.
+            after: what a later plan will begin with; the path to end near.
         """
         given = set(sequences)
-        distinct = sorted({*given, before} if before else given)
+        distinct = sorted({*given, *(path for path in (before, after) if path)})
         weights = [np.inf if before and sequence == before else len(sequence) for sequence in distinct]
         lengths = [0, *(common_prefix(a, b) for a, b in pairwise(distinct))]
-        visited = [distinct[i] for i in longest_first(lengths[: len(distinct)], weights)]
+        last = distinct.index(after) if after and after != before else None
+        visited = [distinct[i] for i in longest_first(lengths[: len(distinct)], weights, last)]
         shared: list[int] = []
         starts: list[int] = []
         node = len(before)

@@ -7,7 +7,7 @@ equal queries are computed once.
 Beyond requests and results, memory is that of one window of ids and of one forward, whatever the number of
 requests. With b = `batch_tokens`, L = the longest sequence, V = vocabulary, d bytes per weight:
 
-    ids       ≤ 2 × 256 b tokens                     (about 36 bytes each)
+    ids       ≤ 2 × 512 b tokens                     (about 36 bytes each)
     cache     ≤ 3 (L + b) tokens of keys and values  (the last pack's, the path taken from it, the new pack's)
     mask      ≤ b (L + b) (1 + d) bytes
     logits    ≤ 8192 b values, or V if that is more  (4 bytes each; three copies while they are read)
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dln.lm.batches import bucket
 from dln.lm.packed import Feed, answer_packed, plan_after
 from dln.lm.plan import Plan
-from dln.lm.query import Answer, Query, Question, read
+from dln.lm.query import Answer, Ids, Query, Question, read
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,8 @@ class Scoring:
         """Whether prefixes are shared; if not, only requests of like length gain from one another."""
         return self.model.why_plain is None
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers to one window of queries.
+    def answer(self, queries: Sequence[Query], following: Ids = ()) -> list[Answer]:
+        """Answers to one window of queries; `following` is the first sequence of the next one.
 
         Raises:
             InputError: one query alone does not fit the accelerator's memory.
@@ -64,7 +64,7 @@ class Scoring:
         with self.model.inference():
             counters.asked += sum(len(query.ids) for query in queries)
             if self.shares:
-                return self._packed(queries)
+                return self._packed(queries, following)
             counters.needed += Plan.of([query.ids for query in queries]).size
             distinct = list(dict.fromkeys(queries))
             answers: dict[Query, Answer] = {}
@@ -73,12 +73,12 @@ class Scoring:
                 answers.update(zip(chosen, self.model.halving(self._batch, chosen), strict=True))
         return [answers[query] for query in queries]
 
-    def _packed(self, queries: Sequence[Query]) -> list[Answer]:
+    def _packed(self, queries: Sequence[Query], following: Ids) -> list[Answer]:
         """Answers from the prefix trie; with smaller packs where the accelerator's memory does not suffice."""
         import torch
 
         feed, counters = self._feed, self.model.counters
-        plan = plan_after(feed.held, queries)
+        plan = plan_after(feed.held, queries, following)
         try:
             answers = answer_packed(feed, plan, queries)
         except torch.OutOfMemoryError as error:
@@ -93,7 +93,7 @@ class Scoring:
         self._feed = Feed(self.model, feed.budget // 2)
         del feed
         self.model.after_shortage()
-        return self._packed(queries)
+        return self._packed(queries, following)
 
     def _batch(self, batch: Sequence[Query]) -> list[Answer]:
         import torch
