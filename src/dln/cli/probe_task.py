@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,10 +12,15 @@ import typer
 from rich.table import Table
 
 from dln.bench.headroom import Headroom, Measured, measure_headroom
-from dln.cli import flags
+from dln.bench.headroom_table import headroom_markdown
+from dln.bench.paper.made import made_here
+from dln.bench.paper.publish import Circumstances, full_section
+from dln.cli import complete, flags
+from dln.cli.bench_page import checked_places, typed, write_places
 from dln.cli.compose import build_models, build_task
 from dln.cli.flags import examples
-from dln.cli.show import err, out, print_record, safe
+from dln.cli.lists import names_of
+from dln.cli.show import err, note, out, print_record, safe
 from dln.cli.sources import lm_settings, load_config
 from dln.lm.metered import Meter
 
@@ -23,12 +30,22 @@ EPILOG = examples(
     "dln probe-task --task questions",
     "dln probe-task --task subj --data data --prompts 12 --shots 24",
     "dln probe-task --csv mail.csv --lm openai/gpt-4o-mini --draws 0 --json",
+    "dln probe-task --task mpqa,trec,subj --data data --write docs/results.md",
 )
 
 
 def probe_task(
     context: typer.Context,
-    task: flags.OneTask = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DLN_TASK",
+            metavar="A,B,…|FILE",
+            help="Known tasks (questions, subj, …), with commas between, or a .csv, .tsv or .jsonl file.",
+            autocompletion=complete.tasks,
+            rich_help_panel=flags.DATA,
+        ),
+    ] = None,
     csv: flags.Csv = None,
     jsonl: flags.Jsonl = None,
     input_column: flags.Input = None,
@@ -47,13 +64,18 @@ def probe_task(
     lm_option: flags.ModelOption = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
+    write: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PAGE", help="Put the table between the markers of this page.", show_default=False),
+    ] = None,
+    region: Annotated[str | None, typer.Option(metavar="NAME", help="The markers; default headroom.")] = None,
     config: flags.Config = None,
     as_json: flags.Json = False,
 ) -> None:
     """Say whether prompt training, and a second layer, can be expected to pay."""
+    named = flags.named_task(context, task, csv, jsonl)
     given: dict[str, Any] = {
         "task": {
-            "name": flags.named_task(context, task, csv, jsonl),
             "csv": csv,
             "jsonl": jsonl,
             "input": input_column,
@@ -63,27 +85,46 @@ def probe_task(
         "data": {"directory": data},
         "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache),
     }
-    chosen = load_config(given, config)
+    places = checked_places(write, region, "headroom")
+    names: list[str | None] = [None] if named is None else [*names_of(named, "--task")]
+    configs = [load_config({**given, "task": {**given["task"], "name": name}}, config) for name in names]
+    loaded = [build_task(chosen) for chosen in configs]
+    found: list[tuple[str, Headroom]] = []
+    started = time.perf_counter()
     with ExitStack() as stack:
-        meter = Meter()
-        models = build_models(chosen, stack, meter)
-        with err().status("measuring", spinner="dots") as status:
-            found = measure_headroom(
-                build_task(chosen),
-                models.lm,
-                prompts=prompts,
-                shots=shots,
-                draws=draws,
-                dev_size=dev_size,
-                seed=seed,
-                candidates=candidates,
-                progress=lambda what: status.update(f"measuring {what}"),
-            )
+        models = build_models(configs[0], stack, Meter())
+        for known in loaded:
+            with err().status("measuring", spinner="dots") as status:
+                headroom = measure_headroom(
+                    known,
+                    models.lm,
+                    prompts=prompts,
+                    shots=shots,
+                    draws=draws,
+                    dev_size=dev_size,
+                    seed=seed,
+                    candidates=candidates,
+                    progress=lambda what, name=known.name: status.update(f"{safe(name)}: measuring {what}"),
+                )
+            found.append((known.name, headroom))
+            _tell(headroom, known.name, alone=len(loaded) == 1, as_json=as_json)
+    if places:
+        about = Circumstances(
+            typed(context, configs[0]), configs[0].lm.spec, time.perf_counter() - started, (made_here(),)
+        )
+        less = f"Seed {seed}; at most {dev_size} dev examples per task. No test example is looked at."
+        files = write_places(places, full_section(headroom_markdown(found), about, less))
+        note(f"written: {', '.join(map(str, files))}")
+
+
+def _tell(found: Headroom, name: str, *, alone: bool, as_json: bool) -> None:
     if as_json:
-        print_record(_record(found))
+        print_record({"kind": "headroom", "task": name, **_record(found)})
         return
+    if not alone:
+        out().print(f"[bold]{safe(name)}[/]")
     out().print(_table(found))
-    out().print(safe(answer(found)), soft_wrap=True)
+    out().print(safe(answer(found)) + ("" if alone else "\n"), soft_wrap=True)
 
 
 def answer(found: Headroom) -> str:
@@ -142,7 +183,6 @@ def _record(found: Headroom) -> dict[str, Any]:
         }
 
     return {
-        "kind": "headroom",
         "majority": found.majority,
         "majority_log_likelihood": found.majority_log_likelihood,
         "instruction": plain(found.instruction),

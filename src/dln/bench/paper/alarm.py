@@ -1,8 +1,9 @@
-"""Tells the two budgets apart: training ends well when a cell's own is spent, and not when everybody's is."""
+"""What a cell's model passes on besides answers: that everybody's budget is spent, and that all shall stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import TypeVar
 
 from dln.errors import BudgetReached
@@ -16,15 +17,20 @@ A = TypeVar("A")
 
 
 class Alarm(Wrapper):
-    """Remembers that the model below refused for want of budget, which training takes for its own end.
+    """Tells the two budgets apart, and lets a cell be left in the middle.
+
+    Training ends well when a cell's own budget is spent, and takes the refusal of the model below for that; so
+    such a refusal is remembered here.
 
     Args:
         inner: a model whose wrapper holds the budget of all cells.
+        stop: once it is set, the next request raises `KeyboardInterrupt` in the thread that makes it.
     """
 
-    def __init__(self, inner: LanguageModel) -> None:
+    def __init__(self, inner: LanguageModel, stop: Event | None = None) -> None:
         super().__init__(inner)
         self._refused: BudgetReached | None = None
+        self._stop = stop or Event()
 
     def check(self) -> None:
         """Raise what the model below raised, if it did."""
@@ -44,6 +50,8 @@ class Alarm(Wrapper):
         return self._watched(lambda: self._inner.choice_log_probs(contexts, labels))
 
     def _watched(self, call: Callable[[], A]) -> A:
+        if self._stop.is_set():
+            raise KeyboardInterrupt("the bench is being stopped")
         try:
             return call()
         except BudgetReached as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dln.bench.paper.layers import PAPER, SAME_LINE, fitted, output_layer
@@ -17,25 +17,29 @@ __all__ = ["InContext", "Majority", "ZeroShot", "draw_examples"]
 
 @dataclass(frozen=True)
 class Majority:
-    """The most frequent class of the train examples, whatever the input."""
+    """The most frequent class of the train examples, whatever the input; its probabilities are the classes' shares."""
 
     name: str = "majority"
     about: str = "the most frequent class of the train examples"
     after: tuple[str, ...] = ()
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Count."""
-        ((label, _),) = Counter(setup.task.train.targets).most_common(1)
-        return Learnt(_Always(label, setup.task.label_names or (label,)), (f"always {label}",))
+        """Count; every class once more than it occurs, so that none is impossible."""
+        counts = Counter(setup.task.train.targets)
+        ((label, _),) = counts.most_common(1)
+        labels = setup.task.label_names or tuple(counts)
+        total = sum(counts[name] + 1 for name in labels)
+        shares = {name: (counts[name] + 1) / total for name in labels}
+        return Learnt(_Always(label, shares), (f"always {label}",))
 
 
 @dataclass(frozen=True)
 class _Always:
     label: str
-    labels: tuple[str, ...]
+    shares: Mapping[str, float]
 
     def predict_many(self, x: Sequence[str]) -> list[Prediction]:
-        return [Prediction(self.label, {name: float(name == self.label) for name in self.labels}) for _ in x]
+        return [Prediction(self.label, dict(self.shares)) for _ in x]
 
 
 @dataclass(frozen=True)

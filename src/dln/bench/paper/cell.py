@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dln.bench.paper.made import Made
+from dln.bench.paper.recipe import changed_settings
 from dln.errors import CorruptDataError, InputError
 
 __all__ = ["Cell", "CellResult", "Cells", "Spent"]
@@ -65,12 +67,18 @@ class CellResult(Record):
         correct: per test example, in the order of the test set: whether the answer was right.
         accuracy: their mean.
         balanced_accuracy: mean of the per-class accuracies.
+        log_likelihood: mean log p(y|x) of the scored test examples, in nats; None where there are no
+            probabilities, or one of the right labels is given none at all.
+        log_probs: log p(y|x) per test example, in nats; None of an example without a usable score.
+        tested: what each test example is: a short hash of its input, so that the same ones are compared.
         unscored: test examples without a usable score; they count as wrong.
         train: what was spent to find the prompts.
         test: what was spent to answer the test examples.
         prompts: the prompts of the network that was tested, or what stands for them.
         dev_score: by which the method chose, where it chose.
         notes: what a reader should know.
+        recipe: the settings that the method had (see `dln.bench.paper.recipe`).
+        made: where and when.
     """
 
     task: str
@@ -79,12 +87,17 @@ class CellResult(Record):
     correct: list[bool]
     accuracy: float
     balanced_accuracy: float | None
+    log_likelihood: float | None = None
+    log_probs: list[float | None] | None = None
+    tested: list[str] = []
     unscored: int
     train: Spent
     test: Spent
     prompts: list[str] = []
     dev_score: float | None = None
     notes: list[str] = []
+    recipe: dict[str, Any] | None = None
+    made: Made | None = None
 
 
 class Cells:
@@ -134,11 +147,12 @@ class Cells:
         path.mkdir(parents=True)
         return path
 
-    def load(self, cell: Cell) -> CellResult | None:
+    def load(self, cell: Cell, recipe: Mapping[str, Any] | None = None) -> CellResult | None:
         """The result of a cell, None where it is still to be made.
 
         Raises:
             CorruptDataError: the file is damaged.
+            InputError: it was made with other settings than those of `recipe`.
         """
         path = self.path(cell)
         if not path.exists():
@@ -148,9 +162,18 @@ class Cells:
         try:
             if document.get("sha256") != _digest(body):
                 raise CorruptDataError("this cell is damaged", where=path, fix="delete it; it will be made again")
-            return CellResult.model_validate(body)
+            result = CellResult.model_validate(body)
         except ValidationError as error:
             raise CorruptDataError("this cell is damaged", where=path, got=str(error).splitlines()[0]) from error
+        changed = changed_settings(result.recipe or {}, recipe or {})
+        if changed:
+            raise InputError(
+                f"{cell.method} has other settings now than when this cell was made",
+                where=path,
+                got=f"another {', '.join(changed)}",
+                fix="take another --out, or delete the cell, and it will be made again",
+            )
+        return result
 
     def save(self, result: CellResult) -> None:
         """Write a result, atomically."""

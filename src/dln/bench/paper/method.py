@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from dln.data import Dataset, Task
 from dln.lm.base import LanguageModel
-from dln.nn import Prediction, Sequential
+from dln.nn import Prediction
+from dln.nn.ensemble import AnyNetwork
 
 __all__ = ["Known", "Learnt", "Method", "Predictor", "Setup"]
 
 
 class Predictor(Protocol):
-    """What answers inputs; a `Sequential` is one."""
+    """What answers inputs; a `Sequential` is one, and so is an `Ensemble`."""
 
     def predict_many(self, x: Sequence[str]) -> list[Prediction]:
         """One prediction per input."""
@@ -71,11 +72,11 @@ class Known:
     """What is kept of a finished method for those that build upon it.
 
     Attributes:
-        network: what it found, None where that is no network.
+        network: what it found, one network or several that answer together; None where that is no network.
         tokens: what its training took.
     """
 
-    network: Sequential | None
+    network: AnyNetwork | None
     tokens: int
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
+from dln.bench.paper.averaged import Averaged
 from dln.bench.paper.baselines import InContext, Majority, ZeroShot
 from dln.bench.paper.chance import RandomDemonstrations
 from dln.bench.paper.induction import Induction
@@ -15,7 +17,7 @@ from dln.bench.paper.reasoning import ChainOfThought
 from dln.bench.paper.trained import LayerByLayer, Trained
 from dln.errors import InputError
 
-__all__ = ["METHODS", "in_order"]
+__all__ = ["METHODS", "in_order", "method_named"]
 
 _ALL: tuple[Method, ...] = (
     Majority(),
@@ -35,6 +37,7 @@ _ALL: tuple[Method, ...] = (
     Induction(400),
     ChainOfThought("cot+ape", Induction(15)),
     Trained(1, "dln-1"),
+    Averaged(),
     Trained(1, "dln-1-paper", "paper"),
     RandomDemonstrations(),
     LayerByLayer("dln-2-fix", tune_last=False),
@@ -45,7 +48,37 @@ _ALL: tuple[Method, ...] = (
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-"""Every method, in the order of the table."""
+"""The methods that have a name of their own, in the order of the table."""
+
+_SIZED: dict[str, Callable[[int], Method]] = {
+    r"icl-([1-9]\d*)": InContext,
+    r"icl-([1-9]\d*)-fitted": lambda k: InContext(k, fit=True),
+    r"kate-([1-9]\d*)": Nearest,
+    r"ape-([1-9]\d*)": Induction,
+}
+"""Families with a number in the name."""
+
+
+def method_named(name: str) -> Method:
+    """A row of the table: one of `METHODS`, or one of a family with any number, as in icl-7.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    for form, make in _SIZED.items():
+        found = re.fullmatch(form, name)
+        if found:
+            return make(int(found[1]))
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    raise InputError(
+        "there is no such method",
+        where="--methods",
+        got=name,
+        expected=f"{', '.join(METHODS)}; and icl-K, kate-K, ape-M",
+        fix=f"did you mean {close[0]}?" if close else None,
+    )
 
 
 def in_order(names: Sequence[str]) -> tuple[list[Method], list[str]]:
@@ -54,23 +87,14 @@ def in_order(names: Sequence[str]) -> tuple[list[Method], list[str]]:
     Raises:
         InputError: an unknown name.
     """
-    wanted: dict[str, None] = {}
+    wanted: dict[str, Method] = {}
 
     def add(name: str) -> None:
-        method = METHODS.get(name)
-        if method is None:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            raise InputError(
-                "there is no such method",
-                where="--methods",
-                got=name,
-                expected=", ".join(METHODS),
-                fix=f"did you mean {close[0]}?" if close else None,
-            )
+        method = method_named(name)
         for needed in method.after:
             add(needed)
-        wanted[name] = None
+        wanted[method.name] = method
 
     for name in names:
         add(name)
-    return [METHODS[name] for name in wanted], [name for name in wanted if name not in names]
+    return list(wanted.values()), [name for name in wanted if name not in names]

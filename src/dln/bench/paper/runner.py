@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Event
 
 from dln.bench.paper.alarm import Alarm
 from dln.bench.paper.cell import Cell, CellResult, Cells, Spent
-from dln.bench.paper.method import Known, Learnt, Method, Setup
+from dln.bench.paper.method import Known, Method, Setup
 from dln.bench.paper.nearest import sentence_encoder
+from dln.bench.paper.outcome import outcome
 from dln.bench.paper.protocol import Protocol
+from dln.bench.paper.recipe import recipe_of
 from dln.data import Task
 from dln.lm.base import LanguageModel
 from dln.lm.metered import Budget, Metered, Usage
+from dln.lm.prices import Price
 from dln.nn import Prediction, Sequential, load_network, save_network
-from dln.train.evaluate import judge
+from dln.nn.ensemble import AnyNetwork, Ensemble
 
 __all__ = ["Bench", "Progress"]
 
@@ -40,6 +44,7 @@ class Bench:
         protocol: what all cells share.
         cells: where they are kept.
         jobs: (task, seed) pairs side by side: 1 for a model in this process, more for one behind a server.
+        price: of the model's tokens; None looks it up in the built-in table.
     """
 
     lm: LanguageModel
@@ -49,36 +54,70 @@ class Bench:
     protocol: Protocol
     cells: Cells
     jobs: int = 1
+    price: Price | None = None
+
+    @property
+    def wanted(self) -> list[Cell]:
+        """All cells of the table, in the order in which they are made."""
+        return [Cell(t.name, m.name, seed) for t in self.tasks for seed in self.seeds for m in self.methods]
+
+    def known(self) -> dict[Cell, CellResult]:
+        """The cells that are finished.
+
+        Raises:
+            CorruptDataError: one is damaged.
+            InputError: one was made by a method that has other settings now.
+        """
+        recipes = {method.name: recipe_of(method, self.protocol.options) for method in self.methods}
+        found = {cell: self.cells.load(cell, recipes[cell.method]) for cell in self.wanted}
+        return {cell: result for cell, result in found.items() if result is not None}
 
     def run(self, progress: Progress) -> list[CellResult]:
         """Make the missing cells and return all, task by task and seed by seed.
 
+        Whatever ends it before that, finished cells are kept, and the same call goes on with those that are missing.
+
         Raises:
-            BudgetReached: the budget of all cells is spent; finished cells are kept, and the same call goes on.
-            DlnError: a method could not work; finished cells are kept.
+            BudgetReached: the budget of all cells is spent.
+            DlnError: a method could not work, or a cell is not what it should be.
+            KeyboardInterrupt: passed on; cells that are being made side by side are left at their next request.
         """
+        self.known()  # what is wrong with a cell is said before any work is done
         groups = [(task, seed) for task in self.tasks for seed in self.seeds]
+        after, now = Event(), Event()
         if self.jobs == 1:
-            return [result for task, seed in groups for result in self._group(task, seed, progress)]
+            return [result for task, seed in groups for result in self._group(task, seed, progress, after, now)]
         with ThreadPoolExecutor(self.jobs) as pool:
-            running = [pool.submit(self._group, task, seed, progress) for task, seed in groups]
+            running = [pool.submit(self._group, task, seed, progress, after, now) for task, seed in groups]
             try:
                 return [result for group in running for result in group.result()]
-            except BaseException:
+            except BaseException as error:
+                after.set()  # the others finish the cell that they are paying for, unless somebody waits
+                if isinstance(error, KeyboardInterrupt):
+                    now.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def _group(self, task: Task, seed: int, progress: Progress) -> list[CellResult]:
+    def _group(self, task: Task, seed: int, progress: Progress, after: Event, now: Event) -> list[CellResult]:
         """All methods on one task under one seed, in order, because some build upon others."""
+        try:
+            return self._in_order(task, seed, progress, after, now)
+        except BaseException:
+            after.set()  # the others come to an end too, so that the error is seen soon
+            raise
+
+    def _in_order(self, task: Task, seed: int, progress: Progress, after: Event, now: Event) -> list[CellResult]:
         results: list[CellResult] = []
         known: dict[str, Known] = {}
         seen = self.protocol.examples(task, seed)
         for method in self.methods:
             cell = Cell(task.name, method.name, seed)
             result = self.cells.load(cell)
+            if result is None and after.is_set():
+                break
             progress("begins" if result is None else "known", cell, result)
             if result is None:
-                result = self._make(method, seen, cell, known)
+                result = self._make(method, seen, cell, known, now)
                 progress("done", cell, result)
             path = self.cells.network(cell)
             network = load_network(path, self.lm) if path.exists() else None
@@ -86,9 +125,9 @@ class Bench:
             results.append(result)
         return results
 
-    def _make(self, method: Method, task: Task, cell: Cell, known: dict[str, Known]) -> CellResult:
-        alarm = Alarm(self.lm)
-        lm = Metered(alarm, Budget(max_tokens=self.protocol.equal_tokens))
+    def _make(self, method: Method, task: Task, cell: Cell, known: dict[str, Known], stop: Event) -> CellResult:
+        alarm = Alarm(self.lm, stop)
+        lm = Metered(alarm, Budget(max_tokens=self.protocol.equal_tokens), price=self.price)
         workspace = self.cells.workspace(cell)
         setup = Setup(
             task=task,
@@ -111,41 +150,24 @@ class Bench:
         for start in range(0, len(task.test), CHUNK):
             predictions.extend(found.predictor.predict_many(list(task.test.inputs[start : start + CHUNK])))
         test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started)
-        if isinstance(found.predictor, Sequential):
+        if isinstance(found.predictor, Sequential | Ensemble):
             save_network(found.predictor, self.cells.network(cell), {"task": cell.task, "method": cell.method})
-        result = _result(cell, task, found, predictions, train, test)
+        recipe = recipe_of(method, self.protocol.options)
+        result = outcome(cell, task, found, predictions, (train, test), recipe)
         self.cells.save(result)
         shutil.rmtree(workspace, ignore_errors=True)
         return result
 
 
-def _on(lm: LanguageModel, network: Sequential | None) -> Sequential | None:
-    """The same network on the meter of another cell."""
-    return None if network is None else Sequential(replace(layer, lm=lm) for layer in network.layers)
+def _on(lm: LanguageModel, network: AnyNetwork | None) -> AnyNetwork | None:
+    """The same network, or the same several, on the meter of another cell."""
 
+    def moved(one: Sequential) -> Sequential:
+        return Sequential(replace(layer, lm=lm) for layer in one.layers)
 
-def _result(
-    cell: Cell, task: Task, found: Learnt, predictions: Sequence[Prediction], train: Spent, test: Spent
-) -> CellResult:
-    right = judge(task.metric, task.label_names)
-    correct = [right(p.label, e.target) >= 0.5 for p, e in zip(predictions, task.test, strict=True)]
-    by_class: dict[str, list[bool]] = {}
-    for example, outcome in zip(task.test, correct, strict=True):
-        by_class.setdefault(example.target, []).append(outcome)
-    return CellResult(
-        task=cell.task,
-        method=cell.method,
-        seed=cell.seed,
-        correct=correct,
-        accuracy=sum(correct) / len(correct),
-        balanced_accuracy=sum(sum(row) / len(row) for row in by_class.values()) / len(by_class),
-        unscored=sum(not p.scored for p in predictions),
-        train=train,
-        test=test,
-        prompts=list(found.prompts),
-        dev_score=found.dev_score,
-        notes=list(found.notes),
-    )
+    if isinstance(network, Ensemble):
+        return network.each(moved)
+    return None if network is None else moved(network)
 
 
 def _spent(usage: Usage, seconds: float) -> Spent:

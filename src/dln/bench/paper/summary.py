@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,41 +10,43 @@ import numpy as np
 from scipy import stats
 
 from dln.bench.paper.cell import CellResult
-from dln.train.statistics import Paired, interval, paired
+from dln.bench.paper.comparison import COMPARISONS, Comparison, compare
+from dln.train.statistics import interval
 
-__all__ = ["COMPARISONS", "Comparison", "Row", "Summary", "summarize"]
+__all__ = ["GROUPS", "MEAN", "Comparison", "Row", "Summary", "summarize"]
 
-COMPARISONS = (
-    ("0-shot", "dln-1"),
-    ("0-shot-line", "dln-1"),
-    ("icl-5", "dln-1"),
-    ("icl-5-fitted", "dln-1"),
-    ("random-demonstrations", "dln-1"),
-    ("dln-1-paper", "dln-1"),
-    ("dln-1", "dln-2"),
-)
-"""Pairs of methods that are tested against one another, where both are there."""
+MEAN = "mean"
+"""Stands for all tasks of the table, which count alike."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "NLU mean": ("mpqa", "trec", "subj", "disaster", "airline"),
+    "BIG-bench mean": ("hyperbaton", "navigate", "date", "logic7"),
+}
+"""The paper's two kinds of tasks; a mean of its own where a table has all of one kind and others too."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a task (or on all of them, as "mean").
+    """A method on a task (or on several of them, under the name of their mean).
 
     Attributes:
-        task: the task, or "mean".
+        task: the task, or the name of a mean.
         method: the method.
         accuracy: mean over seeds (and tasks).
         low: lower end of the 95 % interval: Student's over seeds where there are two or more, else Wilson's over
             the test examples.
         high: upper end.
         balanced_accuracy: mean of the per-class accuracies.
+        log_likelihood: mean log p(y|x) of the test examples, in nats; None where a cell has none.
         seeds: how many.
         n: test examples per seed.
+        unscored: test examples without a usable score, of all seeds.
         calls: requests, mean per seed: training and test together.
         train_tokens: mean per seed.
         test_tokens: mean per seed.
         usd: mean per seed.
         seconds: mean per seed.
+        train_seconds: the part of it before the test, mean per seed.
     """
 
     task: str
@@ -53,31 +55,35 @@ class Row:
     low: float
     high: float
     balanced_accuracy: float | None
+    log_likelihood: float | None
     seeds: int
     n: int
+    unscored: int
     calls: float
     train_tokens: float
     test_tokens: float
     usd: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two methods on the same test examples of one task: per example the mean over seeds, then a paired test."""
-
-    task: str
-    before: str
-    after: str
-    result: Paired
+    train_seconds: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The whole table."""
+    """The whole table.
+
+    Attributes:
+        tasks: in order.
+        methods: in order.
+        seeds: all that occur.
+        groups: names of the means over some of the tasks.
+        rows: the entries.
+        comparisons: the paired tests.
+    """
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    groups: tuple[str, ...]
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
 
@@ -85,20 +91,36 @@ class Summary:
         """One entry."""
         return next((row for row in self.rows if (row.task, row.method) == (task, method)), None)
 
+    def overall(self, method: str) -> Row | None:
+        """The entry over all tasks: the mean, or that of the only task."""
+        return self.row(MEAN if len(self.tasks) > 1 else "".join(self.tasks), method)
 
-def summarize(cells: Sequence[CellResult]) -> Summary:
-    """The table of these cells."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Tasks, then means."""
+        return (*self.tasks, *self.groups, *((MEAN,) if len(self.tasks) > 1 else ()))
+
+
+def summarize(cells: Sequence[CellResult], comparisons: Sequence[tuple[str, str]] = COMPARISONS) -> Summary:
+    """The table of these cells.
+
+    Args:
+        cells: in the order that tasks and methods shall have.
+        comparisons: pairs of methods that are tested against one another, where both are there.
+    """
     tasks = tuple(dict.fromkeys(cell.task for cell in cells))
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
+    groups = {name: of for name, of in GROUPS.items() if set(of) < set(tasks)}
     rows: list[Row] = []
     for method in methods:
         own = [cell for cell in cells if cell.method == method]
         rows.extend(_row(task, method, [c for c in own if c.task == task]) for task in tasks if _has(own, task))
-        if len(tasks) > 1 and all(_has(own, task) for task in tasks):
-            rows.append(_mean(method, tasks, own))
-    pairs = [(a, b) for a, b in COMPARISONS if a in methods and b in methods]
-    found = [_compare(cells, task, a, b) for a, b in pairs for task in tasks]
-    return Summary(tasks, methods, tuple(rows), tuple(c for c in found if c is not None))
+        for name, of in (*groups.items(), *(((MEAN, tasks),) if len(tasks) > 1 else ())):
+            if all(_has(own, task) for task in of):
+                rows.append(_mean(name, method, of, [cell for cell in own if cell.task in of]))
+    pairs = [(a, b) for a, b in comparisons if a in methods and b in methods]
+    seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
+    return Summary(tasks, methods, seeds, tuple(groups), tuple(rows), tuple(compare(cells, pairs, tasks)))
 
 
 def _has(cells: Sequence[CellResult], task: str) -> bool:
@@ -108,10 +130,11 @@ def _has(cells: Sequence[CellResult], task: str) -> bool:
 def _row(task: str, method: str, cells: Sequence[CellResult]) -> Row:
     values = [cell.accuracy for cell in cells]
     low, high = _over_seeds(values) if len(values) > 1 else _over_examples(cells[0])
-    return _entry(task, method, cells, (float(np.mean(values)), low, high), len(cells[0].correct))
+    n = round(float(np.mean([len(cell.correct) for cell in cells])))
+    return _entry(task, method, cells, (float(np.mean(values)), low, high), n)
 
 
-def _mean(method: str, tasks: Sequence[str], cells: Sequence[CellResult]) -> Row:
+def _mean(name: str, method: str, tasks: Sequence[str], cells: Sequence[CellResult]) -> Row:
     """Tasks count alike; the interval is that of the mean over tasks, from seed to seed."""
     seeds = sorted({cell.seed for cell in cells})
     by_seed = [
@@ -126,12 +149,16 @@ def _mean(method: str, tasks: Sequence[str], cells: Sequence[CellResult]) -> Row
     else:
         found = interval([float(x) for cell in cells for x in cell.correct])
         low, high = found.low, found.high
-    return _entry("mean", method, cells, (whole, low, high), sum(len(c.correct) for c in cells) // max(1, len(seeds)))
+    n = round(sum(float(np.mean([len(c.correct) for c in cells if c.task == t])) for t in tasks))
+    return _entry(name, method, cells, (whole, low, high), n)
 
 
 def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[float, float, float], n: int) -> Row:
     seeds = len({cell.seed for cell in cells})
     balanced = [cell.balanced_accuracy for cell in cells if cell.balanced_accuracy is not None]
+    likelihoods = [[c.log_likelihood for c in cells if c.task == t] for t in dict.fromkeys(cell.task for cell in cells)]
+    known = [[value for value in row if value is not None] for row in likelihoods]
+    whole = all(len(row) == len(values) for row, values in zip(likelihoods, known, strict=True))
     return Row(
         task=task,
         method=method,
@@ -139,13 +166,16 @@ def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[
         low=max(0.0, accuracy[1]),
         high=min(1.0, accuracy[2]),
         balanced_accuracy=float(np.mean(balanced)) if balanced else None,
+        log_likelihood=float(np.mean([np.mean(row) for row in known])) if whole else None,
         seeds=seeds,
         n=n,
+        unscored=sum(c.unscored for c in cells),
         calls=sum(c.train.calls + c.test.calls for c in cells) / seeds,
         train_tokens=sum(c.train.tokens for c in cells) / seeds,
         test_tokens=sum(c.test.tokens for c in cells) / seeds,
         usd=sum(c.train.usd + c.test.usd for c in cells) / seeds,
         seconds=sum(c.train.seconds + c.test.seconds for c in cells) / seeds,
+        train_seconds=sum(c.train.seconds for c in cells) / seeds,
     )
 
 
@@ -160,15 +190,3 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
 def _over_examples(cell: CellResult) -> tuple[float, float]:
     found = interval([float(x) for x in cell.correct])
     return found.low, found.high
-
-
-def _compare(cells: Sequence[CellResult], task: str, before: str, after: str) -> Comparison | None:
-    """Seeds that both have; each test example is one observation, however many seeds answered it."""
-    of: dict[str, dict[int, list[bool]]] = {
-        name: {c.seed: c.correct for c in cells if c.task == task and c.method == name} for name in (before, after)
-    }
-    seeds = sorted(of[before].keys() & of[after].keys())
-    if not seeds:
-        return None
-    scores = {name: np.mean([of[name][seed] for seed in seeds], axis=0) for name in (before, after)}
-    return Comparison(task, before, after, paired(list(scores[before]), list(scores[after])))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dln.bench.paper.method import Learnt, Setup
 from dln.errors import InputError
 from dln.keys import Key
 from dln.nn import LayerInput, Prompt, Sequential
+from dln.nn.ensemble import best_of, members_of
 from dln.train import fit, resolve_options
-from dln.train.layout import DECOMPOSE, standard_network
+from dln.train.layout import DECOMPOSE, standard_network, standard_templates
 from dln.train.room import check_room
 
 __all__ = ["LayerByLayer", "Trained"]
@@ -25,23 +27,32 @@ class Trained:
         depth: L.
         name: in the table.
         preset: of the training options.
+        changes: to the options of the preset.
+        template: of the last layer; empty is the preset's.
+        what: this in a sentence; empty says depth and preset.
     """
 
     depth: int
     name: str
     preset: str = "default"
     after: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    template: str = ""
+    what: str = ""
 
     @property
     def about(self) -> str:
         """What it is, in a sentence."""
         layers = "one layer" if self.depth == 1 else f"{self.depth} layers, end to end"
-        return f"{layers}, preset {self.preset}"
+        return self.what or f"{layers}, preset {self.preset}"
 
     def __call__(self, setup: Setup) -> Learnt:
         """Train on train, choose by dev."""
-        network = standard_network(setup.task, setup.lm, self.depth, preset=self.preset)
-        return trained(setup, network, self.preset, {})
+        templates = list(standard_templates(self.depth, setup.task, self.preset))
+        if self.template:
+            templates[-1] = self.template
+        network = standard_network(setup.task, setup.lm, self.depth, preset=self.preset, templates=templates)
+        return trained(setup, network, self.preset, dict(self.changes))
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,9 @@ class LayerByLayer:
         if single is None:
             raise InputError("this method needs a trained layer to start from", where=self.name, got=self.start)
         network = standard_network(setup.task, setup.lm, 2, preset=self.preset)
-        network = network.with_prompts([Prompt(DECOMPOSE), self._second(setup, network, single.layers[-1].prompt)])
+        network = network.with_prompts(
+            [Prompt(DECOMPOSE), self._second(setup, network, best_of(single).layers[-1].prompt)]
+        )
         steps = {} if self.tune_last else {"inference": {"layer_steps": [1, 0]}}
         learnt = trained(setup, network, self.preset, steps)
         return replace(learnt, notes=(*learnt.notes, f"training tokens without those of {self.start}"))
@@ -97,8 +110,9 @@ class LayerByLayer:
 
 def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, Any]) -> Learnt:
     """`network` after `dln.fit`; with a token budget as many steps as it lasts for."""
-    endless = {"steps": 10_000, "patience": None} if setup.budget is not None else {}
-    options = resolve_options(preset, dict(setup.options), changes, endless, {"seed": setup.seed})
+    options = resolve_options(preset, dict(setup.options), changes, {"seed": setup.seed})
+    if setup.budget is not None and options.steps:
+        options = options.model_copy(update={"steps": 10_000, "patience": None})
     unseen = setup.readable if setup.readable is not None else setup.task.dev
     check_room(network, setup.task.train, setup.task.dev, unseen)
     directory = None if setup.workspace is None else setup.workspace / "run"
@@ -113,8 +127,8 @@ def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, A
         readable=unseen.inputs,
     )
     return Learnt(
-        result.network,
-        tuple(map(str, result.network.parameters())),
+        result.predictor,
+        tuple(str(prompt) for member in members_of(result.predictor) for prompt in member.parameters()),
         None if math.isnan(result.score) else result.score,
         (f"{result.steps} steps, best after {result.best_step}, ended by {result.reason}",),
     )

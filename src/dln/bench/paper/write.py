@@ -5,84 +5,104 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from dln.bench.paper.markdown import accuracy, comparison_rows, count, nats, table
 from dln.bench.paper.methods import METHODS
 from dln.bench.paper.picture import picture
-from dln.bench.paper.summary import Comparison, Row, Summary
+from dln.bench.paper.summary import Summary
+from dln.errors import InputError
 
-__all__ = ["markdown", "write_table"]
+__all__ = ["TESTS", "examples_line", "markdown", "write_table"]
+
+TESTS = (
+    "Paired tests on the same examples (per example the mean over seeds; exact McNemar where all are right or wrong, "
+    "else Wilcoxon's signed ranks): difference in points with its 95 % interval, examples that got better and worse, "
+    "and the difference of log p(y|x) in nats."
+)
 
 
-def write_table(summary: Summary, directory: Path, heading: str = "") -> list[Path]:
-    """Write table.md, table.csv, table.json and accuracy.svg; returns their paths."""
-    document = {"rows": [asdict(r) for r in summary.rows], "comparisons": [asdict(c) for c in summary.comparisons]}
+def write_table(summary: Summary, directory: Path, text: str, title: str = "Test accuracy") -> list[Path]:
+    """Write table.md, table.csv, table.json and accuracy.svg; returns their paths.
+
+    Args:
+        summary: the numbers.
+        directory: where to.
+        text: table.md.
+        title: of the picture.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    document = {
+        "rows": [asdict(row) for row in summary.rows],
+        "comparisons": [asdict(comparison) for comparison in summary.comparisons],
+    }
     files = {
-        "table.md": f"{heading}\n\n{markdown(summary)}".lstrip(),
+        "table.md": text,
         "table.csv": _csv(summary),
         "table.json": json.dumps(document, indent=1) + "\n",
-        "accuracy.svg": picture(summary),
+        "accuracy.svg": picture(summary, title),
     }
-    for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
+    try:
+        for name, content in files.items():
+            (directory / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InputError("the table cannot be written", where=directory, got=error.strerror) from error
     return [directory / name for name in files]
 
 
-def markdown(summary: Summary) -> str:
-    """Accuracies as in the paper's tables, then costs, then the paired tests."""
-    columns = (*summary.tasks, *(("mean",) if len(summary.tasks) > 1 else ()))
+def markdown(summary: Summary, abouts: Mapping[str, str] | None = None) -> str:
+    """Accuracies as in the paper's tables, then costs, then the paired tests.
+
+    Args:
+        summary: the numbers.
+        abouts: what each method is; default the methods of the paper's comparison.
+    """
+    said = {name: method.about for name, method in METHODS.items()} if abouts is None else abouts
+    head = ("method", *summary.columns)
+    rows = [(m, *(accuracy(summary.row(t, m), balanced=True) for t in summary.columns)) for m in summary.methods]
     parts = [
         "Test accuracy in percent: mean over seeds ± half of its 95 % interval (one seed: the interval of the "
-        "test examples). In brackets the mean of the per-class accuracies.",
-        _table(("method", *columns), [(m, *(_accuracy(summary.row(t, m)) for t in columns)) for m in summary.methods]),
-        "Cost per seed, all tasks together.",
-        _table(
-            ("method", "training tokens", "test tokens", "calls", "seconds", "USD", "what it is"),
-            [(m, *_costs(summary, m), METHODS[m].about if m in METHODS else "") for m in summary.methods],
+        "test examples). In brackets the balanced accuracy, that is the mean of the per-class accuracies.",
+        table(head, rows),
+        examples_line(summary),
+        "Cost per seed, all tasks together; log p(y|x) is the mean log-likelihood of the right label per test "
+        "example, in nats, tasks counting alike.",
+        table(
+            ("method", "training tokens", "test tokens", "calls", "seconds", "USD", "log p(y|x)", "what it is"),
+            [(m, *_costs(summary, m), said.get(m, "")) for m in summary.methods],
         ),
     ]
     if summary.comparisons:
-        parts += [
-            "Paired tests on the same test examples (per example the mean over seeds; exact McNemar for one seed, "
-            "Wilcoxon's signed ranks for more), differences in points.",
-            _table(
-                ("comparison", "task", "difference", "95 % interval", "better / worse", "p"),
-                [_comparison(c) for c in summary.comparisons],
-            ),
-        ]
-    return "\n\n".join(parts) + "\n"
+        heads = ("comparison", "task", "difference [95 %]", "better / worse", "p", "nats [95 %]")
+        parts += [TESTS, table(heads, comparison_rows(summary.comparisons))]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" if i == 0 else "--:" for i in range(len(head))), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _accuracy(row: Row | None) -> str:
-    if row is None:
-        return ""
-    half = 50 * (row.high - row.low)
-    balanced = "" if row.balanced_accuracy is None else f" ({100 * row.balanced_accuracy:.1f})"
-    return f"{100 * row.accuracy:.1f} ± {half:.1f}{balanced}"
+def examples_line(summary: Summary) -> str:
+    """How many examples and seeds the numbers are of, and what could not be scored."""
+    sizes = {task: max(row.n for row in summary.rows if row.task == task) for task in summary.tasks}
+    line = f"n per seed: {', '.join(f'{task} {n}' for task, n in sizes.items())}. Seeds: "
+    line += f"{', '.join(map(str, summary.seeds))}."
+    unscored = [
+        f"{row.unscored} of {row.task} with {row.method}"
+        for row in summary.rows
+        if row.unscored and row.task in summary.tasks
+    ]
+    return f"{line} Without a usable score, counted as wrong: {'; '.join(unscored)}." if unscored else line
 
 
 def _costs(summary: Summary, method: str) -> tuple[str, ...]:
-    rows = [row for row in summary.rows if row.method == method and row.task != "mean"]
+    rows = [row for row in summary.rows if row.method == method and row.task in summary.tasks]
     sums = [sum(getattr(row, name) for row in rows) for name in ("train_tokens", "test_tokens", "calls", "seconds")]
-    return (*(f"{value:,.0f}" for value in sums), f"{sum(row.usd for row in rows):.2f}")
-
-
-def _comparison(found: Comparison) -> tuple[str, ...]:
-    difference = found.result.difference
-    p = found.result.p_value
+    whole = summary.overall(method)
     return (
-        f"{found.after} against {found.before}",
-        found.task,
-        f"{100 * difference.mean:+.1f}",
-        f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
-        f"{found.result.better} / {found.result.worse}",
-        f"{p:.3f}" if p >= 0.001 else f"{p:.0e}",
+        *map(count, sums),
+        f"{sum(row.usd for row in rows):.2f}",
+        nats(whole.log_likelihood if whole is not None else None),
     )
 
 
