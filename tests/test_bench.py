@@ -85,15 +85,19 @@ def test_plain_batches_give_the_numbers_of_the_engine(tiny, pairs, rows: int, de
     assert np.allclose(plain, answers(tiny, workload), atol=1e-4)
 
 
-def test_labels_of_one_token_cost_one_forward_per_context(tiny, monkeypatch: pytest.MonkeyPatch):
+def test_labels_of_one_token_cost_one_forward_per_context_where_nothing_is_done_twice(tiny, monkeypatch: pytest.MonkeyPatch):
     letters = [chr(i) for i in range(97, 103)]
     assert all(len(tiny.codec.target_ids(letter)) == 1 for letter in letters)
     sizes: list[int] = []
     logits = PlainLM._logits
     monkeypatch.setattr(PlainLM, "_logits", lambda self, ids: sizes.append(len(ids)) or logits(self, ids))
-    masses = PlainLM(tiny, rows=2).choice_log_probs(["one", "two", "three"], letters)
+    contexts = ["one", "two", "three"]
+    masses = PlainLM(tiny, rows=2, deduplicate=True).choice_log_probs(contexts, letters)
     assert sizes == [2, 1]
-    assert np.allclose(masses, tiny.choice_log_probs(["one", "two", "three"], letters), atol=1e-4)
+    pairs = PlainLM(tiny, rows=2).choice_log_probs(contexts, letters)
+    assert sizes[2:] == [2] * 9, "as most users write it: a row per pair"
+    assert np.allclose(masses, tiny.choice_log_probs(contexts, letters), atol=1e-4)
+    assert np.allclose(masses, pairs, atol=1e-4)
 
 
 def test_plain_batches_refuse_labels_that_they_would_score_wrongly(tiny):
@@ -221,8 +225,8 @@ def test_a_workload_has_every_candidate_input_and_hidden_text(setting, tiny):
 
 
 def test_scoring_reports_what_was_measured(setting, tiny):
-    machine = measure_machine(tiny, tokens=64)
-    result = measure_scoring(tiny, setting.workload(), machine, repeat=2)
+    result = measure_scoring(tiny, setting.workload(), repeat=2)
+    machine = result.machine
     assert result.work.needed <= result.evaluated < result.work.asked
     assert 0.95 <= result.planner_efficiency <= 1
     assert result.largest_difference < 1e-4

@@ -8,13 +8,14 @@ multiplied: the weights of all linear maps except the output head, which only th
 need; the embedding is a look-up. Attention itself, norms, activations and the planner are in neither: they are
 what hardware efficiency = limit / seconds is lost to. The speed is that of the same
 products in the same process: [M, in] × [in, out] for every linear map of the model, its own weights, M tokens
-as in a pack, best of several repetitions.
+as in a pack, best of several repetitions, right before and right after what it is compared with: shared machines
+change their speed within minutes.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dln.bench.workload import Work
@@ -46,6 +47,14 @@ class Machine:
     tokens: int
     flops: float
     forward_flops: float
+
+    def joined(self, later: Machine) -> Machine:
+        """The mean speed of two measurements: what lay between them ran on a machine about as fast."""
+        return replace(
+            self,
+            flops=(self.flops + later.flops) / 2,
+            forward_flops=(self.forward_flops + later.forward_flops) / 2,
+        )
 
     def limit(self, work: Work) -> float:
         """Seconds for two operations per trie node and parameter."""

@@ -2,8 +2,9 @@
 
 Scoring tokenises each (context, target) pair, pads a batch on the right, takes the logits of every token
 and the log-softmax at the target's. Sampling pads on the left and calls transformers' own `generate`, with its
-key-value cache within the call. Nothing is shared between rows, nothing is kept between calls; `deduplicate`
-gives the variant that computes equal pairs once and batches pairs of like length.
+key-value cache within the call. Nothing is shared between rows, nothing is kept between calls. `deduplicate`
+gives the variant that computes nothing twice that is equal as a whole: equal pairs once, and all labels of one token
+from one forward of their context; it batches rows of like length.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class PlainLM:
     Args:
         engine: whose weights and tokenizer are used; labels and texts get the same ids.
         rows: pairs per scoring batch.
-        deduplicate: compute equal pairs once, sorted by length.
+        deduplicate: compute equal rows once, sorted by length.
         sampling_rows: draws per call of `generate`.
     """
 
@@ -92,7 +93,7 @@ class PlainLM:
         ]
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
-        """[N, C]: labels of one token from one forward per context, others as (context, label) pairs.
+        """[N, C]: a row per (context, label) pair; deduplicated, one per context where labels have one token each.
 
         Raises:
             InputError: a label begins another one, which plain batches would score as if it did not.
@@ -102,7 +103,7 @@ class PlainLM:
             if any(other != word and other[: len(word)] == word for other in words):
                 raise InputError("a label begins another label", where="labels", got=self.codec.text(word))
         encoded = [self._context(context) for context in contexts]
-        if all(len(word) == 1 for word in words):
+        if self.deduplicate and all(len(word) == 1 for word in words):
             first = [word[0] for word in words]
             return np.stack(self._each([(context, ()) for context in encoded], lambda part: self._last(part, first)))
         pairs = [(context, word) for context in encoded for word in words]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dln.bench.clock import Measured, measure
-from dln.bench.limit import Machine
+from dln.bench.limit import Machine, measure_machine
 from dln.bench.plain import PlainLM
 from dln.bench.workload import Labels, Texts, Work, Workload, answers, work
 from dln.lm.transformers import TransformersLM
@@ -50,8 +50,7 @@ class ScoringResult:
         deduplicated: the same with equal pairs once, sorted by length.
         plain_rows: batch size that was fastest for `plain`.
         deduplicated_rows: and for `deduplicated`.
-        limit: seconds, see `dln.bench.limit`.
-        strict_limit: likewise.
+        machine: the speed of matrix products around the engine's runs.
         largest_difference: of a log-probability between engine and `plain`, in nats.
     """
 
@@ -64,9 +63,18 @@ class ScoringResult:
     deduplicated: Seconds
     plain_rows: int
     deduplicated_rows: int
-    limit: float
-    strict_limit: float
+    machine: Machine
     largest_difference: float
+
+    @property
+    def limit(self) -> float:
+        """Seconds; see `dln.bench.limit`."""
+        return self.machine.limit(self.work)
+
+    @property
+    def strict_limit(self) -> float:
+        """Seconds; likewise."""
+        return self.machine.strict_limit(self.work)
 
     @property
     def speed_up(self) -> float:
@@ -94,15 +102,12 @@ class ScoringResult:
         return self.strict_limit / self.engine.best
 
 
-def measure_scoring(
-    lm: TransformersLM, workload: Workload, machine: Machine, repeat: int, every: int = 1
-) -> ScoringResult:
+def measure_scoring(lm: TransformersLM, workload: Workload, repeat: int, every: int = 1) -> ScoringResult:
     """Score `workload` with the engine and with both plain ways, and compare the numbers.
 
     Args:
         lm: the engine.
         workload: what is scored.
-        machine: its speed.
         repeat: runs of each way.
         every: the plain ways score every so many-th request of it, and their seconds are multiplied by the tokens
             asked in all requests over those asked in these: what they cost is a sum over batches. 1 is all.
@@ -111,7 +116,9 @@ def measure_scoring(
     small = sample_of(workload, max(BATCH_ROWS[device.type]))
     answers(lm, small)  # warms up
     before = lm.diagnostics["tokens"]
+    machine = measure_machine(lm)
     engine = measure(lambda: answers(lm, workload), device, repeat, name=f"{workload.name}, engine")
+    machine = machine.joined(measure_machine(lm))
     evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
     plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
     counted = work(lm, workload)
@@ -130,8 +137,7 @@ def measure_scoring(
         deduplicated=Seconds.of(deduplicated, scale),
         plain_rows=plain_lm.rows,
         deduplicated_rows=sorted_lm.rows,
-        limit=machine.limit(counted),
-        strict_limit=machine.strict_limit(counted),
+        machine=machine,
         largest_difference=float(np.abs(own - plain.value).max()),
     )
 

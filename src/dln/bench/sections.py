@@ -53,10 +53,11 @@ def scoring_section(results: Sequence[ScoringResult], machine: Machine, every: i
             f"{r.name}: batches of {r.plain_rows} rows were the fastest for (a), of {r.deduplicated_rows} for (b)."
             for r in results
         ),
-        (
-            f"Matrix products of the model's shapes with {machine.tokens} rows: {machine.flops / 1e9:,.0f} GFLOP/s; "
-            f"a plain forward of one sequence of {machine.tokens} tokens, head aside, reaches "
-            f"{machine.forward_flops / machine.flops:.2f} of it."
+        *(
+            f"{r.name}: matrix products of the model's shapes with {r.machine.tokens} rows ran at "
+            f"{r.machine.flops / 1e9:,.0f} GFLOP/s around it; a plain forward of one sequence of as many tokens, head "
+            f"aside, reached {r.machine.forward_flops / r.machine.flops:.2f} of that."
+            for r in results
         ),
     )
     title = "Scoring: the engine against plain padded batches, one process"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from dln.bench.limit import measure_machine
 from dln.bench.one_layer import one_layer
 from dln.bench.record import as_record
 from dln.bench.saving import measure_saving
@@ -64,7 +63,6 @@ def run(lm: TransformersLM, names: Sequence[str], sizes: Sizes, data: Path | Non
 
 
 def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort) -> Iterator[Outcome]:
-    machine = measure_machine(lm)
     binary, six = choose_subject(2, data), choose_subject(6, data)
     prompts, batch = sizes.one_layer
     setting = two_layers(lm, binary, *sizes.two_layers, sizes.hidden_tokens)
@@ -74,11 +72,8 @@ def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort
         one_layer(lm, binary, prompts, batch, "instructions"),
         setting.workload(),
     )
-    results = [measure_scoring(lm, workload, machine, effort.repeat, effort.every) for workload in workloads]
-    yield Outcome(
-        scoring_section(results, machine, effort.every),
-        {"machine": as_record(machine), "workloads": as_record(results)},
-    )
+    results = [measure_scoring(lm, workload, effort.repeat, effort.every) for workload in workloads]
+    yield Outcome(scoring_section(results, effort.every), {"workloads": as_record(results)})
     saving = measure_saving(lm, setting, results[-1].plain.best, effort.repeat)
     yield Outcome(saving_section(saving), as_record(saving))
 
