@@ -13,6 +13,7 @@ import pytest
 from dln.errors import InputError
 from dln.train.event_log import to_line
 from dln.train.events import Evaluated, Event, Finished, Started, StepDone
+from dln.train.records import MemberRecord
 from dln.view import report
 from dln.view.explanations import verdict
 from dln.view.report import render_report, write_report
@@ -62,6 +63,17 @@ def page_of(events: Sequence[Event], **options: str) -> Page:
     return Page(render_report(events, title="a run", **options))
 
 
+def with_members(events: Sequence[Event], weights: Sequence[float]) -> list[Event]:
+    """The same run, with several networks that answer together: those of its last steps."""
+    steps = [event for event in events if isinstance(event, StepDone)]
+    members = [
+        MemberRecord(weight=w, step=s.step, score=None if i else -0.5, parameters=s.parameters)
+        for i, (w, s) in enumerate(zip(weights, reversed(steps), strict=False))
+    ]
+    changed: dict[type, dict[str, object]] = {Finished: {"members": members}, Evaluated: {"members": len(members)}}
+    return [event.model_copy(update=changed.get(type(event), {})) for event in events]
+
+
 def skeleton(page: Page) -> list[tuple[str, set[str]]]:
     """Tags and names of attributes; words that changed depend on what the words are."""
     return [(tag, set(attrs)) for tag, attrs in page.tags if tag not in {"ins", "del"}]
@@ -79,6 +91,8 @@ RUNS = {
     "just started": synthetic_run(2)[:1],
     "no step": synthetic_run(1, steps=0),
     "one step": synthetic_run(1, steps=1),
+    "together": with_members(synthetic_run(2), [0.5, 0.3, 0.2]),
+    "unknown weights": with_members(synthetic_run(1), [math.nan, math.nan]),
 }
 
 
@@ -123,11 +137,11 @@ def test_the_same_events_give_the_same_page(name: str) -> None:
 )
 @pytest.mark.parametrize("depth", [1, 3])
 def test_no_text_of_data_or_model_leaves_its_place(poison: str, depth: int) -> None:
-    sane = page_of(synthetic_run(depth, steps=3, poison="q" * len(clean(poison))), command="dln train")
-    events = synthetic_run(depth, steps=3, poison=poison)
+    sane = with_members(synthetic_run(depth, steps=3, poison="q" * len(clean(poison))), [0.6, 0.4])
+    events = with_members(synthetic_run(depth, steps=3, poison=poison), [0.6, 0.4])
     html = render_report(events, title="t" + poison, command="dln train" + poison)
     page = Page(html)
-    assert skeleton(page) == skeleton(sane)
+    assert skeleton(page) == skeleton(page_of(sane, command="dln train"))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", html)
     shown = re.sub(r"\s+", " ", clean(poison))
     assert page.text.count(shown) > 20
@@ -195,6 +209,18 @@ def test_a_page_shows_what_the_run_holds() -> None:
     evaluation = events[-1]
     assert isinstance(evaluation, Evaluated)
     assert f"{evaluation.fixed} fixed, {evaluation.broken} broken" in text
+
+
+def test_networks_that_answer_together_are_listed_with_their_weights() -> None:
+    events = with_members(synthetic_run(2), [0.62, 0.271, 0.109])
+    text = page_of(events).text
+    for wanted in ("3 prompts answer together", "3 prompts answering together, n = 120", "62.0", "27.1", "10.9"):
+        assert wanted in text
+    finished = next(e for e in events if isinstance(e, Finished))
+    for member in finished.members:
+        for layer in member.parameters["layers"]:
+            assert layer["prompt"]["instruction"] in text
+    assert "answer together" not in page_of(synthetic_run(2)).text
 
 
 def test_only_events_that_hold_are_shown() -> None:
