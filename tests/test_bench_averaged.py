@@ -44,7 +44,7 @@ def test_a_place_to_work_in_is_not_needed(setup):
 
 def test_what_the_trained_network_kept_is_taken_without_training(setup):
     layers = [ChoiceLayer(setup.lm, "classify", f"prompt {i}", setup.task.labels) for i in range(2)]
-    kept: Any = Ensemble(map(Sequential, layers), [0.7, 0.3])
+    kept = Ensemble(map(Sequential, layers), [0.7, 0.3])
     learnt = Averaged()(replace(setup, known={"dln-1": Known(kept, 9)}))
     assert learnt.predictor is kept
     assert learnt.prompts == ("prompt 0", "prompt 1")

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from dln.bench.paper.method import Learnt, Setup
+from dln.bench.paper.method import Learnt, Predictor, Setup
 from dln.bench.paper.trained import trained
-from dln.nn import load_network
-from dln.nn.ensemble import AnyNetwork, Ensemble, members_of
+from dln.nn.ensemble import Ensemble
 from dln.train.layout import standard_network
 
 __all__ = ["Averaged"]
@@ -52,27 +49,17 @@ class Averaged:
 
     def __call__(self, setup: Setup) -> Learnt:
         """Take the networks that the other method kept, or train and keep them."""
-        kept: object = setup.known[self.start].network
+        kept = setup.known[self.start].network
         if isinstance(kept, Ensemble):
             note = f"training tokens are those of {self.start}, whose training it is"
-            return Learnt(kept, _prompts(kept), None, (_together(kept), note))
-        if setup.workspace is not None:
-            return self._trained(setup, setup.workspace)
-        with TemporaryDirectory() as place:
-            return self._trained(replace(setup, workspace=Path(place)), Path(place))
-
-    def _trained(self, setup: Setup, workspace: Path) -> Learnt:
+            prompts = tuple(str(prompt) for member in kept.members for prompt in member.parameters())
+            return Learnt(kept, prompts, None, (_together(kept), note))
         network = standard_network(setup.task, setup.lm, 1, preset=self.preset)
         learnt = trained(setup, network, self.preset, {**self.changes, "ensemble": self.size})
-        predictor = load_network(workspace / "run" / "network.json", setup.lm)
-        return Learnt(predictor, _prompts(predictor), learnt.dev_score, (*learnt.notes, _together(predictor)))
+        return replace(learnt, notes=(*learnt.notes, _together(learnt.predictor)))
 
 
-def _prompts(network: AnyNetwork) -> tuple[str, ...]:
-    return tuple(str(prompt) for member in members_of(network) for prompt in member.parameters())
-
-
-def _together(network: AnyNetwork) -> str:
-    if not isinstance(network, Ensemble):
+def _together(predictor: Predictor) -> str:
+    if not isinstance(predictor, Ensemble):
         return "training found one network alone"
-    return f"{len(network.members)} prompts, weights {', '.join(f'{weight:.3f}' for weight in network.weights)}"
+    return f"{len(predictor.members)} prompts, weights {', '.join(f'{weight:.3f}' for weight in predictor.weights)}"
