@@ -20,7 +20,7 @@ COMMANDS = [
     *([name] for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve")),
     *([name] for name in ("tune", "probe-task")),
     *(["model", name] for name in ("pull", "path", "list")),
-    ["bench", "paper"],
+    *(["bench", name] for name in ("paper", "ablation")),
 ]
 SMALL = ["--steps", 1, "--dev-size", 8, "--test-size", 8, "--set", "batch_size=4", "--set", "inference.num_prompts=2"]
 
