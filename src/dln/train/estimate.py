@@ -169,10 +169,10 @@ def _m_step(
     # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out
     heavy = 0.5 * (1 + particles) if chosen.prune else particles
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
-    if position == depth - 1:
-        # earlier examples judge too; a deep network keeps those that are not shown
+    if repeats and position == depth - 1:
+        # earlier examples judge too; a deep network keeps those that are not shown, and a race seldom gets to all
         earlier = min(float(chosen.evidence), batch * step * (1.0 if depth == 1 else 1 - options.shown))
-        pairs += earlier * (1.0 if position == 0 else heavy)
+        pairs += earlier * (1.0 if position == 0 else heavy) * (0.5 if chosen.race else 1.0)
     layer, bare = present[position], layers[position]
     if not repeats:
         return _score(layer) * pairs, Cost()
@@ -215,5 +215,8 @@ def _demonstrations(options: Options, depth: int, batch: int, step: int) -> floa
     chosen = options.inference
     if "demonstrations" not in chosen.prompt_proposals:
         return 0.0
-    pool = float("inf") if depth == 1 else batch / 2 if step == 0 else float(min(batch * step, chosen.reservoir))
+    if depth == 1:
+        return sum(chosen.demonstrations) / len(chosen.demonstrations)
+    worked = batch * step * (options.shown or 1.0)
+    pool = batch / 2 if step == 0 else min(worked, float(chosen.reservoir))
     return sum(min(size, pool) for size in chosen.demonstrations) / len(chosen.demonstrations)
