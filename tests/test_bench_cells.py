@@ -362,3 +362,17 @@ def test_a_budget_in_words():
             budget_settings(wrong)
     with pytest.raises(InputError, match="twice"):
         budget_settings("5", max_tokens=3)
+
+
+def test_answers_that_no_seed_changes_are_as_uncertain_as_those_of_one_seed():
+    answers = [True] * 15 + [False] * 5
+    one = summarize([cell("a", 1, answers), cell("a", 1, answers, task="b")])
+    three = summarize([cell("a", s, answers, task=t) for s in (1, 2, 3) for t in "ab"])
+    for task in ("a", "b", MEAN):
+        first, second = one.row(task, "a"), three.row(task, "a")
+        assert first is not None and second is not None
+        assert (first.low, first.high) == (second.low, second.high)
+        assert second.high - second.low > 0.1
+    other = [*answers[:-1], True]
+    scattered = summarize([cell("a", 1, answers), cell("a", 2, answers), cell("a", 3, other)]).rows[0]
+    assert 0 < scattered.high - scattered.low < 0.2

@@ -11,10 +11,14 @@ from dln.train.statistics import Interval
 __all__ = ["accuracy", "comparison_rows", "count", "difference", "nats", "p_text", "points", "table"]
 
 
+_WORDS = {"task", "what it is", "what is changed", "training pays", "depth pays"}
+"""Columns of words; the first one is, too."""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """A Markdown table, numbers to the right."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    rule = ["---" if i == 0 else "--:" for i in range(len(head))]
+    rule = ["---" if i == 0 or name in _WORDS else "--:" for i, name in enumerate(head)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (escaped[0], rule, *escaped[1:]))
 
 

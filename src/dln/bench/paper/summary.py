@@ -33,8 +33,8 @@ class Row:
         task: the task, or the name of a mean.
         method: the method.
         accuracy: mean over seeds (and tasks).
-        low: lower end of the 95 % interval: Student's over seeds where there are two or more, else Wilson's over
-            the test examples.
+        low: lower end of the 95 % interval: Student's over seeds, or Wilson's over the test examples where there
+            is one seed, or every seed gave the same answers.
         high: upper end.
         balanced_accuracy: mean of the per-class accuracies.
         log_likelihood: mean log p(y|x) of the test examples, in nats; None where a cell has none.
@@ -129,7 +129,8 @@ def _has(cells: Sequence[CellResult], task: str) -> bool:
 
 def _row(task: str, method: str, cells: Sequence[CellResult]) -> Row:
     values = [cell.accuracy for cell in cells]
-    low, high = _over_seeds(values) if len(values) > 1 else _over_examples(cells[0])
+    # answers that no seed changes say nothing of how far seeds scatter, and as little of how sure the number is
+    low, high = _over_examples(cells[:1]) if _alike(cells) else _over_seeds(values)
     n = round(float(np.mean([len(cell.correct) for cell in cells])))
     return _entry(task, method, cells, (float(np.mean(values)), low, high), n)
 
@@ -144,11 +145,13 @@ def _mean(name: str, method: str, tasks: Sequence[str], cells: Sequence[CellResu
     ]
     means = [float(np.mean(row)) for row in by_seed]
     whole = float(np.mean([np.mean([c.accuracy for c in cells if c.task == t]) for t in tasks]))
-    if len(means) > 1:
+    if len(means) > 1 and not all(_alike([c for c in cells if c.task == t]) for t in tasks):
         low, high = _over_seeds(means)
     else:
-        found = interval([float(x) for cell in cells for x in cell.correct])
-        low, high = found.low, found.high
+        each = [next(c for c in cells if c.task == t) for t in tasks]
+        # about the mean of the tasks, which is not that of the examples where tasks differ in size
+        shift = whole - float(np.mean([x for c in each for x in c.correct]))
+        low, high = (bound + shift for bound in _over_examples(each))
     n = round(sum(float(np.mean([len(c.correct) for c in cells if c.task == t])) for t in tasks))
     return _entry(name, method, cells, (whole, low, high), n)
 
@@ -187,6 +190,12 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def _over_examples(cell: CellResult) -> tuple[float, float]:
-    found = interval([float(x) for x in cell.correct])
+def _over_examples(cells: Sequence[CellResult]) -> tuple[float, float]:
+    """Wilson's interval of all their examples together."""
+    found = interval([float(x) for cell in cells for x in cell.correct])
     return found.low, found.high
+
+
+def _alike(cells: Sequence[CellResult]) -> bool:
+    """Whether every seed gave the same answers to the same examples (one seed does)."""
+    return len({(*cell.tested, *cell.correct) for cell in cells}) == 1

@@ -65,8 +65,9 @@ def markdown(summary: Summary, abouts: Mapping[str, str] | None = None) -> str:
     head = ("method", *summary.columns)
     rows = [(m, *(accuracy(summary.row(t, m), balanced=True) for t in summary.columns)) for m in summary.methods]
     parts = [
-        "Test accuracy in percent: mean over seeds ± half of its 95 % interval (one seed: the interval of the "
-        "test examples). In brackets the balanced accuracy, that is the mean of the per-class accuracies.",
+        "Test accuracy in percent: mean over seeds ± half of its 95 % interval (one seed, or the same answers under "
+        "every seed: the interval of the test examples). In brackets the balanced accuracy, that is the mean of the "
+        "per-class accuracies.",
         table(head, rows),
         examples_line(summary),
         "Cost per seed, all tasks together; log p(y|x) is the mean log-likelihood of the right label per test "
