@@ -16,6 +16,8 @@ from dln.cli.main import run
 from dln.lm.load import load_lm
 from dln.nn import load_network
 from dln.nn.ensemble import Ensemble
+from dln.train.event_log import of_kind, read_events
+from dln.train.events import Evaluated
 from serve_clients import client_of
 
 WORDS = [
@@ -98,6 +100,39 @@ def test_eval_compares_one_with_several(cli: Shell, together: Ensemble):
     assert (back["members"], back["before"]) == (1, record["after"])
     shown = cli("eval", "runs/one", "--against", "runs/three").out
     assert "three: 3 prompts answer together" in shown
+
+
+def test_the_final_test_is_of_all_together(cli: Shell, together: Ensemble):
+    events = read_events(cli.folder / "runs/three/events.jsonl")
+    (tested,) = of_kind(events, Evaluated)
+    assert tested.members == 3
+    assert [e.after for e in tested.examples] == [
+        p.label for p in together.predict_many([e.x for e in tested.examples])
+    ]
+    assert "3 prompts answering together" in (cli.folder / "runs/three/report.html").read_text("utf-8")
+
+
+def test_a_run_stopped_before_its_final_test_goes_on_with_the_same_networks(cli: Shell):
+    run, whole = cli.folder / "runs/three", read_events(cli.folder / "runs/three/events.jsonl")
+    lines = (run / "events.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(line for line in lines if '"kind":"evaluation"' not in line), "utf-8")
+    (run / "report.html").unlink()
+    done = cli("resume", "runs/three")
+    assert done.code == 0, done.err
+    assert "3 prompts answer together" in done.out
+    again, before = of_kind(read_events(run / "events.jsonl"), Evaluated), of_kind(whole, Evaluated)
+    timeless = {"time", "seconds", "usage"}
+    assert [e.model_dump(exclude=timeless) for e in again] == [e.model_dump(exclude=timeless) for e in before]
+
+
+def test_an_estimate_counts_the_answers_of_all(cli: Shell):
+    words = [*WORDS, "--dry-run", "--json"]
+    one, three = (cli(*words, *more).records[0]["phases"] for more in ([], TOGETHER))
+    trained = (three["test"]["calls"] - one["test"]["calls"]) / 2  # two more networks answer the test examples
+    assert trained == 10
+    assert {name: cost for name, cost in one.items() if name not in ("test", "total")} == {
+        name: cost for name, cost in three.items() if name not in ("test", "total")
+    }
 
 
 def test_the_report_lists_them(cli: Shell, together: Ensemble):

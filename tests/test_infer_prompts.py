@@ -244,6 +244,27 @@ def test_demonstrations_alone_are_a_prompt():
     assert screen([alone, alone], layer(), 4) == ([alone], {"duplicate": 1})
 
 
+@given(st.integers(1, 200), st.integers(1, 30), st.floats(0.1, 1.0))
+def test_demonstrations_leave_room_in_the_context(length, size, room):
+    pool = tuple(Demonstration(f"p{i} {'word ' * (i % 7)}", "h", "yes" if i % 4 else "no") for i in range(24))
+    pool = tuple(Demonstration(d.x, d.x, d.y) for d in pool)
+    lm = Writer("x", context_length=length)
+    ways = DemonstrationProposal((size,), room=room)
+    found = ways(Key(0), layer(lm), feedback(pool=pool), 4)
+    unbounded = DemonstrationProposal((size,))(Key(0), layer(), feedback(pool=pool), 4)
+    for proposal in found:
+        shown = proposal.prompt.demonstrations
+        tokens = [lm.count_tokens(f"{d.h} {d.y}") for d in shown]
+        assert 0 < sum(tokens) <= room * length
+        assert len(shown) <= size
+    longest = max(lm.count_tokens(f"{d.h} {d.y}") for d in pool)
+    if size * longest <= room * length:
+        assert [p.prompt for p in found] == [p.prompt for p in unbounded]
+    elif longest <= room * length:
+        assert all(sum(lm.count_tokens(f"{d.h} {d.y}") for d in p.prompt.demonstrations) > 0 for p in found)
+        assert len(found) == 4
+
+
 @given(st.lists(st.sampled_from(["", "a", "b", "a b c d e f", "the present instruction"])))
 def test_nothing_is_lost_between_kept_and_dropped(texts):
     proposals = [Proposal(Prompt(text), "t") for text in texts]

@@ -16,6 +16,7 @@ from dln.lm.table import TableLM
 from dln.nn import (
     ChoiceLayer,
     Demonstration,
+    Ensemble,
     LanguageLayer,
     Prediction,
     Prompt,
@@ -34,6 +35,7 @@ __all__ = [
     "Dataset",
     "Demonstration",
     "DlnError",
+    "Ensemble",
     "Evaluation",
     "Example",
     "FitResult",

@@ -16,6 +16,7 @@ from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
 from dln.cli.dry_run import expected
 from dln.cli.forecast import estimate_record
+from dln.cli.networks import said_together
 from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
 from dln.cli.stopping import Terminated
 from dln.cli.watch import Watch, choose_watch
@@ -25,7 +26,8 @@ from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.lm.wrapper import Wrapper
-from dln.nn import Sequential
+from dln.nn import Ensemble, Sequential
+from dln.nn.ensemble import best_of, members_of
 from dln.nn.saving import load_network, network_from_json
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.event_log import current, of_kind, read_events
@@ -90,9 +92,11 @@ def _train(
 ) -> tuple[FitResult, Evaluated | None]:
     finished = _finished(directory) if resume else None
     if finished is not None and finished.reason != "budget" and (directory / "network.json").exists():
-        trained = load_network(directory / "network.json", models.lm)
+        predictor = load_network(directory / "network.json", models.lm)
         score = float("nan") if finished.score is None else finished.score
-        result = FitResult(trained, network, finished.best_step, score, finished.reason, finished.step, directory)
+        best, several = best_of(predictor), predictor if isinstance(predictor, Ensemble) else None
+        known = (finished.best_step, score, finished.reason, finished.step)
+        result = FitResult(best, network, *known, directory, several)
     else:
         result = fit(
             network,
@@ -117,7 +121,7 @@ def _train(
         try:
             event = conclude(
                 result.initial,
-                result.network,
+                result.predictor,
                 task.test,
                 fitted=fitted_initial(result.initial, task.dev, task.metric, options),
                 metric=task.metric,
@@ -157,7 +161,7 @@ def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:
 def _initial(directory: Path, models: Models) -> Sequential:
     """The network that a run began with, its templates included."""
     meta = read_meta(directory)
-    return network_from_json(cast(dict[str, Any], meta["network"]), models.lm, str(directory / "run.yaml"))
+    return best_of(network_from_json(cast(dict[str, Any], meta["network"]), models.lm, str(directory / "run.yaml")))
 
 
 def _events(directory: Path) -> list[Event]:
@@ -220,6 +224,7 @@ def _tell(
                 "reason": result.reason,
                 "steps": result.steps,
                 "best_step": result.best_step,
+                "members": len(members_of(result.predictor)),
                 "run_dir": str(result.run_dir),
                 "network": str(Path(str(result.run_dir)) / "network.json"),
                 "report": str(report),
@@ -233,10 +238,11 @@ def _tell(
     console = out()
     if evaluated is not None:
         console.print(evaluation_table(evaluated))
-    facts = Table.grid(padding=(0, 2))
+    facts, together = Table.grid(padding=(0, 2)), said_together(result.predictor)
     for name, value in (
         ("ended by", f"{result.reason}, after step {result.steps}"),
         ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
+        *([("answers", together)] if together is not None else []),
         ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {_money(used, models)}{duration(board.elapsed)}"),
         ("run", safe(result.run_dir)),
         ("report", safe(report)),

@@ -137,7 +137,7 @@ class _Study:
         result, _ = self._train(settings, seed)
         options = resolve_options(self._preset, self._config.options, settings)
         fitted = fitted_initial(result.initial, self._task.dev, self._task.metric, options)
-        event = conclude(result.initial, result.network, self._task.test, fitted=fitted, metric=self._task.metric)
+        event = conclude(result.initial, result.predictor, self._task.test, fitted=fitted, metric=self._task.metric)
         return {"seed": seed, "accuracy": event.after.accuracy, "low": event.after.low, "high": event.after.high}
 
     @property

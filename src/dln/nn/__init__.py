@@ -1,6 +1,7 @@
 """Language layers and networks: frozen values whose learnable parameters are prompts."""
 
 from dln.nn.choice import ChoiceLayer
+from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layer import LanguageLayer, Layer, LayerInput
 from dln.nn.predict import Prediction
 from dln.nn.prompt import Demonstration, Prompt
@@ -10,8 +11,10 @@ from dln.nn.template import Template, load_template, template_names
 
 __all__ = [
     "AnyLayer",
+    "AnyNetwork",
     "ChoiceLayer",
     "Demonstration",
+    "Ensemble",
     "LanguageLayer",
     "Layer",
     "LayerInput",

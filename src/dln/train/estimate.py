@@ -86,8 +86,8 @@ def estimate(
 ) -> Estimate:
     """steps · (forward + E-step + M-step) + validations + the final test of all networks.
 
-    The last are the trained network, the initial one, and the initial one with its output layer fitted on the
-    dev set, where that is done.
+    The last are the trained network (or all that answer together), the initial one, and the initial one with its
+    output layer fitted on the dev set, where that is done.
 
     Args:
         layers: first to last.
@@ -98,6 +98,7 @@ def estimate(
     """
     depth = len(layers)
     batch = min(options.batch_size, train_size)
+    options = _available(options, train_size)
     inference = improvement = proposals = forward = Cost()
     for step in range(options.steps):
         present = _present(layers, options, batch, step)
@@ -110,6 +111,7 @@ def estimate(
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
     validation = sum((_forward(_present(layers, options, batch, step)) for step in [0, *due]), Cost())
     trained = _present(layers, options, batch, options.steps)
+    answering = min(options.ensemble, 1 + len(due)) if dev_size else 1
     return Estimate(
         {
             "forward": forward,
@@ -117,9 +119,17 @@ def estimate(
             "M-step": improvement,
             "proposals": proposals,
             "validation": validation * dev_size,
-            "test": (_forward(layers) + _forward(trained)) * test_size + _fitted(layers, options, dev_size, test_size),
+            "test": (_forward(layers) + _forward(trained) * answering) * test_size
+            + _fitted(layers, options, dev_size, test_size),
         }
     )
+
+
+def _available(options: Options, train_size: int) -> Options:
+    """The options with no more demonstrations than there are examples that may be shown."""
+    pool = max(1, round((options.shown or 1.0) * train_size))
+    sizes = tuple(min(size, pool) for size in options.inference.demonstrations)
+    return options.model_copy(update={"inference": options.inference.model_copy(update={"demonstrations": sizes})})
 
 
 def _fitted(layers: Sequence[LayerSize], options: Options, dev_size: int, test_size: int) -> Cost:

@@ -16,7 +16,7 @@ from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter
 from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.saving import network_to_json, save_network
+from dln.nn.saving import network_to_json
 from dln.schema import dump
 from dln.train.agreement import check_data, check_unchanged
 from dln.train.answering import member_records, predictor_of
@@ -175,8 +175,7 @@ def _loop(
     best, predictor = current.result, predictor_of(current, recipe)
     score = None if best.score != best.score else best.score  # NaN: there was no dev set
     if run is not None:
-        origin = {"run": run.path.name, "best_step": best.step, "dev_score": score}
-        save_network(predictor, run.path / "network.json", origin)
+        run.save_network(predictor, {"run": run.path.name, "best_step": best.step, "dev_score": score})
     emit(
         Finished(
             step=current.state.step,

@@ -58,7 +58,9 @@ class InferenceOptions(Strict):
     )
     hidden_temperature: float = Field(0.7, gt=0, description="sampling temperature of hidden proposals")
     prompt_proposals: dict[PromptSource, Annotated[float, Field(gt=0)]] = Field(
-        {"demonstrations": 3.0, "rewrite": 1.0}, min_length=1, description="where prompts come from, with their shares"
+        {"demonstrations": 3.0, "wording": 2.0, "rewrite": 1.0},
+        min_length=1,
+        description="where prompts come from, with their shares",
     )
     prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
     prompt_tokens: int = Field(64, ge=8, description="longest answer of the proposing model, in tokens")
@@ -69,7 +71,9 @@ class InferenceOptions(Strict):
     held_out_half: bool = Field(False, description="each proposal sees a random half of the batch (held-out ranking)")
     backward_examples: int = Field(10, ge=1, description="at most this many examples in a backward prompt")
     demonstrations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (6, 12), min_length=1, description="how many demonstrations a candidate has, drawn from these"
+        (24, 48),
+        min_length=1,
+        description="how many demonstrations a candidate has at most, drawn from these; a quarter of the context bounds them",
     )
     wordings: tuple[str, ...] = Field(
         tuple("/".join(wording) for wording in WORDINGS),

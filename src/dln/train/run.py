@@ -26,7 +26,7 @@ from typing import IO, Any, Self, cast
 import yaml
 
 from dln.errors import CorruptDataError, InputError
-from dln.nn import Sequential, save_network
+from dln.nn import AnyNetwork, save_network
 from dln.train.event_log import of_kind, read_events, to_line
 from dln.train.events import Event, StepDone
 
@@ -134,8 +134,8 @@ class Run:
             )
         return progress
 
-    def save_network(self, network: Sequential, provenance: Mapping[str, object]) -> Path:
-        """Write network.json, the product of the run."""
+    def save_network(self, network: AnyNetwork, provenance: Mapping[str, object]) -> Path:
+        """Write network.json, the product of the run: what answers, one network or several together."""
         path = self.path / "network.json"
         save_network(network, path, provenance)
         return path
