@@ -23,7 +23,8 @@ from serve_clients import client_of
 WORDS = [
     *("train", "--csv", "mail.csv", "--lm", "fake/1", "--steps", 4, "--dev-size", 10, "--test-size", 10),
     *("--set", "batch_size=6", "--set", "val_every=1", "--set", "inference.num_prompts=4"),
-    *("--set", "inference.demonstrations=[2]"),
+    *("--set", "inference.demonstrations=[2]", "--set", "inference.evidence=0"),
+    *("--set", "inference.prompt_proposals={demonstrations: 3, rewrite: 1}"),
 ]
 TOGETHER = ["--set", "ensemble=3", "--set", "ensemble_temp=4.0"]
 X = ["please send me 3 boxes", "the tiles broke"]
