@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dln.bench.limit import Machine
 from dln.bench.saving import SavingResult
 from dln.bench.scaling import Growth
 from dln.bench.scoring import ScoringResult
@@ -16,7 +15,7 @@ __all__ = ["saving_section", "scaling_section", "scoring_section", "step_section
 MEGABYTE = 2.0**20
 
 
-def scoring_section(results: Sequence[ScoringResult], machine: Machine, every: int = 1) -> Section:
+def scoring_section(results: Sequence[ScoringResult], every: int = 1) -> Section:
     """One column per workload; `every` as in `measure_scoring`."""
 
     def row(name: str, cells: Sequence[str]) -> tuple[str, ...]:
