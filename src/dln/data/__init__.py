@@ -17,7 +17,7 @@ from dln.data.metrics import (
     number_presence,
     scores,
 )
-from dln.data.registry import load_task, task_from_file, task_names
+from dln.data.registry import bundled_names, load_task, task_from_file, task_names
 from dln.data.split import split
 from dln.data.task import Task
 
@@ -32,6 +32,7 @@ __all__ = [
     "accuracy",
     "balanced_accuracy",
     "batch_indices",
+    "bundled_names",
     "confusion_matrix",
     "exact_match",
     "load_metric",

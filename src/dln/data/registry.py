@@ -7,15 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dln.data.asked import asked_task
+from dln.data.corrected import corrected_task
 from dln.data.dataset import Dataset
 from dln.data.labels import label_specs
 from dln.data.metrics import Metric
+from dln.data.packaged import Packaged
 from dln.data.paper import PAPER_TASKS, paper_task
 from dln.data.questions import questions_task
 from dln.data.task import Task
 from dln.errors import InputError
 
-__all__ = ["ALIASES", "load_task", "task_from_file", "task_names"]
+__all__ = ["ALIASES", "bundled_names", "load_task", "task_from_file", "task_names"]
 
 ALIASES: Mapping[str, str] = {
     "date": "date_understanding",
@@ -27,12 +30,19 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of tasks."""
 
+_BUNDLED: Mapping[str, Packaged] = {task.name: task for task in (questions_task, asked_task, corrected_task)}
+
 _FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def task_names() -> tuple[str, ...]:
-    """The names `load_task` knows; the first needs no data."""
-    return ("questions", *PAPER_TASKS)
+    """The names `load_task` knows; the first are `bundled_names`."""
+    return (*_BUNDLED, *PAPER_TASKS)
+
+
+def bundled_names() -> tuple[str, ...]:
+    """The tasks that come with the package and need no data."""
+    return tuple(_BUNDLED)
 
 
 def load_task(
@@ -47,8 +57,8 @@ def load_task(
     """A task by name, or of a CSV or JSON-lines file.
 
     Args:
-        name: "questions" (bundled), one of the paper's nine tasks, "gsm8k", a short name of theirs
-            (`ALIASES`), or the path of a `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
+        name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks, "gsm8k", a short
+            name of theirs (`ALIASES`), or the path of a `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
         data: for the paper's tasks and gsm8k: the directory with the files, in the layout of
             microsoft/deep-language-networks. None takes the environment variable DLN_PAPER_DATA.
         leaky: the paper's tasks: the original loader's splits, leaks included.
@@ -65,9 +75,9 @@ def load_task(
         return task_from_file(name, seed=seed)
     wanted = str(name).strip().lower()
     wanted = ALIASES.get(wanted, wanted)
-    if wanted == "questions":
+    if wanted in _BUNDLED:
         _refuse(wanted, data=data, leaky=leaky, options=options, synthetic=synthetic)
-        return questions_task()
+        return _BUNDLED[wanted]()
     if wanted not in PAPER_TASKS:
         close = difflib.get_close_matches(wanted, [*task_names(), *ALIASES], n=1)
         raise InputError(
@@ -83,7 +93,7 @@ def load_task(
             f"the task {wanted} needs data that is not part of this program",
             where="data",
             expected="the directory in the layout of microsoft/deep-language-networks",
-            fix='say data="path/to/data" or set DLN_PAPER_DATA; the task "questions" needs nothing',
+            fix='say data="path/to/data" or set DLN_PAPER_DATA; the bundled tasks need nothing',
         )
     return paper_task(wanted, Path(directory), leaky=leaky, seed=seed, options=options, synthetic=synthetic)
 

@@ -29,6 +29,9 @@ class Task:
         metric: score of one prediction, 0 to 1.
         notes: what a reader of the results should know about the data.
         input_name: what an input is, in one word ("sentence", "question").
+        stages: instructions of the steps that the task can be done in, in their order; each step reads only what
+            the one before wrote, the last one gives the label. They are the initial prompts of a network with as
+            many layers. Empty where no such steps are known.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Task:
     metric: Metric
     notes: tuple[str, ...] = ()
     input_name: str = "input"
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.label_names

@@ -1,6 +1,8 @@
 """The usual network for a task: which templates and first prompts the layers of a given depth have.
 
-One layer answers. Above that, hidden layers think, and the last one reads the input and the thoughts.
+One layer answers. Above that, hidden layers think, and the last one reads the input and the thoughts. Where a
+task names the steps it can be done in, a network with as many layers has one for each, and each reads only what
+the one below it wrote.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ __all__ = ["DECOMPOSE", "standard_network", "standard_templates"]
 DECOMPOSE = "Decompose the problem to make it simpler:"
 """Initial prompt of hidden layers (the paper's)."""
 
+_STEP = "step"
 _PLAIN = ("classify", "answer", "analyse", "analyse_residual", "classify_residual", "answer_residual")
 _PAPER = ("classify_answer", "answer", "think_steps", "analyse_residual", "classify_residual_answer", "answer_residual")
 
@@ -38,7 +41,8 @@ def standard_network(
         lm: the model of all layers.
         depth: L.
         preset: whose templates are the default.
-        prompts: initial prompts, one per layer; default `DECOMPOSE` below the task's instruction.
+        prompts: initial prompts, one per layer; default the task's stages where it has as many, else `DECOMPOSE`
+            below the task's instruction.
         templates: one per layer.
         hidden_tokens: longest hidden text and free answer.
 
@@ -46,7 +50,7 @@ def standard_network(
         InputError: another number of prompts or templates than layers.
     """
     templates = tuple(templates) or standard_templates(depth, task, preset)
-    prompts = tuple(prompts) or (*[Prompt(DECOMPOSE)] * (depth - 1), Prompt(task.instruction))
+    prompts = tuple(prompts) or _first_prompts(depth, task)
     for name, values in (("templates", templates), ("prompts", prompts)):
         if len(values) != depth:
             raise InputError(
@@ -70,6 +74,17 @@ def standard_network(
 def standard_templates(depth: int, task: Task, preset: str = "default") -> tuple[str, ...]:
     """Template names, first layer first."""
     only, only_free, first, middle, last, last_free = _PAPER if preset == "paper" else _PLAIN
-    if depth == 1:
-        return (only_free if task.labels is None else only,)
+    if depth == 1 or _staged(depth, task):
+        # a step reads one text as the only layer does, whoever wrote it
+        return (*[_STEP] * (depth - 1), only_free if task.labels is None else only)
     return (first, *[middle] * (depth - 2), last_free if task.labels is None else last)
+
+
+def _first_prompts(depth: int, task: Task) -> tuple[Prompt, ...]:
+    if _staged(depth, task):
+        return tuple(map(Prompt, task.stages))
+    return (*[Prompt(DECOMPOSE)] * (depth - 1), Prompt(task.instruction))
+
+
+def _staged(depth: int, task: Task) -> bool:
+    return depth > 1 and len(task.stages) == depth
