@@ -46,7 +46,7 @@ def _measure(chosen: argparse.Namespace, words: list[str], console: Console) -> 
         console.print(line, markup=False, highlight=False)
     record: dict[str, object] = {"run": as_record(about)}
     for outcome in run(
-        lm, chosen.benchmark or list(BENCHMARKS), sizes, chosen.data, Effort(chosen.repeat, chosen.every)
+        lm, chosen.benchmark or list(BENCHMARKS), sizes, chosen.data, Effort(chosen.repeat, chosen.plain_tokens)
     ):
         show(console, outcome.section)
         record[outcome.section.name] = outcome.record
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="the paper's data; default DLN_PAPER_DATA or ../shared/data")
     parser.add_argument("--repeat", type=_positive, default=3, help="runs of each way (long ones run once)")
     parser.add_argument(
-        "--every", type=_positive, default=1, metavar="K", help="plain scoring takes every K-th request, scaled up"
+        "--plain-tokens", type=_positive, metavar="N", help="plain scoring asks about N tokens only, scaled up"
     )
     parser.add_argument("--quick", action="store_true", help="tiny workloads: a check that everything runs")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")

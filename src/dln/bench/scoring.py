@@ -51,6 +51,7 @@ class ScoringResult:
         plain_rows: batch size that was fastest for `plain`.
         deduplicated_rows: and for `deduplicated`.
         machine: the speed of matrix products around the engine's runs.
+        plain_part: of the tokens asked, how much the plain ways scored; their seconds are scaled up.
         largest_difference: of a log-probability between engine and `plain`, in nats.
     """
 
@@ -64,6 +65,7 @@ class ScoringResult:
     plain_rows: int
     deduplicated_rows: int
     machine: Machine
+    plain_part: float
     largest_difference: float
 
     @property
@@ -102,15 +104,18 @@ class ScoringResult:
         return self.strict_limit / self.engine.best
 
 
-def measure_scoring(lm: TransformersLM, workload: Workload, repeat: int, every: int = 1) -> ScoringResult:
+def measure_scoring(
+    lm: TransformersLM, workload: Workload, repeat: int, plain_tokens: int | None = None
+) -> ScoringResult:
     """Score `workload` with the engine and with both plain ways, and compare the numbers.
 
     Args:
         lm: the engine.
         workload: what is scored.
         repeat: runs of each way.
-        every: the plain ways score every so many-th request of it, and their seconds are multiplied by the tokens
-            asked in all requests over those asked in these: what they cost is a sum over batches. 1 is all.
+        plain_tokens: the plain ways score requests that ask for about so many tokens, evenly spread over all, and
+            their seconds are multiplied by the tokens asked in all requests over those asked in these: what they
+            cost is a sum over batches. None is all.
     """
     device = lm.network.device
     small = sample_of(workload, max(BATCH_ROWS[device.type]))
@@ -122,11 +127,13 @@ def measure_scoring(lm: TransformersLM, workload: Workload, repeat: int, every: 
     evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
     plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
     counted = work(lm, workload)
-    part = workload if every == 1 else sample_of(workload, -(-workload.largest // every))
+    part = workload
+    if plain_tokens is not None and plain_tokens < counted.asked:
+        part = sample_of(workload, -(-workload.largest * plain_tokens // counted.asked))
     scale = counted.asked / work(lm, part).asked
     plain = measure(lambda: answers(plain_lm, part), device, repeat, name=f"{workload.name}, (a)")
     deduplicated = measure(lambda: answers(sorted_lm, part), device, repeat, name=f"{workload.name}, (b)")
-    own = engine.value if every == 1 else answers(lm, part)
+    own = engine.value if part is workload else answers(lm, part)
     return ScoringResult(
         name=workload.name,
         about=workload.about,
@@ -138,6 +145,7 @@ def measure_scoring(lm: TransformersLM, workload: Workload, repeat: int, every: 
         plain_rows=plain_lm.rows,
         deduplicated_rows=sorted_lm.rows,
         machine=machine,
+        plain_part=1 / scale,
         largest_difference=float(np.abs(own - plain.value).max()),
     )
 

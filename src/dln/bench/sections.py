@@ -15,8 +15,8 @@ __all__ = ["saving_section", "scaling_section", "scoring_section", "step_section
 MEGABYTE = 2.0**20
 
 
-def scoring_section(results: Sequence[ScoringResult], every: int = 1) -> Section:
-    """One column per workload; `every` as in `measure_scoring`."""
+def scoring_section(results: Sequence[ScoringResult]) -> Section:
+    """One column per workload."""
 
     def row(name: str, cells: Sequence[str]) -> tuple[str, ...]:
         return (name, *cells)
@@ -44,10 +44,14 @@ def scoring_section(results: Sequence[ScoringResult], every: int = 1) -> Section
         row("peak memory of (a), MB", [_megabytes(r.plain.memory) for r in results]),
         row("largest log-prob difference to (a), nats", [f"{r.largest_difference:.1e}" for r in results]),
     )
-    sampled = f"(a) and (b) scored every {every}th request; their seconds are scaled up by the tokens asked."
     notes = (
         *(f"{r.name}: {r.about}." for r in results),
-        *((sampled,) if every > 1 else ()),
+        *(
+            f"{r.name}: (a) and (b) scored {r.plain_part:.1%} of it, spread evenly, and their seconds are scaled up by the "
+            "tokens asked."
+            for r in results
+            if r.plain_part < 1
+        ),
         *(
             f"{r.name}: batches of {r.plain_rows} rows were the fastest for (a), of {r.deduplicated_rows} for (b)."
             for r in results

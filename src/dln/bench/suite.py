@@ -46,10 +46,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often each way runs, and of how many requests the plain ways of scoring take one."""
+    """How often each way runs, and about how many tokens the plain ways of scoring are asked for; None for all."""
 
     repeat: int = 3
-    every: int = 1
+    plain_tokens: int | None = None
 
 
 Benchmark = Callable[[TransformersLM, Sizes, "Path | None", Effort], Iterator[Outcome]]
@@ -72,8 +72,8 @@ def _scoring(lm: TransformersLM, sizes: Sizes, data: Path | None, effort: Effort
         one_layer(lm, binary, prompts, batch, "instructions"),
         setting.workload(),
     )
-    results = [measure_scoring(lm, workload, effort.repeat, effort.every) for workload in workloads]
-    yield Outcome(scoring_section(results, effort.every), {"workloads": as_record(results)})
+    results = [measure_scoring(lm, workload, effort.repeat, effort.plain_tokens) for workload in workloads]
+    yield Outcome(scoring_section(results), {"workloads": as_record(results)})
     saving = measure_saving(lm, setting, results[-1].plain.best, effort.repeat)
     yield Outcome(saving_section(saving), as_record(saving))
 
