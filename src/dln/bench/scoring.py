@@ -118,7 +118,10 @@ def measure_scoring(
             cost is a sum over batches. None is all.
     """
     device = lm.network.device
+    counted = work(lm, workload)
     small = sample_of(workload, max(BATCH_ROWS[device.type]))
+    if plain_tokens is not None:  # the batch size is chosen from less than is measured
+        small = sample_of(workload, min(small.largest, _requests(workload, counted, plain_tokens // 4)))
     answers(lm, small)  # warms up
     before = lm.diagnostics["tokens"]
     machine = measure_machine(lm)
@@ -126,10 +129,9 @@ def measure_scoring(
     machine = machine.joined(measure_machine(lm))
     evaluated = (lm.diagnostics["tokens"] - before) // len(engine.seconds)
     plain_lm, sorted_lm = (best_rows(PlainLM(lm, deduplicate=once), small) for once in (False, True))
-    counted = work(lm, workload)
     part = workload
     if plain_tokens is not None and plain_tokens < counted.asked:
-        part = sample_of(workload, -(-workload.largest * plain_tokens // counted.asked))
+        part = sample_of(workload, _requests(workload, counted, plain_tokens))
     scale = counted.asked / work(lm, part).asked
     plain = measure(lambda: answers(plain_lm, part), device, repeat, name=f"{workload.name}, (a)")
     deduplicated = measure(lambda: answers(sorted_lm, part), device, repeat, name=f"{workload.name}, (b)")
@@ -148,6 +150,11 @@ def measure_scoring(
         plain_part=1 / scale,
         largest_difference=float(np.abs(own - plain.value).max()),
     )
+
+
+def _requests(workload: Workload, counted: Work, tokens: int) -> int:
+    """How many requests of the largest part ask for about so many tokens."""
+    return max(1, -(-workload.largest * tokens // counted.asked))
 
 
 def best_rows(lm: PlainLM, sample: Workload) -> PlainLM:

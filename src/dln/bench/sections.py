@@ -47,8 +47,8 @@ def scoring_section(results: Sequence[ScoringResult]) -> Section:
     notes = (
         *(f"{r.name}: {r.about}." for r in results),
         *(
-            f"{r.name}: (a) and (b) scored {r.plain_part:.1%} of it, spread evenly, and their seconds are scaled up by the "
-            "tokens asked."
+            f"{r.name}: (a) and (b) scored {r.plain_part:.1%} of it, spread evenly, and their seconds are scaled up "
+            "by the tokens asked."
             for r in results
             if r.plain_part < 1
         ),
