@@ -1,6 +1,7 @@
 """Shared-prefix scoring: a plan's packs are fed one after another, each trie node once.
 
-A pack is one row of tokens with explicit positions and a tree mask: a node sees its ancestors and itself.
+A pack is one row of tokens with explicit positions and a tree mask: a node sees its ancestors and itself (and is
+not multiplied with much else, see `block_attention`).
 Ancestors from earlier packs are there as cached keys and values of one path (see `plan`), which bounds
 memory by the pack's budget and the longest sequence, however many requests there are. The path to the last
 node is handed on, so that the next plan begins where this one ended.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dln.lm.block_attention import attending, blocks_of
 from dln.lm.plan import Integers, Plan
 from dln.lm.query import Answer, Found, Ids, Query, Question, read
 
@@ -85,15 +87,16 @@ class Feed:
             rows = torch.as_tensor(here - first, device=model.device)
             mask = torch.zeros(pack.mask.shape, dtype=model.mask_dtype)
             mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(model.mask_dtype).min)
-            cache, slices = model.forward(
-                (torch.zeros_like(rows), rows),
-                slice_rows,
-                input_ids=torch.from_numpy(pack.tokens)[None].to(model.device),
-                position_ids=torch.from_numpy(pack.positions)[None].to(model.device),
-                attention_mask=mask[None, None].to(model.device),
-                past_key_values=past,
-                use_cache=True,
-            )
+            with attending(model.model, blocks_of(pack.mask, model.mask_dtype, model.device)):
+                cache, slices = model.forward(
+                    (torch.zeros_like(rows), rows),
+                    slice_rows,
+                    input_ids=torch.from_numpy(pack.tokens)[None].to(model.device),
+                    position_ids=torch.from_numpy(pack.positions)[None].to(model.device),
+                    attention_mask=mask[None, None].to(model.device),
+                    past_key_values=past,
+                    use_cache=True,
+                )
             where = np.arange(len(ids))  # `carry` of the next pack counts in (past ⧺ tokens)
             first = end
             self.largest_pack = max(self.largest_pack, len(pack.tokens))
