@@ -15,7 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -110,15 +110,14 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """As transformers' `sdpa_attention_forward`, [1, H, T, D] → [1, T, H, D]; a bias per position needs all keys."""
     import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations import sdpa_attention
 
+    whole = cast(Any, sdpa_attention).sdpa_attention_forward  # its signature is partly untyped
     blocks = _blocks.get()
     if blocks is None or options.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return whole(module, query, key, value, attention_mask, **options)
     parts = [
-        sdpa_attention_forward(
-            module, query[:, :, block.rows], _chosen(key, block), _chosen(value, block), block.mask, **options
-        )[0]
+        whole(module, query[:, :, block.rows], _chosen(key, block), _chosen(value, block), block.mask, **options)[0]
         for block in blocks
     ]
     return torch.cat(parts, dim=1), None
