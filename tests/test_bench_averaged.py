@@ -9,8 +9,11 @@ import pytest
 
 import cli_fake_engine
 from dln.bench.paper.averaged import Averaged
+from dln.bench.paper.cell import Cells
 from dln.bench.paper.method import Known, Setup
 from dln.bench.paper.protocol import Protocol
+from dln.bench.paper.runner import Bench
+from dln.bench.paper.trained import Trained
 from dln.data import load_task
 from dln.lm.metered import Metered
 from dln.nn import ChoiceLayer, Sequential
@@ -56,3 +59,30 @@ def test_it_comes_after_the_training_it_is_of():
     method = Averaged(4, "dln-1-paper-ensemble", "dln-1-paper", "paper")
     assert method.after == ("dln-1-paper",)
     assert "4 best networks of dln-1-paper" in method.about
+
+
+def test_a_row_that_keeps_several_trains_and_answers_as_one_that_keeps_the_best_alone(setup):
+    keeping = Trained(1, "dln-1", keeps=3)(replace(setup, workspace=None))
+    alone = Trained(1, "dln-1")(replace(setup, workspace=None))
+    assert isinstance(keeping.kept, Ensemble)
+    assert isinstance(keeping.predictor, Sequential)
+    assert keeping.prompts == alone.prompts
+    assert keeping.dev_score == alone.dev_score
+    x = list(setup.task.test.inputs)
+    assert keeping.predictor.predict_many(x) == alone.predictor.predict_many(x)
+
+
+def test_one_training_serves_both_rows(setup, tmp_path):
+    task = replace(setup.task, name="questions")
+    cells = Cells(tmp_path / "out", SMALL.record("fake"))
+    calls: list[str] = []
+    lm = cli_fake_engine.load("1", "fake/1", {})
+    methods = [Trained(1, "dln-1", keeps=3), Averaged(3)]
+    bench = Bench(lm, [task], methods, [13], SMALL, cells)
+    one, several = bench.run(lambda what, cell, _: calls.append(f"{what} {cell.method}"))
+    assert one.train.calls > 0
+    assert several.train.calls == 0
+    assert several.test.calls == 3 * one.test.calls
+    assert len(several.prompts) == 3
+    assert one.prompts[0] in several.prompts
+    assert calls == ["begins dln-1", "done dln-1", "begins dln-1-ensemble", "done dln-1-ensemble"]

@@ -14,7 +14,7 @@ import yaml
 from dln.cli.advice import in_flags
 from dln.cli.config import RunConfig
 from dln.cli.endpoints import Wanted, price_table, wanted_models
-from dln.data import Dataset, Task, load_task
+from dln.data import Dataset, Task, bundled_names, load_task
 from dln.data.split import subsample
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
@@ -61,8 +61,8 @@ def known_task(name: str, directory: str | None, *, leaky: bool = False, seed: i
     Raises:
         InputError: there is no such task, it does not have an option, or its data is not there.
     """
-    # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled one just does not need them
-    bundled = name.strip().lower() == "questions"
+    # --data and DLN_PAPER_DATA may be set once for all tasks; the bundled ones just do not need them
+    bundled = name.strip().lower() in bundled_names()
     try:
         return load_task(name, None if bundled else directory, leaky=leaky, seed=seed)
     except InputError as error:

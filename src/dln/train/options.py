@@ -73,7 +73,7 @@ class InferenceOptions(Strict):
     demonstrations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (24, 48),
         min_length=1,
-        description="how many demonstrations a candidate has at most, drawn from these; a quarter of the context bounds them",
+        description="most demonstrations of a candidate, drawn from these; they take a quarter of the context at most",
     )
     wordings: tuple[str, ...] = Field(
         tuple("/".join(wording) for wording in WORDINGS),

@@ -23,8 +23,8 @@ class Validation:
     Attributes:
         network: with the output layer fitted on the dev set, where it is fitted at all.
         evaluation: its predictions there (those of the fitted layer, so slightly optimistic).
-        log_likelihood: mean log p(y|x), each example judged by numbers fitted without it, in nats;
-            None for free text.
+        log_likelihood: mean log p(y|x), each example judged by numbers fitted without it, in nats; one that could
+            not be scored counts as a guess, −log C. None for free text.
     """
 
     network: Sequential
@@ -56,11 +56,14 @@ def validate(network: Sequential, dev: Dataset, metric: Metric, calibrator: Cali
         last, masses[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
     )
     fitted = calibration.layer
+    # left out, an example that cannot be scored would make the network look better than one that scores it badly
+    judged = np.full(len(targets), -np.log(len(last.labels)))
+    judged[usable] = calibration.log_prob
     predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
     right = judge(metric, network.labels)
     scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
     return Validation(
         network=network.with_layer(len(network) - 1, fitted),
         evaluation=Evaluation(tuple(dev), predictions, scores, network.labels),
-        log_likelihood=float(calibration.log_prob.mean()) if usable.any() else None,
+        log_likelihood=float(judged.mean()),
     )

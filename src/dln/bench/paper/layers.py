@@ -55,6 +55,6 @@ def fitted(layer: ChoiceLayer, dataset: Dataset) -> tuple[Sequential, float]:
         InputError: not one example could be scored.
     """
     found = validate(Sequential(layer), dataset, exact_match, PenalisedLikelihood())
-    if found.log_likelihood is None:
+    if found.log_likelihood is None or found.evaluation.unscored == len(dataset):
         raise InputError("not one example could be scored", where=dataset.name, got="no finite label scores")
     return found.network, found.log_likelihood

@@ -36,7 +36,7 @@ _ALL: tuple[Method, ...] = (
     Induction(15),
     Induction(400),
     ChainOfThought("cot+ape", Induction(15)),
-    Trained(1, "dln-1"),
+    Trained(1, "dln-1", keeps=5),
     Averaged(),
     Trained(1, "dln-1-paper", "paper"),
     RandomDemonstrations(),
