@@ -85,7 +85,7 @@ def test_plain_batches_give_the_numbers_of_the_engine(tiny, pairs, rows: int, de
     assert np.allclose(plain, answers(tiny, workload), atol=1e-4)
 
 
-def test_labels_of_one_token_cost_one_forward_per_context_where_nothing_is_done_twice(tiny, monkeypatch: pytest.MonkeyPatch):
+def test_labels_of_one_token_cost_one_forward_per_context_where_deduplicated(tiny, monkeypatch: pytest.MonkeyPatch):
     letters = [chr(i) for i in range(97, 103)]
     assert all(len(tiny.codec.target_ids(letter)) == 1 for letter in letters)
     sizes: list[int] = []
