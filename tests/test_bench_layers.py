@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -76,13 +77,14 @@ def test_a_fitted_layer_and_its_score_are_those_of_the_calibrator(setup, task):
     assert score == pytest.approx(expected.log_prob.mean())
 
 
-def test_examples_without_a_score_are_left_out_of_the_fit_and_none_at_all_is_an_error(setup, task):
+def test_examples_without_a_score_are_left_out_of_the_fit_and_judged_as_guesses(setup, task):
     seen = Protocol(dev_size=40).examples(task, 1).dev
     shown = Dataset(seen.examples[:30], seen.labels)
     layer = replace(output_layer(setup), lm=Blind(task.label_names, shown.inputs))
     network, score = fitted(layer, seen)
     alone, expected = fitted(layer, shown)
     assert network.layers[0].bias == pytest.approx(alone.layers[0].bias)
-    assert score == pytest.approx(expected)
+    guess = -math.log(len(task.label_names))
+    assert score == pytest.approx((30 * expected + 10 * guess) / 40)
     with pytest.raises(InputError, match="not one example could be scored"):
         fitted(replace(layer, lm=Blind(task.label_names, ["\0"])), seen)

@@ -164,7 +164,7 @@ def test_an_incumbent_that_shows_the_whole_batch_stays_as_it_is():
 def test_a_candidate_beyond_the_context_is_dropped_and_counted():
     """Long demonstrations must not end a run: the model refuses such a context."""
     long = tuple((" ".join(["word"] * 60) + f" {i}", "yes") for i in range(30))
-    choices = {"q_prompt": DemonstrationProposal((1, 16)), "num_prompts": 8}
+    choices = {"q_prompt": DemonstrationProposal((1, 16), room=100.0), "num_prompts": 8}
     _, info = step(network(1, length=300), vi.Batch(X, Y, long), **choices)
     (layer,) = info.layers
     assert layer.dropped["over-long"] > 0
