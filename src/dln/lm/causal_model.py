@@ -113,8 +113,8 @@ class CausalModel:
 
     @property
     def usual_batch_rows(self) -> int:
-        """Draws side by side."""
-        return 32 if self.device.type == "cpu" else 128
+        """Draws side by side: a step of 64 takes little longer than one of 32 (measured)."""
+        return 64 if self.device.type == "cpu" else 128
 
     def head_rows(self, batch_tokens: int) -> int:
         """Rows of logits at a time: rows × vocabulary ≤ 8192 × batch_tokens, but at least one row."""
