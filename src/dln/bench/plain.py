@@ -38,13 +38,13 @@ class PlainLM:
         engine: whose weights and tokenizer are used; labels and texts get the same ids.
         rows: pairs per scoring batch.
         deduplicate: compute equal rows once, sorted by length.
-        sampling_rows: draws per call of `generate`.
+        sampling_rows: draws per call of `generate`; None takes as many as the engine has side by side.
     """
 
     engine: TransformersLM
     rows: int = 8
     deduplicate: bool = False
-    sampling_rows: int = 32
+    sampling_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -74,11 +74,12 @@ class PlainLM:
         return self.engine.count_tokens(text)
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """One draw per context by `generate`, `sampling_rows` at a time, each batch seeded with its first seed."""
+        """One draw per context by `generate`, some at a time, each batch seeded with its first seed."""
         prompts = [self._context(context) for context in contexts]
         draws: list[Completion] = []
-        for start in range(0, len(prompts), self.sampling_rows):
-            part = slice(start, start + self.sampling_rows)
+        rows = self.sampling_rows or self.engine.batch_rows or self.engine.network.usual_batch_rows
+        for start in range(0, len(prompts), rows):
+            part = slice(start, start + rows)
             draws.extend(generate(self.engine, prompts[part], sampling, seeds[start], self.fingerprint()))
         return draws
 
