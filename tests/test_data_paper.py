@@ -66,6 +66,23 @@ def test_by_default_no_text_is_in_two_splits(paper_data: Path, name: str) -> Non
         assert any("dev_subsample" in note for note in task.notes)
 
 
+@pytest.mark.parametrize("name", ["mpqa", "subj"])
+def test_dev_is_the_sources_where_test_has_enough_without_it(paper_data: Path, name: str) -> None:
+    ours, theirs = (load_task(name, paper_data, leaky=leaky, options=False).dev for leaky in (False, True))
+    assert len(set(ours.inputs) & set(theirs.inputs)) >= len(set(theirs.inputs)) - 3
+    assert len(set(ours.inputs)) == len(ours) == 256
+
+
+def test_mpqa_dev_has_the_class_proportions_of_test_and_not_of_train(paper_data: Path) -> None:
+    task = load_task("mpqa", paper_data)
+    share = {
+        part: getattr(task, part).targets.count("negative") / len(getattr(task, part))
+        for part in ("train", "dev", "test")
+    }
+    assert share["train"] > 0.7
+    assert abs(share["dev"] - share["test"]) < 0.07
+
+
 @pytest.mark.parametrize(("name", "in_dev", "in_train"), [("mpqa", 47, 19), ("trec", 137, 1), ("subj", 24, 0)])
 def test_leaky_mode_leaks_as_the_original_does(paper_data: Path, name: str, in_dev: int, in_train: int) -> None:
     task = load_task(name, paper_data, leaky=True)
