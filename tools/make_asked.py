@@ -1,10 +1,10 @@
 """Write the bundled task "asked": `python tools/make_asked.py [PATH]`.
 
-An input is a talk of three people who each ask something; the question that is meant is the last speaker's.
-Every question of the bundled task "questions" is meant once and stands before others about twice, always within
-its own split, so that what is read in one split says nothing about another. The three questions of an input are
-of three classes, so that the words of an input do not give the class away. All choices come from hashes of the
-texts, so that the file is the same, byte for byte, on every machine.
+An input is a talk of two people who each ask something; the question that is meant is the last speaker's.
+Every question of the bundled task "questions" is meant once and stands before another about once, always within
+its own split, so that what is read in one split says nothing about another. The two questions of an input are of
+two classes, so that the words of an input do not give the class away. All choices come from hashes of the texts,
+so that the file is the same, byte for byte, on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from make_questions import order, questions, render
 
 __all__ = ["NAMES", "asked"]
 
-BEFORE = 2
+BEFORE = 1
 NAMES = (
     "Anna",
     "Ben",

@@ -1,8 +1,8 @@
 """Write the bundled task "corrected": `python tools/make_corrected.py [PATH]`.
 
-An input is three requests, of three classes, of which each takes back the one before it; the last one holds. The
-requests of a split are its own, each is the last one of an input once and stands before others about twice, so
-that the words of an input do not give the class away. All choices come from hashes of the texts, so that the
+An input is two requests, of two classes, of which the second takes back the first and holds. The requests of a
+split are its own; each holds as often as every other and is taken back about as often, so that the words of an
+input do not give the class away. All choices come from hashes of the texts, so that the
 file is the same, byte for byte, on every machine.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["PER_CLASS", "corrected", "requests"]
 PER_CLASS = {"train": 24, "dev": 20, "test": 24}
 ROUNDS = {"train": 2, "dev": 1, "test": 1}
 MAX_OVERLAP = 0.7
-BEFORE = 2
+BEFORE = 1
 TURNS = (
     "No, wait:",
     "Scrap that.",

@@ -1,10 +1,10 @@
-"""The bundled task "asked": three people ask something, and what kind of answer does the last one want?
+"""The bundled task "asked": two people ask something, and what kind of answer does the last one want?
 
 608 talks with the classes of the task "questions", whose questions they are made of, written for this project by
 `tools/make_asked.py`.
 
-Why depth: the last speaker's question is meant, and two of other kinds stand before it. A network of one layer has
-to find the question and its kind at once, with the question words of all three in sight. In two steps each is
+Why depth: the last speaker's question is meant, and one of another kind stands before it. A network of one layer
+has to find the question and its kind at once, with the question words of both in sight. In two steps each is
 easy: copy the last question (no knowledge of kinds is needed), then say its kind (which is the task "questions",
 since nothing else is left of the input).
 """
@@ -24,20 +24,20 @@ _KINDS = "it asks for a definition, method, number, object, person, place, reaso
 asked_task = Packaged(
     name="asked",
     instruction=(
-        "Three people ask something. Find the question of the last one, then choose whether "
+        "Two people ask something. Find the question of the last one, then choose whether "
         f"{_KINDS}.\n\nFor example, in this talk the last question is: What does a stamp cost?\n\n"
-        "Input: Peter: Why do leaves fall?\nRuth: Who is your boss?\nMax: What does a stamp cost?\nLabel: number"
+        "Input: Ruth: Who is your boss?\nMax: What does a stamp cost?\nLabel: number"
     ),
     labels=QUESTION_LABELS,
     splits=ASKED_SPLITS,
     notes=(
         "generated talks with a fixed split; no question of one split stands in another",
-        "depth: the question that is meant must be found before its kind can be told; those before it are of "
-        "other kinds",
+        "depth: the question that is meant must be found before its kind can be told; the one before it is of "
+        "another kind",
     ),
     stages=(
-        "Three people ask something. Write down the question of the last one.\n\n"
-        "Input: Peter: Why do leaves fall?\nRuth: Who is your boss?\nMax: What does a stamp cost?\n"
+        "Two people ask something. Write down the question of the last one.\n\n"
+        "Input: Ruth: Who is your boss?\nMax: What does a stamp cost?\n"
         "Output: What does a stamp cost?",
         f"Read the following question, then choose whether {_KINDS}.",
     ),
