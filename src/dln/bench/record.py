@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
+from dln.bench.machine import processor
 from dln.lm.transformers import TransformersLM
 
 __all__ = ["RunFacts", "about_run", "as_record"]
@@ -51,7 +51,7 @@ def about_run(lm: TransformersLM, words: Sequence[str]) -> RunFacts:
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         model=lm.name,
         dtype=lm.network.dtype,
-        device=_processor() if on_cpu else torch.cuda.get_device_name(device),
+        device=processor() if on_cpu else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads() if on_cpu else 0,
         versions=(
             f"dln {version('dln')}, torch {torch.__version__}, transformers {transformers.__version__}, "
@@ -69,13 +69,3 @@ def as_record(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [as_record(item) for item in cast("Sequence[object]", value)]
     return None if value != value else value  # noqa: PLR0124 - NaN is no JSON
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells."""
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -23,10 +23,10 @@ from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.nn.sequential import AnyLayer, Trace
 from dln.train import resolve_options
 from dln.train.assemble import algorithm
+from dln.train.layout import DECOMPOSE
 
 __all__ = ["TwoLayers", "two_layer_network", "two_layers"]
 
-HIDDEN_PROMPT = "Decompose the problem to make it simpler:"
 """The paper's initial prompt of the hidden layer."""
 
 
@@ -105,7 +105,7 @@ class TwoLayers:
 def two_layer_network(lm: LanguageModel, subject: Subject, hidden_tokens: int) -> Sequential:
     """The paper's network of two layers: a hidden one with the prompt behind the input, a residual output layer."""
     return Sequential(
-        LanguageLayer(lm, "think_steps", HIDDEN_PROMPT, Sampling(max_tokens=hidden_tokens)),
+        LanguageLayer(lm, "think_steps", DECOMPOSE, Sampling(max_tokens=hidden_tokens)),
         ChoiceLayer(lm, "classify_residual", subject.instruction, subject.labels),
     )
 

@@ -59,6 +59,13 @@ class LayerInfo:
     stopped: tuple[Stopped | None, ...] = ()
     share: float = 1.0
 
+    def runners_up(self, num: int) -> tuple[AnyLayer, ...]:
+        """The `num` best candidates beside the winner, best first; nobody who left the race or has no score."""
+        left = [i for i, stopped in enumerate(self.stopped) if stopped is not None]
+        others = [i for i in range(len(self.layers)) if i not in (self.winner, *left) and np.isfinite(self.scores[i])]
+        others.sort(key=lambda i: -self.scores[i])
+        return tuple(self.layers[i] for i in others[:num])
+
 
 @dataclass(frozen=True)
 class MStep:

@@ -109,9 +109,11 @@ def estimate(
             scored, asked = _m_step(layers, present, position, options, batch, step)
             improvement, proposals = improvement + scored, proposals + asked
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
-    validation = sum((_forward(_present(layers, options, batch, step)) for step in [0, *due]), Cost())
+    at_once = 1 + min(options.ensemble - 1, options.inference.num_prompts)  # runners-up are validated too
+    validations = ((step, at_once if step else 1) for step in [0, *due])
+    validation = sum((_forward(_present(layers, options, batch, step)) * n for step, n in validations), Cost())
     trained = _present(layers, options, batch, options.steps)
-    answering = min(options.ensemble, 1 + len(due)) if dev_size else 1
+    answering = options.ensemble if dev_size and due else 1
     return Estimate(
         {
             "forward": forward,

@@ -115,7 +115,9 @@ class Options(Strict):
         "log_likelihood", description="validation score of networks with labels (others go by accuracy)"
     )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
-    ensemble: int = Field(1, ge=1, description="networks of the memory that answer together; 1: the best one alone")
+    ensemble: int = Field(
+        1, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
+    )
     ensemble_temp: float = Field(
         32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,10 +41,11 @@ class Progress:
 
     Attributes:
         state: of the inference.
-        best: the best network by validation; None before the first one.
+        best: the best winner of a step by validation; None before the first one.
         last_gain: validations since the best or since the last return to it.
         stale: validations since the best.
-        kept: the best networks by validation, best first; the memory is its beginning, all of it may answer together.
+        kept: the best networks by validation, best first, of the winners of steps and their runners-up; they may
+            answer together.
     """
 
     state: vi.State
@@ -56,7 +57,7 @@ class Progress:
     @property
     def result(self) -> Snapshot:
         """The network that training would return now."""
-        return self.best or Snapshot(self.state.network, float("nan"), self.state.step)
+        return self.kept[0] if self.kept else Snapshot(self.state.network, float("nan"), self.state.step)
 
     def done(self, options: Options) -> str | None:
         """Why training is over, or None."""
@@ -70,7 +71,7 @@ class Progress:
             "step": self.state.step,
             "parameters": self.state.network.state_dict(),
             "memory": [_snapshot_to_json(s) for s in self.state.memory],
-            "also_kept": [_snapshot_to_json(s) for s in self.kept[len(self.state.memory) :]],
+            "kept": [_snapshot_to_json(s) for s in self.kept],
             "reservoir": dump(self.state.reservoir),
             "replay": dump(self.state.replay),
             "best": None if self.best is None else _snapshot_to_json(self.best),
@@ -89,8 +90,8 @@ class Progress:
             replay=parse(Replay, data["replay"], "checkpoint.replay"),
         )
         best = None if data["best"] is None else _snapshot_from_json(data["best"], layout)
-        also = tuple(_snapshot_from_json(row, layout) for row in data["also_kept"])
-        return cls(state, best, int(data["last_gain"]), int(data["stale"]), (*state.memory, *also))
+        kept = tuple(_snapshot_from_json(row, layout) for row in data["kept"])
+        return cls(state, best, int(data["last_gain"]), int(data["stale"]), kept)
 
 
 def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
@@ -102,13 +103,17 @@ def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)
     if recipe.dev is not None and (state.step % options.val_every == 0 or state.step >= options.steps):
-        progress, more = measure(progress, recipe)
+        progress, more = measure(progress, recipe, _runners_up(info, state.network, options.ensemble - 1))
         events.extend(more)
     return progress, events
 
 
-def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
-    """Validate: best so far, memory, and back to the best after `tolerance` validations without gain."""
+def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential] = ()) -> tuple[Progress, list[Event]]:
+    """Validate: best so far, memory, and back to the best after `tolerance` validations without gain.
+
+    Networks that came close may answer together with the best in the end. They are validated beside it, and have no
+    part in what training does.
+    """
     options, state, dev = recipe.options, progress.state, recipe.dev
     if dev is None:
         return progress, []
@@ -117,9 +122,13 @@ def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     best = progress.best
     gained = best is None or score > best.score
     snapshot = Snapshot(validation.network, score, state.step)
-    kept = remember(progress.kept, snapshot, max(options.memory, options.ensemble))
-    # the first of the best are the best of a smaller memory: how many answer together changes no candidate
-    state = replace(state, memory=kept[: options.memory])
+    kept = remember(progress.kept, snapshot, options.ensemble)
+    for network in runners_up:
+        if network.parameters() not in [other.prompts for other in kept]:
+            close = validate(network, dev, recipe.metric, recipe.calibrator)
+            beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
+            kept = remember(kept, beside, options.ensemble)
+    state = replace(state, memory=remember(state.memory, snapshot, options.memory))
     events: list[Event] = [
         Validated(
             step=state.step, score=score, select_by=select_by, best=gained, result=validation.evaluation.to_record()
@@ -132,6 +141,13 @@ def measure(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
         events.append(Backtracked(step=state.step, to_step=best.step))
         return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
     return Progress(state, best, since, progress.stale + 1, kept), events
+
+
+def _runners_up(info: vi.Info, network: Sequential, num: int) -> list[Sequential]:
+    """`network` with each of the `num` best losers of the last layer's election instead."""
+    last = len(network) - 1
+    steps = [step for step in info.layers if step.position == last]
+    return [network.with_layer(last, layer) for layer in steps[-1].runners_up(num)] if steps and num else []
 
 
 def _batch(recipe: Recipe, key: Key, depth: int) -> vi.Batch:

@@ -14,7 +14,7 @@ import numpy as np
 from dln.bench.paper.baselines import draw_examples
 from dln.bench.paper.layers import PAPER, output_layer
 from dln.bench.paper.method import Learnt, Setup
-from dln.data import split
+from dln.data.split import subsample
 from dln.errors import BudgetReached
 from dln.infer.feedback import Feedback
 from dln.infer.rewrites import RewriteProposal
@@ -63,9 +63,7 @@ def best_of(
     setup: Setup, network: Sequential, instructions: list[str], induction: Induction
 ) -> tuple[Sequential, float | None, tuple[str, ...]]:
     """`network` with the best of `instructions` in its last layer, its score, and what to know of the search."""
-    train = setup.task.train
-    size = min(induction.judged_on, len(train))
-    judges = split(train, (size,), setup.seed)[0] if size < len(train) else train
+    judges = subsample(setup.task.train, induction.judged_on, setup.seed)
     best, best_score = network, None
     for judged, instruction in enumerate(instructions):
         layers = network.layers

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Made", "made_here", "processor"]
+from dln.bench.machine import processor
+
+__all__ = ["Made", "made_here"]
 
 
 class Made(BaseModel):
@@ -42,16 +42,6 @@ def made_here() -> Made:
     return Made(
         date=datetime.now(UTC).strftime("%Y-%m-%d"), machine=processor(), threads=_threads(), version=version("dln")
     )
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _threads() -> int:

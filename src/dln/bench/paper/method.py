@@ -56,7 +56,6 @@ class Learnt:
 
     Attributes:
         predictor: answers inputs, through the setup's model.
-        kept: what other rows go on with, where that is more than what answers.
         prompts: its prompts, or what stands for them, to be read by people.
         dev_score: by which it was chosen.
         notes: what a reader should know.
@@ -66,7 +65,6 @@ class Learnt:
     prompts: tuple[str, ...] = ()
     dev_score: float | None = None
     notes: tuple[str, ...] = ()
-    kept: AnyNetwork | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 
-from dln.bench.paper.averaged import Averaged
 from dln.bench.paper.baselines import InContext, Majority, ZeroShot
 from dln.bench.paper.chance import RandomDemonstrations
 from dln.bench.paper.induction import Induction
@@ -36,8 +35,8 @@ _ALL: tuple[Method, ...] = (
     Induction(15),
     Induction(400),
     ChainOfThought("cot+ape", Induction(15)),
-    Trained(1, "dln-1", keeps=5),
-    Averaged(),
+    Trained(1, "dln-1"),
+    Trained(1, "dln-1-ensemble", changes={"ensemble": 5}, what="dln-1 with its five best prompts answering together"),
     Trained(1, "dln-1-paper", "paper"),
     RandomDemonstrations(),
     LayerByLayer("dln-2-fix", tune_last=False),

@@ -150,7 +150,7 @@ class Bench:
         for start in range(0, len(task.test), CHUNK):
             predictions.extend(found.predictor.predict_many(list(task.test.inputs[start : start + CHUNK])))
         test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started)
-        network = found.kept or found.predictor
+        network = found.predictor
         if isinstance(network, Sequential | Ensemble):
             save_network(network, self.cells.network(cell), {"task": cell.task, "method": cell.method})
         recipe = recipe_of(method, self.protocol.options)

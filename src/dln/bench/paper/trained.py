@@ -11,8 +11,8 @@ from dln.bench.paper.method import Learnt, Setup
 from dln.errors import InputError
 from dln.keys import Key
 from dln.nn import LayerInput, Prompt, Sequential
-from dln.nn.ensemble import AnyNetwork, best_of, members_of
-from dln.train import FitResult, fit, resolve_options
+from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
+from dln.train import fit, resolve_options
 from dln.train.layout import standard_network, standard_templates
 from dln.train.room import check_room
 
@@ -29,8 +29,6 @@ class Trained:
         preset: of the training options.
         changes: to the options of the preset.
         template: of the last layer; empty is the preset's.
-        keeps: networks that are kept for rows that build upon this one, which answers with the best alone. What is
-            kept changes no step of training.
         what: this in a sentence; empty says depth and preset.
     """
 
@@ -40,7 +38,6 @@ class Trained:
     after: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     template: str = ""
-    keeps: int = 1
     what: str = ""
 
     @property
@@ -55,10 +52,7 @@ class Trained:
         if self.template:
             templates[-1] = self.template
         network = standard_network(setup.task, setup.lm, self.depth, preset=self.preset, templates=templates)
-        if self.keeps == 1 or "ensemble" in setup.options:
-            return trained(setup, network, self.preset, dict(self.changes))
-        result = _fitted(setup, network, self.preset, {**self.changes, "ensemble": self.keeps})
-        return replace(_learnt(result, result.network), kept=result.predictor)
+        return trained(setup, network, self.preset, dict(self.changes))
 
 
 @dataclass(frozen=True)
@@ -115,33 +109,30 @@ class LayerByLayer:
 
 def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, Any]) -> Learnt:
     """`network` after `dln.fit`; with a token budget as many steps as it lasts for."""
-    result = _fitted(setup, network, preset, changes)
-    return _learnt(result, result.predictor)
-
-
-def _fitted(setup: Setup, network: Sequential, preset: str, changes: dict[str, Any]) -> FitResult:
     options = resolve_options(preset, dict(setup.options), changes, {"seed": setup.seed})
     if setup.budget is not None and options.steps:
         options = options.model_copy(update={"steps": 10_000, "patience": None})
     unseen = setup.readable if setup.readable is not None else setup.task.dev
     check_room(network, setup.task.train, setup.task.dev, unseen)
-    directory = None if setup.workspace is None else setup.workspace / "run"
-    return fit(
+    result = fit(
         network,
         setup.task.train,
         setup.task.dev,
         options=options,
-        run_dir=directory,
+        run_dir=None if setup.workspace is None else setup.workspace / "run",
         metric=setup.task.metric,
         task=setup.task.name,
         readable=unseen.inputs,
     )
-
-
-def _learnt(result: FitResult, answering: AnyNetwork) -> Learnt:
     return Learnt(
-        answering,
-        tuple(str(prompt) for member in members_of(answering) for prompt in member.parameters()),
+        result.predictor,
+        tuple(str(prompt) for member in members_of(result.predictor) for prompt in member.parameters()),
         None if math.isnan(result.score) else result.score,
-        (f"{result.steps} steps, best after {result.best_step}, ended by {result.reason}",),
+        (f"{result.steps} steps, best after {result.best_step}, ended by {result.reason}", *_weights(result.predictor)),
     )
+
+
+def _weights(predictor: AnyNetwork) -> tuple[str, ...]:
+    if not isinstance(predictor, Ensemble):
+        return ()
+    return (f"{len(predictor.members)} prompts, weights {', '.join(f'{weight:.3f}' for weight in predictor.weights)}",)
