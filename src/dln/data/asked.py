@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dln.data.packaged import Packaged
 from dln.data.questions import QUESTION_LABELS
+from dln.data.two_steps import Worked, find_step, in_one_step
 
 __all__ = ["ASKED_SPLITS", "asked_task"]
 
@@ -21,12 +22,23 @@ ASKED_SPLITS = (304, 120, 184)
 
 _KINDS = "it asks for a definition, method, number, object, person, place, reason or time"
 
+_EXAMPLES = (
+    Worked("Ruth: Who is your boss?\nMax: What does a stamp cost?", "What does a stamp cost?", "number"),
+    Worked("Max: How old is the oak?\nIda: Where do you keep the keys?", "Where do you keep the keys?", "place"),
+    Worked("Ida: When is lunch?\nPeter: What does brisk mean?", "What does brisk mean?", "definition"),
+    Worked("Peter: Where is the exit?\nRuth: Why are you late?", "Why are you late?", "reason"),
+    Worked("Ruth: What is a canoe?\nIda: Which tool cuts wire?", "Which tool cuts wire?", "object"),
+    Worked("Max: Why is the shop shut?\nRuth: Who sang that song?", "Who sang that song?", "person"),
+    Worked("Ida: What do bees make?\nMax: How do I fold a napkin?", "How do I fold a napkin?", "method"),
+    Worked("Peter: How do you spell rhythm?\nIda: When did the bus leave?", "When did the bus leave?", "time"),
+)
+
 asked_task = Packaged(
     name="asked",
-    instruction=(
-        "Two people ask something. Find the question of the last one, then choose whether "
-        f"{_KINDS}.\n\nFor example, in this talk the last question is: What does a stamp cost?\n\n"
-        "Input: Ruth: Who is your boss?\nMax: What does a stamp cost?\nLabel: number"
+    instruction=in_one_step(
+        f"Two people ask something. Find the question of the last one, then choose whether {_KINDS}.",
+        "the last question",
+        _EXAMPLES,
     ),
     labels=QUESTION_LABELS,
     splits=ASKED_SPLITS,
@@ -36,9 +48,7 @@ asked_task = Packaged(
         "another kind",
     ),
     stages=(
-        "Two people ask something. Write down the question of the last one.\n\n"
-        "Input: Ruth: Who is your boss?\nMax: What does a stamp cost?\n"
-        "Output: What does a stamp cost?",
+        find_step("Two people ask something. Write down the question of the last one.", _EXAMPLES),
         f"Read the following question, then choose whether {_KINDS}.",
     ),
     input_name="talk",

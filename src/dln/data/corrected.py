@@ -11,6 +11,7 @@ corrections is needed, since nothing else is left of the input).
 from __future__ import annotations
 
 from dln.data.packaged import Packaged
+from dln.data.two_steps import Worked, find_step, in_one_step
 
 __all__ = ["CORRECTED_LABELS", "CORRECTED_SPLITS", "corrected_task"]
 
@@ -22,13 +23,22 @@ CORRECTED_SPLITS = (288, 120, 144)
 
 _KINDS = "a booking, cancellation, complaint, directions, payment or repair"
 
+_EXAMPLES = (
+    Worked("Your gardener is rude. No, wait: Mend my umbrella.", "Mend my umbrella.", "repair"),
+    Worked("Mend the kettle. Scrap that. Save me two seats.", "Save me two seats.", "booking"),
+    Worked("Reserve a pony. Forget that. Which way is the mill?", "Which way is the mill?", "directions"),
+    Worked("Where is the lift? Actually, no: Call off the picnic.", "Call off the picnic.", "cancellation"),
+    Worked("Drop my order of milk. Sorry, I meant: Charge it to my card.", "Charge it to my card.", "payment"),
+    Worked("I will pay in coins. Strike that. The soup was cold again.", "The soup was cold again.", "complaint"),
+)
+
 corrected_task = Packaged(
     name="corrected",
-    instruction=(
-        "The following request is taken back and replaced. Find the last request, the one that holds, then "
-        f"choose whether it is {_KINDS}.\n\nFor example, here the last request is: Mend my umbrella.\n\n"
-        "Input: Your gardener is rude. No, wait: Mend my umbrella.\n"
-        "Label: repair"
+    instruction=in_one_step(
+        "The following request is taken back and replaced. Find the last request, the one that holds, then choose "
+        f"whether it is {_KINDS}.",
+        "the last request",
+        _EXAMPLES,
     ),
     labels=CORRECTED_LABELS,
     splits=CORRECTED_SPLITS,
@@ -37,9 +47,7 @@ corrected_task = Packaged(
         "depth: what holds must be found before its kind can be told; the request before it is of another kind",
     ),
     stages=(
-        "A request is taken back and replaced. Write down the last request, the one that holds.\n\n"
-        "Input: Your gardener is rude. No, wait: Mend my umbrella.\n"
-        "Output: Mend my umbrella.",
+        find_step("A request is taken back and replaced. Write down the last request, the one that holds.", _EXAMPLES),
         f"Read the following request, then choose whether it is {_KINDS}.",
     ),
     input_name="request",
