@@ -141,14 +141,14 @@ def test_the_labelled_prior_is_told_the_label_and_keeps_the_instruction():
         assert f"Input: {X[i // 2]}\n" in context
 
 
-def test_the_labelled_prior_shows_no_worked_examples():
+def test_the_labelled_prior_keeps_the_worked_examples():
     lm = Recording(TableLM.random(HIDDEN, seed=0))
     net = network(lm=lm)
     shown = net.layers[0].with_prompt(Prompt("p0", (Demonstration("seen", "seen", "a"),)))
     request = replace(request_of(net), layer=shown)
     lm.contexts.clear()
     LabelledPriorProposal()(Key(0), request, 1)
-    assert not any("seen" in context for context in lm.contexts)
+    assert all("seen" in context and "Given that the answer is" in context for context in lm.contexts)
 
 
 def test_the_edit_sees_draft_target_and_both_instructions_and_another_hint_each_time():

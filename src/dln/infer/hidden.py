@@ -15,7 +15,6 @@ from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, text_of
 from dln.nn.layer import LanguageLayer, LayerInput
-from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer
 from dln.nn.template import Template, load_template
 
@@ -117,8 +116,8 @@ class LabelledPriorProposal:
         contexts: list[str] = []
         for item, y in zip(request.inputs, request.y, strict=True):
             told = template.render(y=y, prompt=layer.prompt.instruction)
-            # worked examples would be shown without their answers: only the instruction is told
-            contexts.extend(layer.with_prompt(Prompt(told)).contexts([item]))
+            # the worked examples stay, though without their answers: without them a small model copies far worse
+            contexts.extend(layer.with_prompt(layer.prompt.with_instruction(told)).contexts([item]))
         return _draw(key, layer, contexts, num, self.temperature, "labelled prior")
 
 

@@ -36,7 +36,7 @@ class InferenceOptions(Strict):
         "log_prob", description="sum over target tokens (an ELBO), or the paper's mean per token"
     )
     posterior_terms: tuple[Term, ...] = Field(
-        ("likelihood", "prior", "minus_proposal"), min_length=1, description="what log w is the sum of"
+        ("likelihood", "prior"), min_length=1, description="what log w is the sum of"
     )
     posterior_temp: float = Field(1.0, gt=0, description="posterior sharpening: log w is divided by it")
     mutual_information: float = Field(1.0, ge=0, description="weight of the mutual-information term, where used")
@@ -51,7 +51,7 @@ class InferenceOptions(Strict):
         0.05, gt=0, lt=1, description="at most this probability that racing stops the candidate that would win"
     )
     race_start: float = Field(0.25, gt=0, le=1, description="part of the counted examples in the first round")
-    include_forward: bool = Field(False, description="the forward pass's own hidden text is a particle too")
+    include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
     hidden_proposals: tuple[HiddenSource, ...] = Field(
         ("prior", "labelled_prior"), min_length=1, description="where hidden texts are proposed from, in equal parts"
@@ -140,11 +140,9 @@ PAPER: dict[str, Any] = {
         "num_hidden": 5,
         "num_prompts": 20,
         "score": "mean_token_log_prob",
-        "posterior_terms": ["likelihood", "prior"],
         "prune": 0.0,
         "race": False,
         "evidence": 0,
-        "include_forward": True,
         "hidden_proposals": ["prior", "labelled_prior"],
         "prompt_proposals": {"rewrite": 1.0},
         "prompt_tokens": 256,
