@@ -239,6 +239,13 @@ def test_what_cannot_be_a_prompt_is_dropped_and_counted():
     assert dropped == {"empty": 2, "duplicate": 2, "over-long": 1, "echo": 1}
 
 
+def test_examples_behind_a_long_instruction_of_the_users_own_are_a_prompt():
+    own = layer()  # "the present instruction" has three words, more than are allowed to others
+    shown = Proposal(own.prompt.with_demonstrations((Demonstration("a", "a", "yes"),)), "d")
+    other = Proposal(Prompt("one two three four"), "r")
+    assert screen([shown, other], own, 2) == ([shown], {"over-long": 1})
+
+
 def test_demonstrations_alone_are_a_prompt():
     alone = Proposal(Prompt("", (Demonstration("a", "a", "yes"),)), "d")
     assert screen([alone, alone], layer(), 4) == ([alone], {"duplicate": 1})

@@ -87,10 +87,11 @@ def screen(
 ) -> tuple[list[Proposal], Counter[str]]:
     """Drop what cannot be a prompt, and count why.
 
-    Dropped are proposals that are `empty`, `over-long` (more than `max_tokens` tokens of instruction, or
-    with one of `inputs` more than the model's context), an `echo` of the backward template, or a
-    `duplicate` of the incumbent or of an earlier one.
+    Dropped are proposals that are `empty`, `over-long` (an instruction of more than `max_tokens` tokens that is also
+    longer than the incumbent's, or with one of `inputs` more than the model's context), an `echo` of the backward
+    template, or a `duplicate` of the incumbent or of an earlier one.
     """
+    longest = max(max_tokens, layer.lm.count_tokens(layer.prompt.instruction))
     kept: list[Proposal] = []
     dropped: Counter[str] = Counter()
     seen = {layer.prompt}
@@ -102,7 +103,7 @@ def screen(
             reason = "empty"
         elif any(line in prompt.instruction for line in proposal.echoes):
             reason = "echo"
-        elif layer.lm.count_tokens(prompt.instruction) > max_tokens or not _fits(layer.with_prompt(prompt), inputs):
+        elif layer.lm.count_tokens(prompt.instruction) > longest or not _fits(layer.with_prompt(prompt), inputs):
             reason = "over-long"
         else:
             seen.add(prompt)

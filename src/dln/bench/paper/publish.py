@@ -16,7 +16,7 @@ from dln.bench.paper.summary import GROUPS, MEAN, Summary
 
 __all__ = ["REGIONS", "SHORT", "Circumstances", "circumstances", "full_section", "reductions", "short_section"]
 
-REGIONS = ("paper", "equal tokens", "ablation", "depth", "headroom", "results")
+REGIONS = ("paper", "seeds", "big-bench", "equal tokens", "ablation", "depth", "headroom", "results")
 """Regions of pages that commands write into."""
 
 SHORT = "results"
