@@ -79,7 +79,7 @@ class MStep:
         penalties: subtracted from the objective.
         select: picks the winner.
         layer_steps: repetitions per layer; 0 freezes a layer. One number for all, or one each.
-        max_prompt_tokens: longer instructions are dropped.
+        max_prompt_tokens: instructions longer than this and than the present one are dropped, in tokens.
         longest: the longest x that the network is to read; candidates that leave no room for it are dropped.
     """
 
