@@ -64,7 +64,9 @@ class InferenceOptions(Strict):
     )
     prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
     prompt_tokens: int = Field(64, ge=8, description="longest answer of the proposing model, in tokens")
-    max_prompt_tokens: int = Field(256, ge=1, description="instructions longer than this and than the present one are dropped")
+    max_prompt_tokens: int = Field(
+        256, ge=1, description="instructions longer than this and than the present one are dropped"
+    )
     backward_template: str = Field("backward", description="template of rewrites: name, name@version or path")
     sequence_template: str = Field("backward_sequence", description="template that asks for several prompts at once")
     sequence_count: int = Field(3, ge=1, description="prompts per answer of the sequence proposal")
