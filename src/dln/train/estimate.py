@@ -104,7 +104,7 @@ def estimate(
         present = _present(layers, options, batch, step)
         forward += _forward(present) * batch
         for position in range(depth - 1):
-            inference += _e_step(present[position], present[position + 1], layers[position], options) * batch
+            inference += _e_step(present[position], present[position + 1], options) * batch
         for position in range(depth):
             scored, asked = _m_step(layers, present, position, options, batch, step)
             improvement, proposals = improvement + scored, proposals + asked
@@ -155,14 +155,11 @@ def _score(layer: LayerSize) -> Cost:
     return Cost(1, layer.context + (layer.written if layer.labels is None else layer.labels))
 
 
-def _e_step(layer: LayerSize, above: LayerSize, bare: LayerSize, options: Options) -> Cost:
+def _e_step(layer: LayerSize, above: LayerSize, options: Options) -> Cost:
     """K proposals for one example, each scored under its own layer and the one above."""
     chosen = options.inference
     particles = chosen.num_hidden + chosen.include_forward
-    # a proposal that is told the answer is told the bare instruction; the others see the whole prompt
-    told = sum(name != "prior" for name in chosen.hidden_proposals) / len(chosen.hidden_proposals)
-    read = told * bare.context + (1 - told) * layer.context
-    drawn = Cost(1, read, layer.written) * chosen.num_hidden
+    drawn = Cost(1, layer.context, layer.written) * chosen.num_hidden
     return drawn + (_score(layer) + _score(above)) * particles
 
 
@@ -178,8 +175,9 @@ def _m_step(
     chosen, depth = options.inference, len(layers)
     repeats = _repeats(options, position)
     particles = float(chosen.num_hidden + chosen.include_forward)
-    # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out
-    heavy = 0.5 * (1 + particles) if chosen.prune else particles
+    # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out:
+    # under prior and likelihood most weight is on one or two of them
+    heavy = 1 + 0.25 * (particles - 1) if chosen.prune else particles
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
     if repeats and position == depth - 1:
         # earlier examples judge too; a deep network keeps those that are not shown, and a race seldom gets to all
