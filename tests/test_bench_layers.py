@@ -12,13 +12,15 @@ import cli_fake_engine
 from dln.bench.paper.baselines import ZeroShot
 from dln.bench.paper.layers import fitted, output_layer
 from dln.bench.paper.method import Setup
+from dln.bench.paper.methods import method_named
 from dln.bench.paper.protocol import Protocol
 from dln.bench.paper.reasoning import ChainOfThought, chain
 from dln.data import Dataset, load_task
 from dln.errors import InputError
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.table import TableLM
-from dln.nn import ChoiceLayer, LanguageLayer, LayerInput
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.nn.ensemble import Ensemble
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,16 @@ def test_examples_without_a_score_are_left_out_of_the_fit_and_judged_as_guesses(
     assert score == pytest.approx((30 * expected + 10 * guess) / 40)
     with pytest.raises(InputError, match="not one example could be scored"):
         fitted(replace(layer, lm=Blind(task.label_names, ["\0"])), seen)
+
+
+def test_the_ensemble_row_answers_with_several_prompts_of_one_training(setup, task):
+    few = Protocol(train_size=40, dev_size=30, test_size=20, options={"steps": 3, "val_every": 1})
+    asked = replace(setup, task=few.examples(task, 13), seed=13, options=few.options)
+    alone, together = (method_named(name)(asked) for name in ("dln-1", "dln-1-ensemble"))
+    assert isinstance(alone.predictor, Sequential)
+    assert isinstance(together.predictor, Ensemble)
+    assert len(together.prompts) == len(together.predictor.members) > 1
+    assert f"{len(together.prompts)} prompts, weights" in together.notes[-1]
+    assert len(together.predictor.predict_many(list(asked.task.test.inputs))) == 20
+    assert together.dev_score >= alone.dev_score
+    assert method_named("dln-1-ensemble").after == ()

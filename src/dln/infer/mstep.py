@@ -61,10 +61,10 @@ class LayerInfo:
 
     def runners_up(self, num: int) -> tuple[AnyLayer, ...]:
         """The `num` best candidates beside the winner, best first; nobody who left the race or has no score."""
-        left = [i for i, stopped in enumerate(self.stopped) if stopped is not None]
-        others = [i for i in range(len(self.layers)) if i not in (self.winner, *left) and np.isfinite(self.scores[i])]
-        others.sort(key=lambda i: -self.scores[i])
-        return tuple(self.layers[i] for i in others[:num])
+        stayed = [stopped is None for stopped in self.stopped] or [True] * len(self.layers)
+        finite = np.isfinite(self.scores)
+        best = [int(i) for i in np.argsort(-self.scores, kind="stable") if i != self.winner and finite[i] and stayed[i]]
+        return tuple(self.layers[i] for i in best[:num])
 
 
 @dataclass(frozen=True)

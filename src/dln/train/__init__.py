@@ -2,8 +2,9 @@
 
 from dln.train.conclude import conclude, fitted_initial
 from dln.train.evaluate import Evaluation, compare, evaluate
-from dln.train.fit import FitResult, fit
+from dln.train.fit import fit
 from dln.train.options import PRESETS, InferenceOptions, Options, resolve_options
+from dln.train.result import FitResult
 from dln.train.run import Run
 
 __all__ = [

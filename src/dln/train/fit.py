@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dln.infer import vi
 from dln.lm.base import LanguageModel
 from dln.lm.metered import Meter
 from dln.nn import Sequential
-from dln.nn.ensemble import AnyNetwork, Ensemble
+from dln.nn.ensemble import Ensemble
 from dln.nn.saving import network_to_json
 from dln.schema import dump
 from dln.train.agreement import check_data, check_unchanged
@@ -28,43 +27,13 @@ from dln.train.options import Options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, measure
 from dln.train.provenance import provenance
 from dln.train.record import rungs_record
+from dln.train.result import FitResult
 from dln.train.run import Run
 
-__all__ = ["Callback", "FitResult", "fit"]
+__all__ = ["Callback", "fit"]
 
 Callback = Callable[[Event], None]
 """Sees every event right after it was written."""
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What training returns.
-
-    Attributes:
-        network: the best network by validation (the last one without a dev set).
-        initial: the network that training started from.
-        best_step: the step it is from; 0 means that nothing better was found.
-        score: its validation score, NaN without a dev set.
-        reason: why training ended: "steps", "early stopping" or "budget".
-        steps: updates done.
-        run_dir: the run directory, if there is one.
-        ensemble: the best networks by validation, where several answer together (option `ensemble`); None where
-            one answers.
-    """
-
-    network: Sequential
-    initial: Sequential
-    best_step: int
-    score: float
-    reason: str
-    steps: int
-    run_dir: Path | None = None
-    ensemble: Ensemble | None = None
-
-    @property
-    def predictor(self) -> AnyNetwork:
-        """What answers: the ensemble where there is one, else the network. A run's network.json holds it."""
-        return self.network if self.ensemble is None else self.ensemble
 
 
 def fit(

@@ -150,9 +150,8 @@ class Bench:
         for start in range(0, len(task.test), CHUNK):
             predictions.extend(found.predictor.predict_many(list(task.test.inputs[start : start + CHUNK])))
         test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started)
-        network = found.predictor
-        if isinstance(network, Sequential | Ensemble):
-            save_network(network, self.cells.network(cell), {"task": cell.task, "method": cell.method})
+        if isinstance(found.predictor, Sequential | Ensemble):
+            save_network(found.predictor, self.cells.network(cell), {"task": cell.task, "method": cell.method})
         recipe = recipe_of(method, self.protocol.options)
         result = outcome(cell, task, found, predictions, (train, test), recipe)
         self.cells.save(result)
