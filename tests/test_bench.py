@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from dln.bench.record import as_record
 from dln.bench.saving import in_full, measure_saving
 from dln.bench.scoring import measure_scoring, sample_of
 from dln.bench.section import Section, as_markdown
+from dln.bench.step import StepResult, StepTime
 from dln.bench.subject import choose_subject, find_data
 from dln.bench.two_layers import two_layers
 from dln.bench.workload import Labels, Texts, Work, Workload, answers, work
@@ -303,11 +305,21 @@ def test_the_command_measures_prints_and_writes(
     for result in record["step"]:
         assert math.isclose(result["speed_up"], result["plain"]["seconds"] / result["full"]["seconds"])
         assert result["full"]["hidden_tokens"] == result["saving"]["hidden_tokens"]  # the same draws
+        assert all(result[way]["flops"] > 0 for way in ("plain", "full", "saving"))
     doubled = [p for p in record["scaling"] if p["what"] in "NBK"]
     assert all(b["size"] == 2 * a["size"] for a, b in zip(doubled[::2], doubled[1::2], strict=True))
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "| paper: engine, in full |" in page
     assert "--write page.md" in page
+
+
+def test_a_step_on_a_machine_that_slowed_down_is_compared_at_equal_speed():
+    engine = StepTime("engine", seconds=10.0, runs=1, flops=2e11, hidden_tokens=1.0, candidates=1, memory=0.0)
+    plain = replace(engine, way="plain", seconds=80.0, flops=1e11)
+    result = StepResult("default", "", full=engine, saving=engine, plain=plain)
+    assert result.speed_up == 8.0
+    assert result.at_equal_speed(engine) == 4.0
+    assert result.at_equal_speed(plain) == 1.0
 
 
 def test_a_mistake_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -90,6 +90,8 @@ def step_section(results: Sequence[StepResult]) -> Section:
             f"{result.preset}: {time.way}",
             f"{time.seconds:.1f}",
             f"{result.plain.seconds / time.seconds:.1f} ×",
+            f"{time.flops / 1e9:.0f}",
+            f"{result.at_equal_speed(time):.1f} ×",
             f"{time.hidden_tokens:.0f}",
             str(time.candidates),
             _megabytes(time.memory),
@@ -97,7 +99,8 @@ def step_section(results: Sequence[StepResult]) -> Section:
         for result in results
         for time in (result.plain, result.full, result.saving)
     )
-    columns = ("preset: way", "seconds", "speed-up", "tokens per hidden text", "candidates", "memory, MB")
+    speed = ("GFLOP/s around it", "speed-up at equal speed")
+    columns = ("preset: way", "seconds", "speed-up", *speed, "tokens per hidden text", "candidates", "memory, MB")
     notes = tuple(f"{result.preset}: {result.about}." for result in results)
     return Section("step", "A whole DLN-2 training step, forward to both M-steps", columns, rows, notes)
 

@@ -1,7 +1,8 @@
 """A whole training step of a two-layer network: forward, E-step, both M-steps, by `dln.infer.vi.update`.
 
 The same step runs with the engine and with plain batches (scoring in padded batches, sampling by transformers'
-`generate`, no cache between calls). Draws of the two differ, so their lengths are reported beside the seconds.
+`generate`, no cache between calls). Draws of the two differ, so their lengths are reported beside the seconds; and as
+a way takes minutes, in which a shared machine changes its speed, so is the speed right before and right after.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dln.bench.clock import measure
+from dln.bench.limit import measure_machine
 from dln.bench.plain import PlainLM
 from dln.bench.saving import in_full
 from dln.bench.scoring import BATCH_ROWS, best_rows, sample_of
@@ -35,6 +37,7 @@ class StepTime:
         way: which engine, which rules.
         seconds: best run.
         runs: how many.
+        flops: operations per second of plain matrix products, the mean of right before and right after.
         hidden_tokens: mean length of the hidden texts drawn.
         candidates: candidates judged, both layers together.
         memory: bytes that the step took on top.
@@ -43,6 +46,7 @@ class StepTime:
     way: str
     seconds: float
     runs: int
+    flops: float
     hidden_tokens: float
     candidates: int
     memory: float
@@ -67,6 +71,10 @@ class StepResult:
     def speed_up_saving(self) -> float:
         """Plain over the engine with the work-saving rules."""
         return self.plain.seconds / self.saving.seconds
+
+    def at_equal_speed(self, time: StepTime) -> float:
+        """Plain over `time` in units of plain matrix products: seconds × operations per second of each."""
+        return self.plain.seconds * self.plain.flops / (time.seconds * time.flops)
 
 
 def measure_step(
@@ -137,15 +145,18 @@ def _take(
     algo = algorithm(options, lambda prediction, y: prediction.strip() == y.strip(), network=network)
     state = vi.init(network)
     data = vi.Batch(tuple(e.input for e in examples), tuple(e.target for e in examples))
+    before = measure_machine(engine)
     taken = measure(
         lambda: vi.update(state, data, Key(options.seed), algo), engine.network.device, runs, name=f"a step, {way}"
     )
+    around = before.joined(measure_machine(engine))
     info = taken.value[1]
     lengths = [len(h.token_ids or ()) for row in info.posterior.hidden[0].proposals for h in row]
     return StepTime(
         way=way,
         seconds=taken.best,
         runs=len(taken.seconds),
+        flops=around.flops,
         hidden_tokens=float(np.mean(lengths)),
         candidates=sum(len(layer.proposals) for layer in info.layers),
         memory=taken.memory,
