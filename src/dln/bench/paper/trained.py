@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dln.bench.paper.method import Learnt, Setup
 from dln.errors import InputError
 from dln.keys import Key
-from dln.nn import LayerInput, Prompt, Sequential
+from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
 from dln.train import fit, resolve_options
+from dln.train.deepen import deepened
 from dln.train.layout import standard_network, standard_templates
 from dln.train.room import check_room
 
@@ -59,6 +60,9 @@ class Trained:
 class LayerByLayer:
     """Two layers whose second one begins as the trained single layer (paper, Table 9).
 
+    The first one begins as a copy of its input, so that the network begins as the single layer. Where the task names
+    its steps, it begins as the first of these; where inputs have several lines, it thinks as in any network of two.
+
     Args:
         name: in the table.
         tune_last: whether the second layer is trained on, or stays as it is.
@@ -83,28 +87,31 @@ class LayerByLayer:
 
     def __call__(self, setup: Setup) -> Learnt:
         """Train the first layer, with the second one fixed or not."""
-        single = setup.known[self.start].network
-        if single is None:
+        found = setup.known[self.start].network
+        if found is None:
             raise InputError("this method needs a trained layer to start from", where=self.name, got=self.start)
-        network = standard_network(setup.task, setup.lm, 2, preset=self.preset)
-        last = self._second(setup, network, best_of(single).layers[-1].prompt)
-        network = network.with_prompts([network.layers[0].prompt, last])
+        single = best_of(found)
+        inputs = setup.task.train.inputs
+        thinks = len(setup.task.stages) == 2 or any("\n" in x.strip() for x in inputs)
+        network = self._thinking(setup, single) if thinks else deepened(single, _shuffled(setup.seed, inputs))
         steps = {} if self.tune_last else {"inference": {"layer_steps": [1, 0]}}
         learnt = trained(setup, network, self.preset, steps)
         return replace(learnt, notes=(*learnt.notes, f"training tokens without those of {self.start}"))
 
-    def _second(self, setup: Setup, network: Sequential, prompt: Prompt) -> Prompt:
-        """The single layer's prompt, its examples with the thoughts that the first layer has about them."""
+    def _thinking(self, setup: Setup, single: Sequential) -> Sequential:
+        """The usual first layer, then the single layer, its examples with what the first one writes about them."""
+        network = standard_network(setup.task, setup.lm, 2, preset=self.preset)
+        first, prompt = network.layers[0], single.layers[-1].prompt
         shown = prompt.demonstrations
-        if not shown:
-            return prompt
-        first = network.layers[0]
-        thoughts = first.sample(
-            Key(setup.seed).child("thoughts"), [LayerInput(d.x, d.x) for d in shown], temperature=0.0
-        )
-        return prompt.with_demonstrations(
-            tuple(replace(d, h=thought.text) for d, thought in zip(shown, thoughts, strict=True))
-        )
+        read = [LayerInput(d.x, d.x) for d in shown]
+        written = first.sample(Key(setup.seed).child("thoughts"), read, temperature=0.0) if shown else []
+        examples = tuple(replace(d, h=text.text) for d, text in zip(shown, written, strict=True))
+        return network.with_prompts([first.prompt, prompt.with_demonstrations(examples)])
+
+
+def _shuffled(seed: int, inputs: Sequence[str]) -> list[str]:
+    order = Key(seed).child("copied").generator().permutation(len(inputs))
+    return [inputs[int(i)] for i in order]
 
 
 def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, Any]) -> Learnt:
