@@ -52,7 +52,9 @@ def test_it_can_be_deepened_again(network: Sequential):
     assert twice.predict("dull").label == network.predict("dull").label
 
 
-@pytest.mark.parametrize(("texts", "got"), [((), "no inputs"), ((" ",), "no inputs"), (("one", "two\nlines"), "several")])
+@pytest.mark.parametrize(
+    ("texts", "got"), [((), "no inputs"), ((" ",), "no inputs"), (("one", "two\nlines"), "several")]
+)
 def test_inputs_that_cannot_be_copied_are_refused(network: Sequential, texts: tuple[str, ...], got: str):
     with pytest.raises(InputError, match=got):
         deepened(network, texts)

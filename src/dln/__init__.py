@@ -26,7 +26,7 @@ from dln.nn import (
     load_template,
     save_network,
 )
-from dln.train import Evaluation, FitResult, Options, compare, evaluate, fit, resolve_options
+from dln.train import Evaluation, FitResult, Options, compare, deepened, evaluate, fit, resolve_options
 
 __all__ = [
     "Budget",
@@ -55,6 +55,7 @@ __all__ = [
     "Template",
     "__version__",
     "compare",
+    "deepened",
     "evaluate",
     "fit",
     "load_lm",

@@ -1,6 +1,7 @@
 """Training: the loop, evaluation, and the run directory."""
 
 from dln.train.conclude import conclude, fitted_initial
+from dln.train.deepen import deepened
 from dln.train.evaluate import Evaluation, compare, evaluate
 from dln.train.fit import fit
 from dln.train.options import PRESETS, InferenceOptions, Options, resolve_options
@@ -16,6 +17,7 @@ __all__ = [
     "Run",
     "compare",
     "conclude",
+    "deepened",
     "evaluate",
     "fit",
     "fitted_initial",
