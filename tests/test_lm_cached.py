@@ -232,6 +232,18 @@ def test_no_damage_to_the_file_gives_a_wrong_value_or_stops_a_run(tmp_path: Path
         assert store.get_many(list(values)) == values
 
 
+@pytest.mark.parametrize("missing", range(1, 4096, 241))
+def test_a_file_cut_within_its_last_page_stores_again_what_it_lost(tmp_path: Path, missing: int) -> None:
+    path = tmp_path / "cache.db"
+    values = {bytes([k]) * 32: bytes([k]) * 100 for k in range(200)}
+    with Store(path) as store:
+        store.put_many(values)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with Store(path) as store:
+        assert store.put_many(values) == values
+        assert store.get_many(list(values)) == values
+
+
 def test_a_file_that_is_no_database_is_moved_aside_and_nothing_is_lost_of_it(tmp_path: Path) -> None:
     path = tmp_path / "cache.db"
     for n in (1, 2):

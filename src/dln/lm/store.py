@@ -79,7 +79,10 @@ class Store:
                     "INSERT OR REPLACE INTO answers (key, value, checksum) VALUES (?, ?, ?)",
                     [(key, value, _checksum(key, value)) for key, value in values.items() if key not in before],
                 )
-            return {**values, **before}
+                stored = {**values, **before}
+                if self._read(connection, list(values), count=False) != stored:
+                    raise _unreachable()
+            return stored
 
         return self._run(write)
 
@@ -222,6 +225,13 @@ class Store:
             expected="a file in a writable directory",
             fix="choose another path for the cache, or mend the directory's permissions",
         )
+
+
+def _unreachable() -> sqlite3.DatabaseError:
+    """In a damaged tree of pages a row can be written where no search arrives; SQLite itself does not notice."""
+    error = sqlite3.DatabaseError("what was written cannot be read back")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:
