@@ -64,7 +64,8 @@ def test_drawn_tokens_their_scores_and_chosen_ids(server: FaultServer):
     wanted = [LANGUAGE.encode(label)[0] for label in (" yes", " no")]
     named = completion(server, logprobs=0, logprob_token_ids=wanted, return_tokens_as_token_ids=True)["choices"][0]
     assert {f"token_id:{i}": row[i] for i in wanted}.items() <= named["logprobs"]["top_logprobs"][0].items()
-    only = completion(server, allowed_token_ids=wanted, temperature=1.0, seed=5, return_token_ids=True, n=100)["choices"]
+    drawn = {"temperature": 1.0, "seed": 5, "n": 100, "return_token_ids": True}
+    only = completion(server, allowed_token_ids=wanted, **drawn)["choices"]
     assert {choice["token_ids"][0] for choice in only} == set(wanted)
     assert [choice["index"] for choice in only] == list(range(100))
 
