@@ -13,7 +13,7 @@ from dln.errors import InputError
 from dln.lm.base import Sampling
 from dln.nn import Demonstration, LanguageLayer, Prompt, Sequential
 
-__all__ = ["COPY", "deepened"]
+__all__ = ["COPY", "copyable", "deepened"]
 
 COPY = "Copy the input."
 """First instruction of a layer that copies."""
@@ -40,7 +40,7 @@ def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6) -> Sequ
     """
     first = network.layers[0]
     texts = [text for text in dict.fromkeys(map(str.strip, inputs)) if text]
-    several = [text for text in texts if "\n" in text]
+    several = [text for text in texts if not copyable(text)]
     if several or not texts:
         raise InputError(
             "a layer that copies needs inputs of one line",
@@ -53,3 +53,8 @@ def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6) -> Sequ
     sampling = Sampling(max_tokens=max(16, round(_ROOM * longest)))
     copying = LanguageLayer(first.lm, _TEMPLATE, Prompt(COPY, examples), sampling)
     return Sequential((copying, *network.layers))
+
+
+def copyable(text: str) -> bool:
+    """Whether a layer can copy it: its answer ends with the line."""
+    return "\n" not in text.strip()

@@ -14,7 +14,7 @@ from dln.errors import InputError
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, Prompt, Sequential
 
-__all__ = ["DECOMPOSE", "standard_network", "standard_templates"]
+__all__ = ["DECOMPOSE", "staged", "standard_network", "standard_templates"]
 
 DECOMPOSE = "Decompose the problem to make it simpler:"
 """Initial prompt of hidden layers (the paper's)."""
@@ -74,17 +74,18 @@ def standard_network(
 def standard_templates(depth: int, task: Task, preset: str = "default") -> tuple[str, ...]:
     """Template names, first layer first."""
     only, only_free, first, middle, last, last_free = _PAPER if preset == "paper" else _PLAIN
-    if depth == 1 or _staged(depth, task):
+    if depth == 1 or staged(depth, task):
         # a step reads one text as the only layer does, whoever wrote it
         return (*[_STEP] * (depth - 1), only_free if task.labels is None else only)
     return (first, *[middle] * (depth - 2), last_free if task.labels is None else last)
 
 
 def _first_prompts(depth: int, task: Task) -> tuple[Prompt, ...]:
-    if _staged(depth, task):
+    if staged(depth, task):
         return tuple(map(Prompt, task.stages))
     return (*[Prompt(DECOMPOSE)] * (depth - 1), Prompt(task.instruction))
 
 
-def _staged(depth: int, task: Task) -> bool:
+def staged(depth: int, task: Task) -> bool:
+    """Whether the task names as many steps as the network has layers."""
     return depth > 1 and len(task.stages) == depth

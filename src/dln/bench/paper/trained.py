@@ -13,8 +13,8 @@ from dln.keys import Key
 from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
 from dln.train import fit, resolve_options
-from dln.train.deepen import deepened
-from dln.train.layout import standard_network, standard_templates
+from dln.train.deepen import copyable, deepened
+from dln.train.layout import staged, standard_network, standard_templates
 from dln.train.room import check_room
 
 __all__ = ["LayerByLayer", "Trained"]
@@ -92,8 +92,8 @@ class LayerByLayer:
             raise InputError("this method needs a trained layer to start from", where=self.name, got=self.start)
         single = best_of(found)
         inputs = setup.task.train.inputs
-        thinks = len(setup.task.stages) == 2 or any("\n" in x.strip() for x in inputs)
-        network = self._thinking(setup, single) if thinks else deepened(single, _shuffled(setup.seed, inputs))
+        copies = not staged(2, setup.task) and all(map(copyable, inputs))
+        network = deepened(single, _shuffled(setup.seed, inputs)) if copies else self._thinking(setup, single)
         steps = {} if self.tune_last else {"inference": {"layer_steps": [1, 0]}}
         learnt = trained(setup, network, self.preset, steps)
         return replace(learnt, notes=(*learnt.notes, f"training tokens without those of {self.start}"))
