@@ -13,12 +13,12 @@ from dln.errors import InputError
 from dln.infer import vi
 from dln.infer.hidden import (
     EditProposal,
-    HiddenDraw,
     HiddenRequest,
     LabelledPriorProposal,
     MixtureProposal,
     PriorProposal,
 )
+from dln.infer.hidden_draws import HiddenDraw, draw_together
 from dln.infer.posterior import EStep
 from dln.infer.weights import Likelihood, MinusProposal, Prior, Weighting
 from dln.keys import Key
@@ -94,20 +94,19 @@ PROPOSALS = {
 @settings(max_examples=30, deadline=None)
 def test_every_proposal_gives_k_named_draws_per_example_with_their_density(name, num, size, seed):
     request = request_of(network(seed=seed), X[:size], Y[:size])
-    rows = PROPOSALS[name](Key(seed), request, num)
+    rows = draw_together(PROPOSALS[name](Key(seed), request, num))
     assert [len(row) for row in rows] == [num] * size
     for draw in (draw for row in rows for draw in row):
         assert draw.source == name
         assert draw.log_q == pytest.approx(sum(draw.completion.sampling_log_probs))
         assert draw.completion.text in {h.strip() for h in HIDDEN}
-    again = PROPOSALS[name](Key(seed), request, num)
-    assert again == rows
+    assert draw_together(PROPOSALS[name](Key(seed), request, num)) == rows
 
 
 def test_the_density_of_a_draw_is_that_of_its_temperature():
     net = network(seed=4)
     request = request_of(net, X[:1], Y[:1])
-    draws = PriorProposal(1.0)(Key(0), request, 50)[0]
+    draws = draw_together(PriorProposal(1.0)(Key(0), request, 50))[0]
     exact = {
         c.text.strip(): sum(c.log_probs) for c in net.layers[0].lm.support(net.layers[0].contexts(request.inputs)[0])
     }
@@ -119,7 +118,7 @@ def test_a_density_that_is_not_known_is_not_taken_for_certainty():
     """A model that does not say how probable its draws were must not enter importance weights."""
     net = network(lm=Recording(TableLM.random(HIDDEN, seed=0), anonymous=True))
     request = request_of(net)
-    rows = PriorProposal()(Key(0), request, 2)
+    rows = draw_together(PriorProposal()(Key(0), request, 2))
     assert np.isnan([[draw.log_q for draw in row] for row in rows]).all()
     trace = net.sample(Key(0), X)
     step = EStep(PriorProposal(), Weighting((Likelihood(),)), 3, "log_prob")
@@ -133,7 +132,7 @@ def test_the_labelled_prior_is_told_the_label_and_keeps_the_instruction():
     net = network(lm=lm)
     request = request_of(net)
     lm.contexts.clear()
-    LabelledPriorProposal()(Key(0), request, 2)
+    draw_together(LabelledPriorProposal()(Key(0), request, 2))
     assert len(lm.contexts) == 8
     for i, context in enumerate(lm.contexts):
         assert f"Given that the answer is:\n{Y[i // 2]}\n" in context
@@ -147,7 +146,7 @@ def test_the_labelled_prior_keeps_the_worked_examples():
     shown = net.layers[0].with_prompt(Prompt("p0", (Demonstration("seen", "seen", "a"),)))
     request = replace(request_of(net), layer=shown)
     lm.contexts.clear()
-    LabelledPriorProposal()(Key(0), request, 1)
+    draw_together(LabelledPriorProposal()(Key(0), request, 1))
     assert all("seen" in context and "Given that the answer is" in context for context in lm.contexts)
 
 
@@ -155,7 +154,7 @@ def test_the_edit_sees_draft_target_and_both_instructions_and_another_hint_each_
     lm = Recording(TableLM.random(HIDDEN, seed=0))
     request = request_of(network())
     wanted = tuple(f"wanted {i}" for i in range(4))
-    EditProposal(lm)(Key(0), replace(request, wanted=wanted), 3)
+    draw_together(EditProposal(lm)(Key(0), replace(request, wanted=wanted), 3))
     assert len(lm.contexts) == 12
     for i, context in enumerate(lm.contexts):
         for part in (X[i // 3], request.outputs[i // 3].text, wanted[i // 3], "p0", "out"):
@@ -200,6 +199,34 @@ def test_a_mixture_gives_every_example_its_own_draws(seed, num):
     rows = MixtureProposal((Echo("l"), Echo("r"), Echo("m")))(Key(seed), request_of(network()), num)
     for x, y, row in zip(X, Y, rows, strict=True):
         assert [d.completion.text for d in row] == [f"{x}/{y}"] * num
+
+
+def test_a_mixture_asks_the_model_once_and_draws_what_its_parts_would_alone():
+    calls = []
+
+    class Counting(Recording):
+        def sample(self, contexts, sampling, seeds):
+            calls.append(len(contexts))
+            return super().sample(contexts, sampling, seeds)
+
+    request = request_of(network(lm=Counting(TableLM.random(HIDDEN, seed=0))))
+    parts = (PriorProposal(), LabelledPriorProposal(), EditProposal())
+    rows = MixtureProposal(parts)(Key(1), request, 6)
+    calls.clear()
+    drawn = draw_together(rows)
+    assert len(calls) == 2  # the layer under one temperature, and the editor with its own options
+    assert sum(calls) == 24
+    alone = [[draw_together([[ask]])[0][0] for ask in row] for row in rows]
+    assert drawn == alone
+
+
+def test_texts_that_are_known_are_not_drawn():
+    known = HiddenDraw(Completion("known"), "fixed", 0.0)
+    (ask,) = PriorProposal()(Key(0), request_of(network()).subset([0]), 1)[0]
+    ((first, second, third),) = draw_together([[known, ask, known]])
+    assert first is third is known
+    assert second.source == "prior"
+    assert draw_together([[], [known]]) == [[], [known]]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dln.infer import vi
 from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.hidden import HiddenDraw, HiddenRequest, LabelledPriorProposal, MixtureProposal, PriorProposal
+from dln.infer.hidden import HiddenRequest, LabelledPriorProposal, MixtureProposal, PriorProposal
+from dln.infer.hidden_draws import HiddenDraw
 from dln.infer.prompts import Proposal
 from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
 from dln.keys import Key

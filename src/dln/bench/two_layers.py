@@ -14,7 +14,8 @@ from dln.bench.prompts import instructions
 from dln.bench.subject import Subject
 from dln.bench.workload import Labels, Texts, Workload
 from dln.infer.candidates import Candidates
-from dln.infer.hidden import HiddenDraw, HiddenRequest, PriorProposal
+from dln.infer.hidden import HiddenRequest, PriorProposal
+from dln.infer.hidden_draws import HiddenDraw, draw_together
 from dln.infer.posterior import EStep, Posterior
 from dln.infer.weights import Weigher
 from dln.keys import Key
@@ -136,7 +137,7 @@ def two_layers(
         targets,
         targets,
     )
-    draws = tuple(map(tuple, PriorProposal()(key.child("hidden"), request, hidden)))
+    draws = tuple(map(tuple, draw_together(PriorProposal()(key.child("hidden"), request, hidden))))
     unpruned = algorithm(
         resolve_options("default", {"inference": {"prune": 0.0}}), lambda p, y: p == y, network=network
     )

@@ -1,6 +1,6 @@
 """Proposals for hidden texts: q(h | what the layer saw, what it wrote, what is wanted above).
 
-A new idea is one new class with `__call__(key, request, num) -> [B][num] draws`.
+A new idea is one new class with `__call__(key, request, num) -> [B][num]` texts to be drawn (`HiddenAsk`), or drawn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dln.errors import InputError
+from dln.infer.hidden_draws import HiddenAsk, HiddenDraw, Rows
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, text_of
 from dln.nn.layer import LanguageLayer, LayerInput
@@ -20,7 +21,6 @@ from dln.nn.template import Template, load_template
 
 __all__ = [
     "EditProposal",
-    "HiddenDraw",
     "HiddenProposal",
     "HiddenRequest",
     "LabelledPriorProposal",
@@ -67,26 +67,11 @@ class HiddenRequest:
         return self.layer
 
 
-@dataclass(frozen=True)
-class HiddenDraw:
-    """A proposed text, where it comes from, and log q of it, in nats (NaN where it is not known)."""
-
-    completion: Completion
-    source: str
-    log_q: float
-
-    @classmethod
-    def of(cls, completion: Completion, source: str) -> HiddenDraw:
-        """A draw with the density that the model drew it with."""
-        known = completion.sampling_log_probs
-        return cls(completion, source, float("nan") if known is None else float(sum(known)))
-
-
 class HiddenProposal(Protocol):
     """q(h | …)."""
 
-    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
-        """`num` draws for each of the B examples."""
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
+        """`num` texts for each of the B examples, drawn or to be drawn."""
         ...
 
 
@@ -96,10 +81,11 @@ class PriorProposal:
 
     temperature: float = 0.7
 
-    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
-        """Draws from the layer itself."""
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
+        """Texts of the layer itself."""
         layer = request.language_layer
-        return _draw(key, layer, layer.contexts(request.inputs), num, self.temperature, "prior")
+        contexts = [context for context in layer.contexts(request.inputs) for _ in range(num)]
+        return _ask(key, _at_temperature(layer, self.temperature), contexts, num, "prior")
 
 
 @dataclass(frozen=True)
@@ -109,16 +95,17 @@ class LabelledPriorProposal:
     temperature: float = 0.7
     template: Template | str = "hidden_given_answer"
 
-    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
-        """Draws from the layer under a prompt that names the label."""
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
+        """Texts of the layer under a prompt that names the label."""
         layer = request.language_layer
         template = load_template(self.template, "hidden")
         contexts: list[str] = []
         for item, y in zip(request.inputs, request.y, strict=True):
             told = template.render(y=y, prompt=layer.prompt.instruction)
             # the worked examples stay, though without their answers: without them a small model copies far worse
-            contexts.extend(layer.with_prompt(layer.prompt.with_instruction(told)).contexts([item]))
-        return _draw(key, layer, contexts, num, self.temperature, "labelled prior")
+            (context,) = layer.with_prompt(layer.prompt.with_instruction(told)).contexts([item])
+            contexts.extend([context] * num)
+        return _ask(key, _at_temperature(layer, self.temperature), contexts, num, "labelled prior")
 
 
 @dataclass(frozen=True)
@@ -135,8 +122,8 @@ class EditProposal:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=128))
     template: Template | str = "hidden_edit"
 
-    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
-        """Draws of edited texts; the model is asked with another hint for each."""
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
+        """Edited texts; the model is asked with another hint for each."""
         template = load_template(self.template, "hidden")
         messages = template.messages or ("",)
         lm = self.lm or request.layer.lm
@@ -155,7 +142,7 @@ class EditProposal:
             for k in range(num)
         ]
         editor = LanguageLayer(lm, sampling=replace(self.sampling, stop=self.sampling.stop or template.stop))
-        return _group(editor.sample_contexts(key, contexts), num, "edit")
+        return _ask(key, editor, contexts, num, "edit")
 
 
 @dataclass(frozen=True)
@@ -174,29 +161,26 @@ class MixtureProposal:
         if self.weights is not None and not (min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")):
             raise InputError("the weights of a mixture must be ≥ 0 and not all 0", got=self.weights)
 
-    def __call__(self, key: Key, request: HiddenRequest, num: int) -> list[list[HiddenDraw]]:
+    def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
         """Draws in random proportion, example by example."""
         size = len(request.inputs)
         weights = np.ones(len(self.proposals)) if self.weights is None else np.array(self.weights)
         picks = key.child("pick").generator().choice(len(self.proposals), size=(size, num), p=weights / weights.sum())
-        rows: list[list[HiddenDraw]] = [[] for _ in range(size)]
+        rows: list[list[HiddenAsk | HiddenDraw]] = [[] for _ in range(size)]
         for index, proposal in enumerate(self.proposals):
             for count in sorted({int((row == index).sum()) for row in picks} - {0}):
-                # examples that want equally many draws from this component are asked together
+                # examples that want equally many texts of this component
                 members = [i for i in range(size) if int((picks[i] == index).sum()) == count]
-                drawn = proposal(key.child("component", index, count), request.subset(members), count)
-                for i, draws in zip(members, drawn, strict=True):
-                    rows[i].extend(draws)
+                asked = proposal(key.child("component", index, count), request.subset(members), count)
+                for i, row in zip(members, asked, strict=True):
+                    rows[i].extend(row)
         return rows
 
 
-def _draw(
-    key: Key, layer: LanguageLayer, contexts: Sequence[str], num: int, temperature: float, source: str
-) -> list[list[HiddenDraw]]:
-    repeated = [context for context in contexts for _ in range(num)]
-    return _group(layer.sample_contexts(key, repeated, temperature), num, source)
+def _ask(key: Key, writer: LanguageLayer, contexts: Sequence[str], num: int, source: str) -> Rows:
+    asks = [HiddenAsk(writer, c, seed, source) for c, seed in zip(contexts, key.seeds(len(contexts)), strict=True)]
+    return [asks[i : i + num] for i in range(0, len(asks), num)]
 
 
-def _group(completions: Sequence[Completion], num: int, source: str) -> list[list[HiddenDraw]]:
-    draws = [HiddenDraw.of(c, source) for c in completions]
-    return [draws[i : i + num] for i in range(0, len(draws), num)]
+def _at_temperature(layer: LanguageLayer, temperature: float) -> LanguageLayer:
+    return replace(layer, sampling=replace(layer.sampling, temperature=temperature))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest
+from dln.infer.hidden import HiddenProposal, HiddenRequest
+from dln.infer.hidden_draws import HiddenDraw, draw_together
 from dln.infer.score import Convention
 from dln.infer.weights import Weigher
 from dln.keys import Key
@@ -130,7 +131,7 @@ class EStep:
     def _draws(self, key: Key, request: HiddenRequest, rewrite: Sequence[bool] | None) -> list[list[HiddenDraw]]:
         own = [HiddenDraw.of(h, "forward") for h in request.outputs]
         again = [i for i in range(len(own)) if rewrite is None or rewrite[i]]
-        drawn = self.proposal(key, request.subset(again), self.num_hidden) if again else []
+        drawn = draw_together(self.proposal(key, request.subset(again), self.num_hidden)) if again else []
         head = 1 if self.include_forward else 0
         # an example that keeps ĥ has as many copies of it as the others have particles
         rows = [[forward] * (self.num_hidden + head) for forward in own]
