@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dln.lm.block_attention import ROWS, attending, blocks_of
 from dln.lm.query import Ids
 from dln.lm.slot_writer import SlotWriter
 from dln.lm.slots import ROOT, SlotTrie
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Branch", "BranchingCache", "probe_branching"]
 
 SLACK = 64
+
+DRAWS = 32
+"""Draws that attend together, to the slots that one of them sees: draws of one prompt stand side by side."""
 
 
 @dataclass(eq=False)
@@ -121,7 +125,7 @@ class BranchingCache:
         rows = torch.arange(len(branches), device=model.device)
         positions = [len(branch.slots) - 1 for branch in branches]
         writer = SlotWriter(self._layers, slots, None, trie.height, model.device)
-        return self._forward(writer, tokens, positions, seen, rows)
+        return self._forward(writer, tokens, positions, seen, rows, DRAWS)
 
     def leave(self, branch: Branch) -> None:
         """Give up a branch; what only it needed is free."""
@@ -170,7 +174,7 @@ class BranchingCache:
         wanted = [i for i, slot in enumerate(slots) if slot in ends]
         writer = SlotWriter(self._layers, slots, visible, self._trie.height, model.device)
         rows = torch.tensor(wanted, device=model.device, dtype=torch.long)
-        logits = self._forward(writer, [tokens[slot] for slot in slots], positions, seen, rows)
+        logits = self._forward(writer, [tokens[slot] for slot in slots], positions, seen, rows, ROWS)
         return {slots[i]: values for i, values in zip(wanted, logits, strict=True)}
 
     def _forward(
@@ -180,6 +184,7 @@ class BranchingCache:
         positions: Sequence[int],
         seen: npt.NDArray[np.bool_],
         rows: torch.Tensor,
+        block_rows: int,
     ) -> torch.Tensor:
         import torch
         from transformers import DynamicCache
@@ -190,14 +195,15 @@ class BranchingCache:
         cache.get_seq_length = lambda layer_idx=0: seen.shape[1] - len(tokens)  # pyright: ignore[reportUnknownLambdaType]
         mask = torch.zeros(seen.shape, dtype=model.mask_dtype)
         mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(model.mask_dtype).min)
-        _, slices = model.forward(
-            (torch.zeros_like(rows), rows),
-            input_ids=torch.tensor([list(tokens)], device=model.device),
-            position_ids=torch.tensor([list(positions)], device=model.device),
-            attention_mask=mask[None, None].to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with attending(model.model, blocks_of(seen, model.mask_dtype, model.device, block_rows)):
+            _, slices = model.forward(
+                (torch.zeros_like(rows), rows),
+                input_ids=torch.tensor([list(tokens)], device=model.device),
+                position_ids=torch.tensor([list(positions)], device=model.device),
+                attention_mask=mask[None, None].to(model.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
         model.counters.tokens += len(tokens)
         model.counters.reached(cached_tokens=self._trie.used)
         return next(slices)
