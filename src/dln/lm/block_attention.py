@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -46,6 +46,13 @@ class Block:
     rows: slice
     keys: torch.Tensor | slice
     mask: torch.Tensor
+    _repeated: dict[int, torch.Tensor] = field(default_factory=dict[int, "torch.Tensor"], repr=False)
+
+    def mask_of(self, heads: int) -> torch.Tensor:
+        """[1, 1, heads · R, K] the mask of the rows of so many heads below each other; made once for all layers."""
+        if heads not in self._repeated:
+            self._repeated[heads] = self.mask.repeat(1, 1, heads, 1)
+        return self._repeated[heads]
 
 
 _blocks: ContextVar[tuple[Block, ...] | None] = ContextVar("blocks", default=None)
@@ -116,29 +123,30 @@ def _attend(
     blocks = _blocks.get()
     if blocks is None or options.get("position_bias") is not None:
         return whole(module, query, key, value, attention_mask, **options)
-    one = _shared_heads if query.device.type == "cpu" else whole
+    together = query.shape[1] // key.shape[1]
     parts = [
-        one(module, query[:, :, block.rows], _chosen(key, block), _chosen(value, block), block.mask, **options)[0]
+        _one(query[:, :, block.rows], _chosen(key, block), _chosen(value, block), block.mask_of(together), options)
         for block in blocks
     ]
     return torch.cat(parts, dim=1), None
 
 
-def _shared_heads(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any
-) -> tuple[torch.Tensor, None]:
-    """One block, keys and values of heads that share them read where they are.
+def _one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """One block, [1, H, R, D] → [1, R, H, D]: heads that share keys and values stand below each other as rows.
 
-    transformers copies them once per head wherever there is a mask, because accelerators' fast kernels ask for it;
-    a processor's does not, and without the copies it takes a quarter less time (measured).
+    transformers copies keys and values once per head wherever there is a mask. Rows below each other need no copies,
+    and more rows at a time are multiplied faster: together a quarter to a half less time (measured).
     """
     import torch
 
-    shared = query.shape[1] != key.shape[1]
+    _, heads, rows, _ = query.shape
+    below = query.reshape(1, key.shape[1], -1, query.shape[-1])
     output = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=options.get("scaling"), enable_gqa=shared
+        below, key, value, attn_mask=mask, scale=options.get("scaling")
     )
-    return output.transpose(1, 2), None
+    return output.reshape(1, heads, rows, -1).transpose(1, 2)
 
 
 def _chosen(states: torch.Tensor, block: Block) -> torch.Tensor:

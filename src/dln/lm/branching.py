@@ -29,7 +29,7 @@ __all__ = ["Branch", "BranchingCache", "probe_branching"]
 
 SLACK = 64
 
-DRAWS = 32
+DRAWS = 16
 """Draws that attend together, to the slots that one of them sees: draws of one prompt stand side by side."""
 
 
