@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dln.cli.dry_run import layer_sizes
-from dln.data import Dataset, exact_match
+from dln.cli.config import RunConfig
+from dln.cli.dry_run import budget_note, layer_sizes
+from dln.data import Dataset, Task, exact_match
 from dln.lm.metered import Meter, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
@@ -81,3 +82,27 @@ def test_the_final_test_counts_every_network_that_is_evaluated(output_layer: str
 def test_nothing_costs_nothing():
     options = resolve_options("default", {"steps": 0})
     assert estimate([LayerSize(5, 2, 1, labels=2)], options, train_size=9, dev_size=0, test_size=0).total.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"max_tokens": 300}, "300 tokens"),
+        ({"max_calls": 7}, "7 calls"),
+        ({"max_tokens": 10**9, "max_calls": 10**6}, None),
+        ({}, None),
+    ],
+)
+def test_a_budget_that_ends_before_anything_can_be_learnt_is_told(limit: dict[str, int], said: str | None):
+    config = RunConfig.model_validate({"budget": limit, "lm": {"spec": "vllm/some-model"}})
+    task = Task("boxes", "Is it order or return?", LABELS, TRAIN, DEV, TEST, exact_match)
+    lm = TableLM.random([f" {label}" for label in LABELS], seed=3)
+    network = Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)])
+    told = budget_note(config, task, network)
+    if said is None:
+        assert told is None
+    else:
+        assert told is not None
+        assert said in told
+        assert "--set inference.num_prompts=" in told
+    assert budget_note(config.model_copy(update={"options": {"steps": 0}}), task, network) is None

@@ -21,9 +21,12 @@ from dln.lm.wrapper import Wrapper
 from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
 from dln.train.estimate import Cost, Estimate, LayerSize, Speed, estimate
 
-__all__ = ["dry_run", "expected", "layer_sizes"]
+__all__ = ["budget_note", "dry_run", "expected", "layer_sizes"]
 
 ASSUMED = "time assumes half a second a call, 50 tokens drawn a second, 16 calls at once"
+MARGIN = 1.5
+"""An estimate from mean lengths is seldom further off than this."""
+
 SHOWN = 20
 """Examples whose lengths are measured."""
 
@@ -40,7 +43,7 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
         network = build_network(config, task, lm)
         if not as_json and not remote(config.lm.spec):
             speed, written = _probe(network, task)
-        result = expected(config, task, network, written)
+        result, small = expected(config, task, network, written), budget_note(config, task, network)
     record, money = estimate_record(result, config, speed), dollars(result, config)
     if as_json:
         rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}
@@ -49,6 +52,8 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
         return
     out().print(_table(result, config, speed, money, record))
     note("at most: what the cache knows already is free, and equal requests are asked once")
+    if small:
+        note(f"note: {small}")
     if remote(config.lm.spec):
         note(f"nothing was asked: tokens are counted as {record['tokens_by']}; {ASSUMED}")
     if record["usd"] is None:
@@ -71,6 +76,28 @@ def expected(config: RunConfig, task: Task, network: Sequential, written: float 
         dev_size=len(task.dev),
         test_size=len(task.test) if config.test else 0,
     )
+
+
+def budget_note(config: RunConfig, task: Task, network: Sequential) -> str | None:
+    """What to say of a budget that may end before the first step's prompts are validated; None where it suffices."""
+    if training_options(config).steps == 0:
+        return None
+    first = config.model_copy(update={"options": {**config.options, "steps": 1}, "test": False})
+    cost = expected(first, task, network)
+    usd = estimate_record(cost, config)["usd"]
+    limits = config.budget
+    for name, needed, limit, digits in (
+        ("tokens", cost.total.tokens, limits.max_tokens, 0),
+        ("calls", cost.total.calls, limits.max_calls, 0),
+        ("US dollars", usd, limits.max_usd, 2),
+    ):
+        if limit is not None and needed is not None and MARGIN * needed > limit:
+            return (
+                f"the budget of {limit:,} {name} may end before the first step and its validation (about "
+                f"{needed:,.{digits}f}), and training would then return the prompts it began with; a larger budget "
+                "helps, or less work: --set inference.num_prompts=… --set batch_size=… --dev-size …"
+            )
+    return None
 
 
 def _lm(config: RunConfig, stack: ExitStack) -> LanguageModel:

@@ -14,7 +14,7 @@ from dln.cli.board import Board
 from dln.cli.command_line import command_of
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
-from dln.cli.dry_run import expected
+from dln.cli.dry_run import budget_note, expected
 from dln.cli.forecast import estimate_record
 from dln.cli.networks import said_together
 from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
@@ -146,6 +146,8 @@ def _record(config: RunConfig, task: Task, network: Sequential, models: Models) 
     for _, engine in _servers(models):
         for line in engine.report.stays:
             note(f"note: {engine.name}: {line}")
+    if small := budget_note(config, task, network):
+        note(f"note: {small}")
     return {"estimate": estimate_record(expected(config, task, network), config), "engines": engines}
 
 
