@@ -92,7 +92,7 @@ class FaultServer:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._serve, name="fault server", daemon=True)
-        self._accepting: asyncio.Future[tuple[socket.socket, Any]] | None = None
+        self._accepting: asyncio.Future[None] | None = None
         self._stopping = self._open = asyncio.Event()
 
     @property
@@ -151,6 +151,7 @@ class FaultServer:
         def close() -> None:
             self._open.clear()
             if self._accepting is not None:
+                self._loop.remove_reader(self._listener)
                 self._accepting.cancel()
             self._loop.call_soon(lambda: (self._listener.close(), closed.set()))
 
@@ -192,17 +193,21 @@ class FaultServer:
                 break
             if not self._open.is_set():
                 continue  # closed after the gate had let us through: the listener is about to be, too
-            self._accepting = accepting = asyncio.ensure_future(self._loop.sock_accept(self._listener))
+            # Not `sock_accept`: what it has accepted at the moment when it is cancelled would be left open.
+            self._accepting = accepting = self._loop.create_future()
+            listener = self._listener
+            self._loop.add_reader(listener, lambda done=accepting: done.done() or done.set_result(None))
             await asyncio.wait({accepting, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not accepting.done():
-                accepting.cancel()
-                break
-            if accepting.cancelled():
+            if listener.fileno() >= 0:
+                self._loop.remove_reader(listener)
+            if accepting.cancelled() or not accepting.done() or stop.done():
                 continue
-            connection, _ = accepting.result()
-            task = self._loop.create_task(self._connection(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            with suppress(BlockingIOError):
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                task = self._loop.create_task(self._connection(connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, stop, return_exceptions=True)

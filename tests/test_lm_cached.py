@@ -232,6 +232,20 @@ def test_no_damage_to_the_file_gives_a_wrong_value_or_stops_a_run(tmp_path: Path
         assert store.get_many(list(values)) == values
 
 
+@pytest.mark.parametrize("offset", range(0, 50, 7))
+def test_a_damaged_schema_that_is_no_text_any_more_is_moved_aside(tmp_path: Path, offset: int) -> None:
+    """SQLite puts the damaged bytes into its message, and Python fails to read that as text."""
+    path = tmp_path / "answers.db"
+    with Store(path) as store:
+        store.put_many({b"k" * 32: b"value"})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"CREATE TABLE") + offset] = 0x80
+    path.write_bytes(content)
+    with Store(path) as store:
+        assert store.put_many({b"k" * 32: b"value"}) == {b"k" * 32: b"value"}
+        assert store.get_many([b"k" * 32]) == {b"k" * 32: b"value"}
+
+
 @pytest.mark.parametrize("missing", range(1, 4096, 241))
 def test_a_file_cut_within_its_last_page_stores_again_what_it_lost(tmp_path: Path, missing: int) -> None:
     path = tmp_path / "cache.db"

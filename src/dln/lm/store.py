@@ -81,7 +81,8 @@ class Store:
                 )
                 stored = {**values, **before}
                 if self._read(connection, list(values), count=False) != stored:
-                    raise _unreachable()
+                    # in a damaged tree of pages a row can be written where no search arrives, unnoticed by SQLite
+                    raise _corrupt("what was written cannot be read back")
             return stored
 
         return self._run(write)
@@ -125,6 +126,8 @@ class Store:
                 if _code(error) not in _CORRUPT or self.path == ":memory:":
                     raise self._translated(error) from error
                 self._move_aside(error)
+            except UnicodeDecodeError as error:  # SQLite quotes what it found, and damaged bytes are not always text
+                self._move_aside(error)
             try:
                 return operation(self._open())
             except sqlite3.Error as error:
@@ -142,7 +145,7 @@ class Store:
             )
             try:
                 self._prepare(connection)
-            except (sqlite3.Error, DlnError):
+            except (sqlite3.Error, UnicodeDecodeError, DlnError):
                 connection.close()
                 raise
             self._connection = connection
@@ -193,8 +196,15 @@ class Store:
                 expected=f"schema {_SCHEMA}",
                 fix="upgrade dln, or choose another path for the cache",
             )
+        else:
+            try:
+                connection.execute("SELECT key, value, checksum FROM answers LIMIT 0")
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_ERROR:
+                    raise
+                raise _corrupt(str(error)) from error  # no such table or column: the schema's text was damaged
 
-    def _move_aside(self, error: sqlite3.Error) -> None:
+    def _move_aside(self, error: Exception) -> None:
         self.close()
         n = 1
         while Path(f"{self.path}.corrupt-{n}").exists():
@@ -227,9 +237,9 @@ class Store:
         )
 
 
-def _unreachable() -> sqlite3.DatabaseError:
-    """In a damaged tree of pages a row can be written where no search arrives; SQLite itself does not notice."""
-    error = sqlite3.DatabaseError("what was written cannot be read back")
+def _corrupt(what: str) -> sqlite3.DatabaseError:
+    """An error as SQLite raises it where it notices damage itself."""
+    error = sqlite3.DatabaseError(what)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error
 
