@@ -80,12 +80,13 @@ def expected(config: RunConfig, task: Task, network: Sequential, written: float 
 
 def budget_note(config: RunConfig, task: Task, network: Sequential) -> str | None:
     """What to say of a budget that may end before the first step's prompts are validated; None where it suffices."""
-    if training_options(config).steps == 0:
+    limits = config.budget
+    unlimited = limits.max_tokens is None and limits.max_calls is None and limits.max_usd is None
+    if unlimited or training_options(config).steps == 0:
         return None
     first = config.model_copy(update={"options": {**config.options, "steps": 1}, "test": False})
     cost = expected(first, task, network)
     usd = estimate_record(cost, config)["usd"]
-    limits = config.budget
     for name, needed, limit, digits in (
         ("tokens", cost.total.tokens, limits.max_tokens, 0),
         ("calls", cost.total.calls, limits.max_calls, 0),

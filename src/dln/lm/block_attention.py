@@ -23,7 +23,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROWS", "Block", "attending", "blocks_of"]
+__all__ = ["ROWS", "Block", "additive_mask", "attending", "blocks_of"]
 
 NAME = "dln_blocks"
 ROWS = 128
@@ -82,10 +82,17 @@ def blocks_of(
             part = part[:, seen]
         else:
             part = part[:, :end]
-        mask = torch.zeros(part.shape, dtype=dtype)
-        mask.masked_fill_(torch.from_numpy(~part), torch.finfo(dtype).min)
-        blocks.append(Block(slice(start, start + len(part)), keys, mask[None, None].to(device)))
+        blocks.append(Block(slice(start, start + len(part)), keys, additive_mask(part, dtype, device)))
     return tuple(blocks)
+
+
+def additive_mask(sees: npt.NDArray[np.bool_], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[1, 1, R, K] what is added to the scores: 0 where a row sees a key, else the lowest number."""
+    import torch
+
+    mask = torch.zeros(sees.shape, dtype=dtype)
+    mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(dtype).min)
+    return mask[None, None].to(device)
 
 
 @contextmanager

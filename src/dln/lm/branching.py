@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dln.lm.block_attention import ROWS, attending, blocks_of
+from dln.lm.block_attention import ROWS, additive_mask, attending, blocks_of
 from dln.lm.query import Ids
 from dln.lm.slot_writer import SlotWriter
 from dln.lm.slots import ROOT, SlotTrie
@@ -193,14 +193,12 @@ class BranchingCache:
         cache: Any = DynamicCache()
         cache.update = writer
         cache.get_seq_length = lambda layer_idx=0: seen.shape[1] - len(tokens)  # pyright: ignore[reportUnknownLambdaType]
-        mask = torch.zeros(seen.shape, dtype=model.mask_dtype)
-        mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(model.mask_dtype).min)
         with attending(model.model, blocks_of(seen, model.mask_dtype, model.device, block_rows)):
             _, slices = model.forward(
                 (torch.zeros_like(rows), rows),
                 input_ids=torch.tensor([list(tokens)], device=model.device),
                 position_ids=torch.tensor([list(positions)], device=model.device),
-                attention_mask=mask[None, None].to(model.device),
+                attention_mask=additive_mask(seen, model.mask_dtype, model.device),
                 past_key_values=cache,
                 use_cache=True,
             )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dln.lm.block_attention import attending, blocks_of
+from dln.lm.block_attention import additive_mask, attending, blocks_of
 from dln.lm.plan import Integers, Plan
 from dln.lm.query import Answer, Found, Ids, Query, Question, read
 
@@ -85,15 +85,13 @@ class Feed:
             end = first + len(pack.tokens)
             here = nodes[np.searchsorted(nodes, first) : np.searchsorted(nodes, end)]
             rows = torch.as_tensor(here - first, device=model.device)
-            mask = torch.zeros(pack.mask.shape, dtype=model.mask_dtype)
-            mask.masked_fill_(torch.from_numpy(~pack.mask), torch.finfo(model.mask_dtype).min)
             with attending(model.model, blocks_of(pack.mask, model.mask_dtype, model.device)):
                 cache, slices = model.forward(
                     (torch.zeros_like(rows), rows),
                     slice_rows,
                     input_ids=torch.from_numpy(pack.tokens)[None].to(model.device),
                     position_ids=torch.from_numpy(pack.positions)[None].to(model.device),
-                    attention_mask=mask[None, None].to(model.device),
+                    attention_mask=additive_mask(pack.mask, model.mask_dtype, model.device),
                     past_key_values=past,
                     use_cache=True,
                 )
