@@ -46,8 +46,18 @@ VALUES = ("log-probs", "echo ignored")
 SLOW = ("429 with Retry-After", "read time-out", "body stalls", "slow body")
 """Each takes a while to be over: not played on every request."""
 
-PATIENCE: dict[str, Any] = {"connect_timeout": 1.0, "timeout": 0.8, "deadline": 4.0, "max_retries": 1}
-PERSISTENT: dict[str, Any] = {**PATIENCE, "max_retries": 8, "deadline": 8.0, "connect_timeout": 0.4}
+PATIENCE: dict[str, Any] = {"connect_timeout": 10.0, "timeout": 30.0, "deadline": 60.0, "max_retries": 1}
+"""So much that no slow machine runs out of it: what waits for the clock is in `BRIEF`."""
+
+PERSISTENT: dict[str, Any] = {"max_retries": 8, "connect_timeout": 0.4}
+BRIEF: dict[str, dict[str, Any]] = {
+    "connect time-out": {"connect_timeout": 0.4},
+    "read time-out": {"timeout": 1.2},
+    "body stalls": {"timeout": 1.2},
+    "body drips for ever": {"deadline": 5.0},
+}
+"""The patience that a fault exhausts, in seconds."""
+
 RETRIES: dict[Played, int] = {"once": 3, "always": 1}
 
 LANGUAGE = Language()
@@ -88,7 +98,7 @@ class Cell:
 
 
 def engine(server: FaultServer, **options: Any) -> LanguageModel:
-    """The engine for a test server, with little patience."""
+    """The engine for a test server."""
     return load_lm("vllm/tiny", base_url=server.base_url, **{**PATIENCE, **options})
 
 
@@ -133,7 +143,8 @@ def _server(fault: str) -> FaultServer:
 
 
 def _engine_for(fault: str, played: Played, server: FaultServer, options: dict[str, Any]) -> LanguageModel:
-    return engine(server, **{**(PERSISTENT if fault in DOOR else {"max_retries": RETRIES[played]}), **options})
+    retries = PERSISTENT if fault in DOOR else {"max_retries": RETRIES[played]}
+    return engine(server, **{**retries, **BRIEF.get(fault, {}), **options})
 
 
 @contextmanager

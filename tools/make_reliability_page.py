@@ -44,9 +44,9 @@ request). For the other columns the fault begins after the engine was loaded. "b
 went down to, for labels and for texts. "–" was not played.
 
 What asking again cannot mend (a wrong key, a spent quota, an unknown model, a request that is not taken) is reported
-at the first reply, within 5 seconds, and asked once. What might pass is asked again, in these experiments with 0.8 s
-of silence and 4 s in all allowed. The defaults are more patient: 120 s of silence, 600 s in all, and up
-to 8 retries with growing pauses.
+at the first reply, and asked once. What might pass is asked again, in these experiments with 1.2 s of silence or 5 s
+in all allowed where a fault waits for that. The defaults are more patient: 120 s of silence, 600 s in all, and up to 8
+retries with growing pauses.
 """
 
 TAIL = """\
