@@ -19,7 +19,7 @@ def main() -> None:
         task.dev[:48],
         steps=2,
         seed=13,
-        options={"batch_size": 16, "val_every": 1, "inference": {"num_prompts": 4}},
+        options={"batch_size": 16, "val_every": 1, "inference": {"num_prompts": 4, "demonstrations": [24]}},
         callbacks=[lambda event: print(f"  {event.kind}")],
     )
     before = dln.evaluate(network, task.test[:48])

@@ -329,6 +329,6 @@ def test_a_mistake_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.model
 def test_the_embedded_model_agrees_with_plain_batches_on_a_real_workload(smollm2):
-    workload = one_layer(smollm2, choose_subject(6, None), 3, 3, "default")
+    workload = one_layer(smollm2, choose_subject(6, None), 2, 2, "default")
     difference = np.abs(answers(smollm2, workload) - answers(PlainLM(smollm2), workload)).max()
     assert difference < 1e-4
