@@ -118,6 +118,13 @@ def test_equal_tokens_hold_for_training_and_do_not_touch_the_test(fake, task, tm
     assert results[1].train.tokens > 15_000  # training goes on until the tokens are used
 
 
+def test_steps_are_made_smaller_where_the_tokens_are_few_and_the_cell_says_so(fake, task, tmp_path):
+    protocol = replace(SMALL, equal_tokens=7_000)
+    (result,) = bench(fake, task, ["dln-1"], tmp_path, protocol).run(quiet)
+    assert any(note.startswith("for the budget inference.demonstrations = ") for note in result.notes)
+    assert "0 steps" not in result.notes[0]
+
+
 def test_side_by_side_gives_the_same_cells(fake, task, tmp_path):
     one = bench(fake, task, ["0-shot", "icl-5", "dln-1"], tmp_path / "1", seeds=(1, 2)).run(quiet)
     two = bench(fake, task, ["0-shot", "icl-5", "dln-1"], tmp_path / "2", seeds=(1, 2), jobs=4).run(quiet)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dln.cli.config import RunConfig
-from dln.cli.dry_run import budget_note, layer_sizes
+from dln.cli.spending import within_budget
 from dln.data import Dataset, Task, exact_match
 from dln.lm.metered import Meter, Metered
 from dln.lm.table import TableLM
@@ -16,6 +16,7 @@ from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit, resolve_options
 from dln.train.conclude import conclude, fitted_initial
 from dln.train.estimate import LayerSize, estimate
+from dln.train.sizes import layer_sizes
 
 LABELS = ("order", "return")
 THOUGHTS = [f" {a} words {b} about {c}" for a in "abcdefgh" for b in "abcdefgh" for c in "ab"]
@@ -84,6 +85,15 @@ def test_nothing_costs_nothing():
     assert estimate([LayerSize(5, 2, 1, labels=2)], options, train_size=9, dev_size=0, test_size=0).total.calls == 0
 
 
+TASK = Task("boxes", "Is it order or return?", LABELS, TRAIN, DEV, TEST, exact_match)
+
+
+def budgeted(limit: dict[str, int], **options: Any) -> tuple[RunConfig, tuple[str, ...]]:
+    config = RunConfig.model_validate({"budget": limit, "lm": {"spec": "vllm/some-model"}, "options": options})
+    lm = TableLM.random([f" {label}" for label in LABELS], seed=3)
+    return within_budget(config, TASK, Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)]))
+
+
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
@@ -94,15 +104,22 @@ def test_nothing_costs_nothing():
     ],
 )
 def test_a_budget_that_ends_before_anything_can_be_learnt_is_told(limit: dict[str, int], said: str | None):
-    config = RunConfig.model_validate({"budget": limit, "lm": {"spec": "vllm/some-model"}})
-    task = Task("boxes", "Is it order or return?", LABELS, TRAIN, DEV, TEST, exact_match)
-    lm = TableLM.random([f" {label}" for label in LABELS], seed=3)
-    network = Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)])
-    told = budget_note(config, task, network)
+    config, told = budgeted(limit)
     if said is None:
-        assert told is None
+        assert told == ()
+        assert config.options == {}
     else:
-        assert told is not None
-        assert said in told
-        assert "--set inference.num_prompts=" in told
-    assert budget_note(config.model_copy(update={"options": {"steps": 0}}), task, network) is None
+        assert said in told[-1]
+        assert "--set inference.num_prompts=" in told[-1]
+    assert budgeted(limit, steps=0) == (config.model_copy(update={"options": {"steps": 0}}), ())
+
+
+def test_a_small_budget_makes_steps_smaller_and_says_which_options_insist():
+    config, (told, *_) = budgeted({"max_tokens": 9_000})
+    assert config.options["val_every"] == 1
+    assert config.options["inference"]["demonstrations"] == [6]
+    assert "inference.demonstrations [6] instead of [24,48]" in told
+    assert "--set inference.demonstrations=[24,48]" in told
+    insisting, _ = budgeted({"max_tokens": 9_000}, val_every=2, inference={"demonstrations": [24, 48]})
+    assert insisting.options["val_every"] == 2
+    assert insisting.options["inference"]["demonstrations"] == [24, 48]

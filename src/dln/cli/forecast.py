@@ -6,15 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from dln.cli.config import RunConfig
+from dln.cli.config import RunConfig, training_options
 from dln.cli.endpoints import price_table, remote, wanted_models
+from dln.data import Task
 from dln.errors import InputError
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
 from dln.lm.prices import Quote
+from dln.nn import Sequential
 from dln.numerics import Floats
-from dln.train.estimate import Cost, Estimate, Speed
+from dln.train.estimate import Cost, Estimate, Speed, estimate
+from dln.train.options import Options
+from dln.train.sizes import layer_sizes
 
-__all__ = ["CHARACTERS", "LengthOnly", "assumed_seconds", "counted_by", "dollars", "estimate_record"]
+__all__ = ["CHARACTERS", "LengthOnly", "assumed_seconds", "counted_by", "dollars", "estimate_record", "expected"]
 
 CHARACTERS = 4
 """Of a token, where nobody can be asked."""
@@ -99,3 +103,29 @@ def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = N
         "seconds": seconds,
         "tokens_by": counted_by(config.lm.spec),
     }
+
+
+def expected(
+    config: RunConfig,
+    task: Task,
+    network: Sequential,
+    written: float | None = None,
+    *,
+    options: Options | None = None,
+) -> Estimate:
+    """The estimate for a network with its initial prompts; its models' tokens are counted, and nothing is asked.
+
+    Args:
+        config: of the run.
+        task: with its data.
+        network: with its initial prompts.
+        written: mean tokens of a hidden text or free answer; default half of the longest.
+        options: of training; default those of `config`.
+    """
+    return estimate(
+        layer_sizes(network, task.train, written),
+        options or training_options(config),
+        train_size=len(task.train),
+        dev_size=len(task.dev),
+        test_size=len(task.test) if config.test else 0,
+    )

@@ -14,10 +14,10 @@ from dln.cli.board import Board
 from dln.cli.command_line import command_of
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
-from dln.cli.dry_run import budget_note, expected
-from dln.cli.forecast import estimate_record
+from dln.cli.forecast import estimate_record, expected
 from dln.cli.networks import said_together
 from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
+from dln.cli.spending import within_budget
 from dln.cli.stopping import Terminated
 from dln.cli.watch import Watch, choose_watch
 from dln.data import Task
@@ -54,7 +54,7 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         DlnError: what a user can do something about.
         typer.Exit: with the code of an interruption (130, 143) or of a spent budget (4).
     """
-    options = training_options(config)
+    training_options(config)  # a mistake in the options is told before anything is loaded
     task = build_task(config)
     for text in dict.fromkeys((*task.notes, *task.train.notes)):
         note(f"note: {text}")
@@ -64,6 +64,10 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
             note(f"note: {text}")
         network = _initial(directory, models) if resume else build_network(config, task, models.lm)
         check_room(network, task.train, task.dev, task.test if config.test else ())
+        config, notes = (config, ()) if resume else within_budget(config, task, network)
+        for text in notes:
+            note(f"note: {text}")
+        options = training_options(config)
         board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
         watch = choose_watch(board, as_json=as_json)
         try:
@@ -146,8 +150,6 @@ def _record(config: RunConfig, task: Task, network: Sequential, models: Models) 
     for _, engine in _servers(models):
         for line in engine.report.stays:
             note(f"note: {engine.name}: {line}")
-    if small := budget_note(config, task, network):
-        note(f"note: {small}")
     return {"estimate": estimate_record(expected(config, task, network), config), "engines": engines}
 
 

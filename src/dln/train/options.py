@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dln.errors import InputError
 from dln.infer.wordings import WORDINGS
 
-__all__ = ["PRESETS", "InferenceOptions", "Options", "merge_options", "nested", "resolve_options"]
+__all__ = ["PRESETS", "InferenceOptions", "Options", "dotted_names", "merge_options", "nested", "resolve_options"]
 
 HiddenSource = Literal["prior", "labelled_prior", "edit"]
 PromptSource = Literal["rewrite", "sequence", "demonstrations", "wording"]
@@ -220,3 +220,16 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner[section]
         inner[last] = value
     return result
+
+
+def dotted_names(options: Mapping[str, Any]) -> frozenset[str]:
+    """What nested options name, as dotted names.
+
+    >>> sorted(dotted_names({"memory": 0, "inference": {"num_hidden": 5}}))
+    ['inference.num_hidden', 'memory']
+    """
+    found: set[str] = set()
+    for name, value in options.items():
+        sections = isinstance(value, Mapping) and name == "inference"
+        found |= {f"{name}.{inner}" for inner in cast(Mapping[str, Any], value)} if sections else {name}
+    return frozenset(found)

@@ -12,10 +12,14 @@ from dln.errors import InputError
 from dln.keys import Key
 from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
-from dln.train import fit, resolve_options
+from dln.train import Options, fit, resolve_options
+from dln.train.afford import affordable, reduced
 from dln.train.deepen import copyable, deepened
+from dln.train.estimate import estimate
 from dln.train.layout import staged, standard_network, standard_templates
+from dln.train.options import dotted_names
 from dln.train.room import check_room
+from dln.train.sizes import layer_sizes
 
 __all__ = ["LayerByLayer", "Trained"]
 
@@ -115,10 +119,14 @@ def _shuffled(seed: int, inputs: Sequence[str]) -> list[str]:
 
 
 def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, Any]) -> Learnt:
-    """`network` after `dln.fit`; with a token budget as many steps as it lasts for."""
+    """`network` after `dln.fit`; with a token budget as many steps as it lasts for, and none too large for it."""
     options = resolve_options(preset, dict(setup.options), changes, {"seed": setup.seed})
+    notes: tuple[str, ...] = ()
     if setup.budget is not None and options.steps:
-        options = options.model_copy(update={"steps": 10_000, "patience": None})
+        wanted = options.model_copy(update={"steps": 10_000, "patience": None})
+        options = _within(setup, setup.budget, network, wanted)
+        smaller = reduced(wanted, options)
+        notes = tuple(f"for the budget {name} = {now} instead of {before}" for name, (before, now) in smaller.items())
     unseen = setup.readable if setup.readable is not None else setup.task.dev
     check_room(network, setup.task.train, setup.task.dev, unseen)
     result = fit(
@@ -135,8 +143,24 @@ def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, A
         result.predictor,
         tuple(str(prompt) for member in members_of(result.predictor) for prompt in member.parameters()),
         None if math.isnan(result.score) else result.score,
-        (f"{result.steps} steps, best after {result.best_step}, ended by {result.reason}", *_weights(result.predictor)),
+        (
+            f"{result.steps} steps, best after {result.best_step}, ended by {result.reason}",
+            *notes,
+            *_weights(result.predictor),
+        ),
     )
+
+
+def _within(setup: Setup, budget: int, network: Sequential, options: Options) -> Options:
+    """Options whose first validation comes before the tokens are spent; those named in the protocol stay."""
+    sizes = layer_sizes(network, setup.task.train)
+    train_size, dev_size = len(setup.task.train), len(setup.task.dev)
+
+    def fits(smaller: Options) -> bool:
+        cost = estimate(sizes, smaller, train_size=train_size, dev_size=dev_size, test_size=0)
+        return cost.total.tokens <= budget
+
+    return affordable(options, fits, keep=dotted_names(setup.options))
 
 
 def _weights(predictor: AnyNetwork) -> tuple[str, ...]:
