@@ -119,7 +119,7 @@ def test_a_small_budget_makes_steps_smaller_and_says_which_options_insist():
     assert config.options["val_every"] == 1
     assert config.options["inference"]["demonstrations"] == [6]
     assert "inference.demonstrations [6] instead of [24,48]" in told
-    assert "--set inference.demonstrations=[24,48]" in told
+    assert "--set 'inference.demonstrations=[24,48]'" in told
     insisting, _ = budgeted({"max_tokens": 9_000}, val_every=2, inference={"demonstrations": [24, 48]})
     assert insisting.options["val_every"] == 2
     assert insisting.options["inference"]["demonstrations"] == [24, 48]

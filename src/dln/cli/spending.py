@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from dln.cli.config import RunConfig, training_options
 from dln.cli.forecast import estimate_record, expected
 from dln.data import Task
@@ -36,7 +38,7 @@ def within_budget(config: RunConfig, task: Task, network: Sequential) -> tuple[R
         told = ", ".join(
             f"{name} {_said(after)} instead of {_said(before)}" for name, (before, after) in changes.items()
         )
-        insist = " ".join(f"--set {name}={_said(before)}" for name, (before, _) in changes.items())
+        insist = " ".join(f"--set {quote(f'{name}={_said(before)}')}" for name, (before, _) in changes.items())
         notes.append(f"so that the budget lasts to the first validation: {told}; to insist: {insist}")
     for name, cost, limit, digits in needed(beginning(chosen)):
         if MARGIN * cost > limit:
