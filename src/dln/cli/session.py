@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import typer
-from rich.table import Table
 
 from dln.cli.board import Board
 from dln.cli.command_line import command_of
 from dln.cli.compose import Models, build_models, build_network, build_task
 from dln.cli.config import RunConfig, training_options
+from dln.cli.ending import tell_interrupted, tell_result
 from dln.cli.forecast import estimate_record, expected
-from dln.cli.networks import said_together
-from dln.cli.show import duration, err, evaluation_table, note, out, print_record, safe
+from dln.cli.show import note
 from dln.cli.spending import within_budget
 from dln.cli.stopping import Terminated
 from dln.cli.watch import Watch, choose_watch
@@ -27,11 +25,11 @@ from dln.lm.metered import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.lm.wrapper import Wrapper
 from dln.nn import Ensemble, Sequential
-from dln.nn.ensemble import best_of, members_of
+from dln.nn.ensemble import best_of
 from dln.nn.saving import load_network, network_from_json
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.event_log import current, of_kind, read_events
-from dln.train.events import Evaluated, Event, Finished, Interrupted, StepDone
+from dln.train.events import Evaluated, Event, Finished, Interrupted
 from dln.train.room import check_room
 from dln.train.run import read_meta
 from dln.view.report import write_report
@@ -75,10 +73,10 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
                 record = None if resume else _record(config, task, network, models)
                 result, evaluated = _train(config, options, task, network, models, directory, resume, watch, record)
         except KeyboardInterrupt as error:
-            _interrupted(directory, board.step)
+            tell_interrupted(directory, board.step)
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
         report = write_report(directory, command=command_of(config))
-        _tell(result, evaluated, models, board, report, config, as_json=as_json)
+        tell_result(result, evaluated, models, board, report, config, as_json=as_json)
         if result.reason == "budget" or (evaluated is None and config.test):
             raise typer.Exit(BUDGET_EXIT)
 
@@ -188,68 +186,3 @@ def _used_before(directory: Path) -> Usage:
     whole = ("calls", "prompt_tokens", "completion_tokens", "scored_tokens", "cached_tokens")
     counts = {name: int(last.get(name, 0)) for name in whole}
     return Usage(**counts, seconds=float(last.get("seconds", 0.0)), usd=float(last.get("usd", 0.0)))
-
-
-def _money(used: Usage, models: Models) -> str:
-    """What it cost, where it costs anything that is known."""
-    if not any(quote is None or quote.price.usd(1, 1) for quote in models.quotes.values()):
-        return ""
-    return f"${used.usd:.4f}" + (" and what has no known price" if None in models.quotes.values() else "") + ", "
-
-
-def _interrupted(directory: Path, step: int) -> None:
-    if not (directory / "run.yaml").exists():
-        note("interrupted before the run began; nothing was saved")
-        return
-    done = max((event.step for event in of_kind(_events(directory), StepDone)), default=step)
-    err().print(
-        safe(f"interrupted after step {done}; go on with: dln resume {shlex.quote(str(directory))}"), soft_wrap=True
-    )
-
-
-def _tell(
-    result: FitResult,
-    evaluated: Evaluated | None,
-    models: Models,
-    board: Board,
-    report: Path,
-    config: RunConfig,
-    *,
-    as_json: bool,
-) -> None:
-    used = models.meter.snapshot()
-    if result.reason == "budget":
-        note("the budget is spent: this is the result so far, without a test evaluation")
-        note(f"go on with: dln resume {shlex.quote(str(result.run_dir))} and a higher --max-usd, --max-tokens, ...")
-    if as_json:
-        print_record(
-            {
-                "kind": "result",
-                "reason": result.reason,
-                "steps": result.steps,
-                "best_step": result.best_step,
-                "members": len(members_of(result.predictor)),
-                "run_dir": str(result.run_dir),
-                "network": str(Path(str(result.run_dir)) / "network.json"),
-                "report": str(report),
-                "tokens": used.tokens,
-                "calls": used.calls,
-                "usd": used.usd,
-                "seconds": round(board.elapsed, 3),
-            }
-        )
-        return
-    console = out()
-    if evaluated is not None:
-        console.print(evaluation_table(evaluated))
-    facts, together = Table.grid(padding=(0, 2)), said_together(result.predictor)
-    for name, value in (
-        ("ended by", f"{result.reason}, after step {result.steps}"),
-        ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
-        *([("answers", together)] if together is not None else []),
-        ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {_money(used, models)}{duration(board.elapsed)}"),
-        ("run", safe(result.run_dir)),
-        ("report", safe(report)),
-    ):
-        facts.add_row(name, value)
-    console.print(facts, soft_wrap=True)
