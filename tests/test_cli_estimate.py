@@ -91,7 +91,8 @@ TASK = Task("boxes", "Is it order or return?", LABELS, TRAIN, DEV, TEST, exact_m
 def budgeted(limit: dict[str, int], **options: Any) -> tuple[RunConfig, tuple[str, ...]]:
     config = RunConfig.model_validate({"budget": limit, "lm": {"spec": "vllm/some-model"}, "options": options})
     lm = TableLM.random([f" {label}" for label in LABELS], seed=3)
-    return within_budget(config, TASK, Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)]))
+    network = Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)])
+    return within_budget(config, TASK, layer_sizes(network, TRAIN))
 
 
 @pytest.mark.parametrize(

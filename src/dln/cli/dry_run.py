@@ -21,6 +21,7 @@ from dln.lm.base import LanguageModel
 from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.train.estimate import Cost, Estimate, Speed
+from dln.train.sizes import layer_sizes
 
 __all__ = ["dry_run"]
 
@@ -35,12 +36,13 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
     """
     task = build_task(config)
     with ExitStack() as stack:
-        lm, speed, written = _lm(config, stack), None, config.network.hidden_tokens / 2
+        lm, speed, written = _lm(config, stack), None, None
         network = build_network(config, task, lm)
         if not as_json and not remote(config.lm.spec):
             speed, written = _probe(network, task)
-        config, notes = within_budget(config, task, network)
-        result = expected(config, task, network, written)
+        sizes = layer_sizes(network, task.train, written)
+        config, notes = within_budget(config, task, sizes)
+        result = expected(config, task, sizes)
     record, money = estimate_record(result, config, speed), dollars(result, config)
     if as_json:
         rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}

@@ -70,14 +70,13 @@ def tell_result(
     console.print(facts, soft_wrap=True)
 
 
-def tell_interrupted(directory: Path, step: int) -> None:
+def tell_interrupted(directory: Path) -> None:
     """How to go on."""
     if not (directory / "run.yaml").exists():
         note("interrupted before the run began; nothing was saved")
         return
-    done = max(
-        (event.step for event in of_kind(current(read_events(directory / "events.jsonl")), StepDone)), default=step
-    )
+    events = current(read_events(directory / "events.jsonl"))
+    done = max((event.step for event in of_kind(events, StepDone)), default=0)
     err().print(
         safe(f"interrupted after step {done}; go on with: dln resume {shlex.quote(str(directory))}"), soft_wrap=True
     )

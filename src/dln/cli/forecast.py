@@ -12,11 +12,9 @@ from dln.data import Task
 from dln.errors import InputError
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
 from dln.lm.prices import Quote
-from dln.nn import Sequential
 from dln.numerics import Floats
-from dln.train.estimate import Cost, Estimate, Speed, estimate
+from dln.train.estimate import Cost, Estimate, LayerSize, Speed, estimate
 from dln.train.options import Options
-from dln.train.sizes import layer_sizes
 
 __all__ = ["CHARACTERS", "LengthOnly", "assumed_seconds", "counted_by", "dollars", "estimate_record", "expected"]
 
@@ -105,25 +103,17 @@ def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = N
     }
 
 
-def expected(
-    config: RunConfig,
-    task: Task,
-    network: Sequential,
-    written: float | None = None,
-    *,
-    options: Options | None = None,
-) -> Estimate:
-    """The estimate for a network with its initial prompts; its models' tokens are counted, and nothing is asked.
+def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options: Options | None = None) -> Estimate:
+    """The estimate for a network whose requests have these sizes; nothing is asked.
 
     Args:
         config: of the run.
         task: with its data.
-        network: with its initial prompts.
-        written: mean tokens of a hidden text or free answer; default half of the longest.
+        sizes: of the requests, first layer to last (`layer_sizes`).
         options: of training; default those of `config`.
     """
     return estimate(
-        layer_sizes(network, task.train, written),
+        sizes,
         options or training_options(config),
         train_size=len(task.train),
         dev_size=len(task.dev),

@@ -32,6 +32,7 @@ from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Event, Finished, Interrupted
 from dln.train.room import check_room
 from dln.train.run import read_meta
+from dln.train.sizes import layer_sizes
 from dln.view.report import write_report
 
 __all__ = ["run_training"]
@@ -62,18 +63,17 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
             note(f"note: {text}")
         network = _initial(directory, models) if resume else build_network(config, task, models.lm)
         check_room(network, task.train, task.dev, task.test if config.test else ())
-        config, notes = (config, ()) if resume else within_budget(config, task, network)
-        for text in notes:
-            note(f"note: {text}")
-        options = training_options(config)
-        board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
-        watch = choose_watch(board, as_json=as_json)
+        record = None
         try:
+            if not resume:
+                config, record = _begin(config, task, network, models)
+            options = training_options(config)
+            board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
+            watch = choose_watch(board, as_json=as_json)
             with watch:
-                record = None if resume else _record(config, task, network, models)
                 result, evaluated = _train(config, options, task, network, models, directory, resume, watch, record)
         except KeyboardInterrupt as error:
-            tell_interrupted(directory, board.step)
+            tell_interrupted(directory)
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
         report = write_report(directory, command=command_of(config))
         tell_result(result, evaluated, models, board, report, config, as_json=as_json)
@@ -142,13 +142,17 @@ def _train(
     return result, event
 
 
-def _record(config: RunConfig, task: Task, network: Sequential, models: Models) -> dict[str, Any]:
-    """What is known before the first step: the estimate, and what the probes of servers have shown."""
+def _begin(config: RunConfig, task: Task, network: Sequential, models: Models) -> tuple[RunConfig, dict[str, Any]]:
+    """What is known before the first step: options that the budget allows, the estimate, and what servers can do."""
     engines = {wrapped.name: engine.report.to_dict() for wrapped, engine in _servers(models)}
     for _, engine in _servers(models):
         for line in engine.report.stays:
             note(f"note: {engine.name}: {line}")
-    return {"estimate": estimate_record(expected(config, task, network), config), "engines": engines}
+    sizes = layer_sizes(network, task.train)
+    config, notes = within_budget(config, task, sizes)
+    for text in notes:
+        note(f"note: {text}")
+    return config, {"estimate": estimate_record(expected(config, task, sizes), config), "engines": engines}
 
 
 def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:

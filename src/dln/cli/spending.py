@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from shlex import quote
 
 from dln.cli.config import RunConfig, training_options
 from dln.cli.forecast import estimate_record, expected
 from dln.data import Task
-from dln.nn import Sequential
 from dln.train.afford import affordable, beginning, reduced
+from dln.train.estimate import LayerSize
 from dln.train.options import Options, dotted_names, merge_options, nested
 
 __all__ = ["within_budget"]
@@ -17,17 +18,22 @@ MARGIN = 1.5
 """An estimate from mean lengths is seldom further off than this."""
 
 
-def within_budget(config: RunConfig, task: Task, network: Sequential) -> tuple[RunConfig, tuple[str, ...]]:
+def within_budget(config: RunConfig, task: Task, sizes: Sequence[LayerSize]) -> tuple[RunConfig, tuple[str, ...]]:
     """The configuration that the budget suffices for, and what to say about it.
 
     Options that the user has named stay as they are.
+
+    Args:
+        config: of the run.
+        task: with its data.
+        sizes: of the requests of the network that training begins with.
     """
     limits, wanted = config.budget, training_options(config)
     if (limits.max_tokens, limits.max_calls, limits.max_usd) == (None, None, None) or wanted.steps == 0:
         return config, ()
 
     def needed(options: Options) -> list[tuple[str, float, float, int]]:
-        return _needed(config.model_copy(update={"test": False}), options, task, network)
+        return _needed(config.model_copy(update={"test": False}), options, task, sizes)
 
     def fits(options: Options) -> bool:
         return all(cost <= limit for _, cost, limit, _ in needed(options))
@@ -53,10 +59,10 @@ def within_budget(config: RunConfig, task: Task, network: Sequential) -> tuple[R
 
 
 def _needed(
-    config: RunConfig, options: Options, task: Task, network: Sequential
+    config: RunConfig, options: Options, task: Task, sizes: Sequence[LayerSize]
 ) -> list[tuple[str, float, float, int]]:
     """(Unit, what the run is expected to take, limit, digits to show) of every limit that can be foreseen."""
-    cost, limits = expected(config, task, network, options=options), config.budget
+    cost, limits = expected(config, task, sizes, options), config.budget
     usd = estimate_record(cost, config)["usd"]
     rows = (
         ("tokens", cost.total.tokens, limits.max_tokens, 0),

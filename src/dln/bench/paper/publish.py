@@ -16,7 +16,17 @@ from dln.bench.paper.summary import GROUPS, MEAN, Summary
 
 __all__ = ["REGIONS", "SHORT", "Circumstances", "circumstances", "full_section", "reductions", "short_section"]
 
-REGIONS = ("paper", "seeds", "more steps", "equal tokens", "ablation", "depth", "layer by layer", "headroom", "results")
+REGIONS = (
+    "paper",
+    "baselines",
+    "more steps",
+    "equal tokens",
+    "ablation",
+    "depth",
+    "layer by layer",
+    "headroom",
+    "results",
+)
 """Regions of pages that commands write into."""
 
 SHORT = "results"
