@@ -11,16 +11,17 @@ import pytest
 import cli_fake_engine
 from dln.bench.paper.baselines import ZeroShot
 from dln.bench.paper.layers import fitted, output_layer
-from dln.bench.paper.method import Setup
+from dln.bench.paper.method import Known, Setup
 from dln.bench.paper.methods import method_named
 from dln.bench.paper.protocol import Protocol
 from dln.bench.paper.reasoning import ChainOfThought, chain
-from dln.data import Dataset, load_task
+from dln.data import Dataset, Example, load_task
 from dln.errors import InputError
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.nn.ensemble import Ensemble
+from dln.train.deepen import COPY
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,20 @@ def test_the_ensemble_row_answers_with_several_prompts_of_one_training(setup, ta
     assert len(together.predictor.predict_many(list(asked.task.test.inputs))) == 20
     assert together.dev_score >= alone.dev_score
     assert method_named("dln-1-ensemble").after == ()
+
+
+@pytest.mark.parametrize(("several", "copies"), [(0, True), (4, True), (5, False), (40, False)])
+def test_a_second_layer_begins_as_a_copy_where_nine_of_ten_inputs_have_one_line(setup, task, several, copies):
+    asked = replace(setup, task=Protocol(train_size=40, dev_size=30, test_size=20).examples(task, 13))
+    rows = [
+        Example(f"{row.input}\nsaid twice" if i < several else row.input, row.target)
+        for i, row in enumerate(asked.task.train)
+    ]
+    asked = replace(
+        asked,
+        task=replace(asked.task, train=Dataset(rows, task.labels)),
+        options={"steps": 0},
+        known={"dln-1": Known(Sequential([output_layer(setup, "classify")]), 0)},
+    )
+    first = method_named("dln-2-fix")(asked).predictor.layers[0]
+    assert (first.prompt.instruction == COPY) is copies

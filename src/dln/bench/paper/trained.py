@@ -23,6 +23,9 @@ from dln.train.sizes import layer_sizes
 
 __all__ = ["LayerByLayer", "Trained"]
 
+MOSTLY = 0.9
+"""Part of the inputs that a first layer must be able to copy to begin as a copy; of the others it copies a line."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -65,7 +68,8 @@ class LayerByLayer:
     """Two layers whose second one begins as the trained single layer (paper, Table 9).
 
     The first one begins as a copy of its input, so that the network begins as the single layer. Where the task names
-    its steps, it begins as the first of these; where inputs have several lines, it thinks as in any network of two.
+    its steps, it begins as the first of these; where more than a tenth of the inputs have several lines, it thinks as
+    in any network of two.
 
     Args:
         name: in the table.
@@ -96,8 +100,9 @@ class LayerByLayer:
             raise InputError("this method needs a trained layer to start from", where=self.name, got=self.start)
         single = best_of(found)
         inputs = setup.task.train.inputs
-        copies = not staged(2, setup.task) and all(map(copyable, inputs))
-        network = deepened(single, _shuffled(setup.seed, inputs)) if copies else self._thinking(setup, single)
+        lines = [x for x in inputs if copyable(x)]
+        copies = not staged(2, setup.task) and len(lines) >= MOSTLY * len(inputs)
+        network = deepened(single, _shuffled(setup.seed, lines)) if copies else self._thinking(setup, single)
         steps = {} if self.tune_last else {"inference": {"layer_steps": [1, 0]}}
         learnt = trained(setup, network, self.preset, steps)
         return replace(learnt, notes=(*learnt.notes, f"training tokens without those of {self.start}"))
