@@ -51,7 +51,6 @@ PATIENCE: dict[str, Any] = {"connect_timeout": 10.0, "timeout": 30.0, "deadline"
 
 PERSISTENT: dict[str, Any] = {"max_retries": 8, "connect_timeout": 0.4}
 BRIEF: dict[str, dict[str, Any]] = {
-    "connect time-out": {"connect_timeout": 0.4},
     "read time-out": {"timeout": 1.2},
     "body stalls": {"timeout": 1.2},
     "body drips for ever": {"deadline": 5.0},

@@ -21,6 +21,7 @@ from dln.bench.paper.nearest import Nearest, sentence_encoder
 from dln.bench.paper.protocol import Protocol
 from dln.bench.paper.runner import Bench
 from dln.bench.paper.summary import summarize
+from dln.bench.paper.trained import Trained
 from dln.bench.paper.words import WordVectors
 from dln.bench.paper.write import markdown, write_table
 from dln.data import load_task
@@ -123,6 +124,15 @@ def test_steps_are_made_smaller_where_the_tokens_are_few_and_the_cell_says_so(fa
     (result,) = bench(fake, task, ["dln-1"], tmp_path, protocol).run(quiet)
     assert any(note.startswith("for the budget inference.demonstrations = ") for note in result.notes)
     assert "0 steps" not in result.notes[0]
+
+
+def test_few_tokens_do_not_change_what_a_variant_is(fake, task):
+    lm = Metered(fake, Budget(max_tokens=7_000))
+    setup = Setup(SMALL.examples(task, 13), lm, 13, SMALL.options, budget=7_000)
+    learnt = Trained(1, "k24", changes={"inference": {"demonstrations": [24]}})(setup)
+    assert [note for note in learnt.notes if note.startswith("for the budget")] == [
+        "for the budget val_every = 1 instead of 2"
+    ]
 
 
 def test_side_by_side_gives_the_same_cells(fake, task, tmp_path):

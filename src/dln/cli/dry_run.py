@@ -40,9 +40,9 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
         network = build_network(config, task, lm)
         if not as_json and not remote(config.lm.spec):
             speed, written = _probe(network, task)
-        sizes = layer_sizes(network, task.train, written)
-        config, notes = within_budget(config, task, sizes)
-        result = expected(config, task, sizes)
+        # a run is made smaller before its speed is known, from assumed lengths: the same must be said here
+        config, notes = within_budget(config, task, layer_sizes(network, task.train))
+        result = expected(config, task, layer_sizes(network, task.train, written))
     record, money = estimate_record(result, config, speed), dollars(result, config)
     if as_json:
         rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}

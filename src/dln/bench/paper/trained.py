@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,7 +129,8 @@ def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, A
     notes: tuple[str, ...] = ()
     if setup.budget is not None and options.steps:
         wanted = options.model_copy(update={"steps": 10_000, "patience": None})
-        options = _within(setup, setup.budget, network, wanted)
+        keep = dotted_names(setup.options) | dotted_names(changes)
+        options = _within(setup, setup.budget, network, wanted, keep)
         smaller = reduced(wanted, options)
         notes = tuple(f"for the budget {name} = {now} instead of {before}" for name, (before, now) in smaller.items())
     unseen = setup.readable if setup.readable is not None else setup.task.dev
@@ -156,8 +157,8 @@ def trained(setup: Setup, network: Sequential, preset: str, changes: dict[str, A
     )
 
 
-def _within(setup: Setup, budget: int, network: Sequential, options: Options) -> Options:
-    """Options whose first validation comes before the tokens are spent; those named in the protocol stay."""
+def _within(setup: Setup, budget: int, network: Sequential, options: Options, keep: Set[str]) -> Options:
+    """Options whose first validation comes before the tokens are spent; those named by protocol or method stay."""
     sizes = layer_sizes(network, setup.task.train)
     train_size, dev_size = len(setup.task.train), len(setup.task.dev)
 
@@ -165,7 +166,7 @@ def _within(setup: Setup, budget: int, network: Sequential, options: Options) ->
         cost = estimate(sizes, smaller, train_size=train_size, dev_size=dev_size, test_size=0)
         return cost.total.tokens <= budget
 
-    return affordable(options, fits, keep=dotted_names(setup.options))
+    return affordable(options, fits, keep=keep)
 
 
 def _weights(predictor: AnyNetwork) -> tuple[str, ...]:
