@@ -14,7 +14,7 @@ TEXTS = ("a fine film", "dull", " a long evening of very little ", "dull", "well
 
 def copies_and_judges(context: str) -> dict[str, float]:
     """A model that does what it is shown; how sure it is of a label depends on the length of what it reads."""
-    read = context.rpartition("Input: ")[2].partition("\n")[0]
+    read = context.replace("Input again: ", "Input: ").rpartition("Input: ")[2].partition("\n")[0]
     if context.endswith("Output:"):
         return {f" {read}": 1.0}
     return {" positive": 1 / (1 + len(read)), " negative": len(read) / (1 + len(read))}
@@ -41,7 +41,7 @@ def test_what_the_copying_layer_shows_and_how_much_it_may_write(network: Sequent
     assert isinstance(first, LanguageLayer)
     assert deeper.layers[1:] == network.layers
     assert first.prompt.instruction == COPY
-    copied = ("a fine film", "dull", "a long evening of very little")
+    copied = ("a fine film", "dull", "well made and well played")  # "a long evening" begins like the first one
     assert [(d.x, d.h, d.y) for d in first.prompt.demonstrations] == [(t, t, t) for t in copied]
     assert first.sampling.max_tokens >= max(map(first.lm.count_tokens, TEXTS))
 
