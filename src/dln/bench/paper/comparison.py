@@ -25,6 +25,8 @@ COMPARISONS = (
     ("random-demonstrations", "dln-1"),
     ("dln-1-paper", "dln-1"),
     ("dln-1", "dln-1-ensemble"),
+    ("dln-1", "dln-2-fix"),
+    ("dln-1", "dln-2-tune"),
     ("dln-1", "dln-2"),
     ("dln-2", "dln-3"),
 )
