@@ -12,7 +12,7 @@ from dln.errors import ContextLengthError, InputError, RunFailed
 from dln.infer import vi
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.feedback import layer_feedback, worked_examples
+from dln.infer.feedback import labelled_examples, layer_feedback, worked_examples
 from dln.infer.hidden import PriorProposal
 from dln.infer.memory import Reservoir, Snapshot
 from dln.infer.objective import ExpectedLogProb
@@ -21,6 +21,7 @@ from dln.infer.prompts import Proposal
 from dln.infer.weights import Weighting
 from dln.keys import Key
 from dln.lm.base import TokenLogProbs
+from dln.lm.metered import Meter, Metered
 from dln.lm.table import TableLM
 from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Prompt, Sequential
@@ -196,11 +197,54 @@ def test_one_layer_takes_its_examples_from_outside_the_batch():
     net = network(1)
     trace, posterior = posterior_of(net)
     pool = (("else", "no"), ("other", "yes"))
-    feedback = layer_feedback(Key(0), 0, trace, posterior, [True] * 4, pool, Reservoir())
+    labelled = labelled_examples(Key(0), (), pool, 1)
+    feedback = layer_feedback(Key(0), 0, trace, posterior, [True] * 4, labelled, Reservoir())
     assert feedback.pool == (Demonstration("else", "else", "no"), Demonstration("other", "other", "yes"))
 
 
-def test_a_deep_network_takes_its_examples_from_earlier_batches():
+def test_the_last_layer_shows_labelled_examples_with_what_the_layers_below_write_about_them():
+    net = network(3)
+    pool = tuple((f"else {i}", ("yes", "no")[i % 2]) for i in range(9))
+    labelled = labelled_examples(Key(0), net.layers[:2], pool, 5)
+    assert len(set(labelled)) == 5
+    assert {(d.x, d.y) for d in labelled} < set(pool)
+    written = Sequential(net.layers[:2]).sample(Key(7), [d.x for d in labelled], temperature=0.0)
+    assert [d.h for d in labelled] == list(written.predictions)
+    assert labelled_examples(Key(0), net.layers[:2], pool, 99) != labelled  # all of them
+    assert labelled_examples(Key(0), net.layers[:2], (), 5) == ()
+    trace, posterior = posterior_of(net)
+    older = Demonstration("older", "older", "a")
+    reservoir = Reservoir().add([(older,)] * 3, 99)
+    pools = [layer_feedback(Key(0), i, trace, posterior, [True] * 4, labelled, reservoir).pool for i in range(3)]
+    assert pools == [(older,), (older,), labelled]
+
+
+@pytest.mark.parametrize(("layer_steps", "read"), [(1, 6), ((0, 1), 6), ((1, 0), 0)])
+def test_nothing_is_read_for_a_last_layer_that_is_not_trained(layer_steps, read):
+    net = network(2)
+    pool = tuple((f"else {i}", "yes") for i in range(9))
+
+    def calls(worked):
+        meter = Meter()
+        metered = net.with_layer(0, replace(net.layers[0], lm=Metered(net.layers[0].lm, meter=meter)))
+        algorithm = vi.build(q_prompt=Instructions("a"), num_prompts=1, layer_steps=layer_steps, worked=worked)
+        vi.update(vi.init(metered), replace(BATCH, pool=pool), Key(0), algorithm)
+        return meter.snapshot().calls
+
+    assert calls(6) - calls(0) == read
+
+
+def test_examples_that_the_last_layer_shows_leave_the_whole_batch_to_judge():
+    batch = replace(BATCH, pool=tuple((f"else {i}", ("yes", "no")[i % 2]) for i in range(9)))
+    vi_ = vi.build(q_prompt=DemonstrationProposal((4,)), num_prompts=3, worked=6)
+    _, info = vi.update(vi.init(network(2)), batch, Key(0), vi_)
+    first, last = info.layers
+    assert [int(step.used.sum()) for step in (first, last)] == [2, 4]
+    shown = [p.prompt.demonstrations for p in last.proposals[1:]]
+    assert all(len(examples) == 4 and {d.x for d in examples} <= {x for x, _ in batch.pool} for examples in shown)
+
+
+def test_a_hidden_layer_takes_its_examples_from_earlier_batches():
     net = network(2)
     trace, posterior = posterior_of(net)
     rows = worked_examples(trace, posterior)

@@ -11,9 +11,9 @@ from dln.keys import Key
 from dln.lm.base import text_of
 from dln.nn.layer import LayerInput
 from dln.nn.prompt import Demonstration
-from dln.nn.sequential import Trace
+from dln.nn.sequential import AnyLayer, Sequential, Trace
 
-__all__ = ["Feedback", "layer_feedback", "worked_examples"]
+__all__ = ["Feedback", "labelled_examples", "layer_feedback", "worked_examples"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def layer_feedback(
     trace: Trace,
     posterior: Posterior,
     correct: Sequence[bool],
-    pool: Sequence[tuple[str, str]],
+    labelled: Sequence[Demonstration],
     reservoir: Reservoir,
 ) -> Feedback:
     """The triples {h below, ĥ, h*} of one layer, with worked examples that are not scored in this step.
@@ -52,15 +52,13 @@ def layer_feedback(
         trace: the forward pass.
         posterior: the inferred hidden texts.
         correct: [B] whether each prediction was right.
-        pool: labelled (input, output) pairs outside the batch, for a network of one layer.
-        reservoir: worked examples of earlier batches, for a deep network.
+        labelled: examples outside the batch as the last layer sees them (see `labelled_examples`).
+        reservoir: worked examples of earlier batches, for all but a last layer that has labelled ones.
     """
     items = trace.inputs(position)
     wanted = [text_of(target) for target in posterior.mode(position + 1)]
-    if len(trace.hidden) == 1:
-        examples = tuple(Demonstration(x, x, y) for x, y in pool)
-    else:
-        examples = reservoir.outside(position, trace.x)
+    last = position == len(trace.hidden) - 1
+    examples = (tuple(labelled) if last else ()) or reservoir.outside(position, trace.x)
     if not examples:
         # nothing from elsewhere yet: half of the batch is shown and not scored, the other half judges
         order = key.child("pool", position).generator().permutation(len(trace))
@@ -68,6 +66,24 @@ def layer_feedback(
         examples = tuple(Demonstration(items[i].x, items[i].h, wanted[i]) for i in half if wanted[i])
     outputs = tuple(completion.text for completion in trace.outputs(position))
     return Feedback(tuple(items), outputs, tuple(wanted), tuple(correct), examples)
+
+
+def labelled_examples(
+    key: Key, below: Sequence[AnyLayer], pool: Sequence[tuple[str, str]], size: int
+) -> tuple[Demonstration, ...]:
+    """Labelled pairs as the layer above `below` sees them: (x, what `below` writes about x, y).
+
+    With nothing below that text is x itself, and all of the pool is given. Otherwise `below` reads and writes,
+    greedily as in a prediction, and so it does for `size` of the pool, drawn at random.
+    """
+    if not below:
+        return tuple(Demonstration(x, x, y) for x, y in pool)
+    order = key.child("labelled").generator().permutation(len(pool))[:size]
+    chosen = [pool[int(i)] for i in order]
+    if not chosen:
+        return ()
+    written = Sequential(below).sample(key.child("labelled"), [x for x, _ in chosen], temperature=0.0).predictions
+    return tuple(Demonstration(x, h, y) for (x, y), h in zip(chosen, written, strict=True))
 
 
 def worked_examples(trace: Trace, posterior: Posterior) -> list[tuple[Demonstration, ...]]:

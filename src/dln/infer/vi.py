@@ -20,7 +20,7 @@ from dln.infer.calibrate import FixedOutput
 from dln.infer.candidates import Candidates
 from dln.infer.demonstrations import DemonstrationProposal
 from dln.infer.elbo import Bound, elbo
-from dln.infer.feedback import layer_feedback, worked_examples
+from dln.infer.feedback import labelled_examples, layer_feedback, worked_examples
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.ladder import Rungs
 from dln.infer.memory import Reservoir
@@ -36,7 +36,8 @@ from dln.infer.select import Best, Selector
 from dln.infer.state import Batch, Info, State, init
 from dln.infer.weights import Weigher, Weighting
 from dln.keys import Key
-from dln.nn.sequential import Trace
+from dln.nn.prompt import Demonstration
+from dln.nn.sequential import Sequential, Trace
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
 
@@ -50,7 +51,8 @@ class VariationalInference:
         m_step: improves one layer.
         correct: (prediction, target) → whether the prediction is right.
         rewrite_only_wrong: infer hidden texts only where the prediction was wrong.
-        reservoir: worked examples kept per layer, where deep networks take demonstrations from.
+        reservoir: worked examples kept per layer, where hidden layers take demonstrations from.
+        worked: labelled examples per step that layers below the last one write about, for it to show.
         evidence: examples of earlier steps that judge candidates of the output layer too, at most.
         bound: what is reported as the ELBO.
         rungs: how the models at hand let texts and outputs be scored, for the record.
@@ -61,6 +63,7 @@ class VariationalInference:
     correct: Callable[[str, str], bool]
     rewrite_only_wrong: bool = False
     reservoir: int = 256
+    worked: int = 0
     evidence: int = 0
     bound: Bound = elbo
     rungs: Rungs = field(default_factory=Rungs)
@@ -84,6 +87,7 @@ def build(
     include_forward: bool = True,
     rewrite_only_wrong: bool = False,
     reservoir: int = 256,
+    worked: int = 0,
     evidence: int = 0,
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
     bound: Bound = elbo,
@@ -118,6 +122,7 @@ def build(
         correct=correct,
         rewrite_only_wrong=rewrite_only_wrong,
         reservoir=reservoir,
+        worked=worked,
         evidence=evidence,
         bound=bound,
         rungs=rungs or Rungs(),
@@ -163,7 +168,8 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
             step=state.step,
             above=network.layers[l + 1 :],
         )
-        feedback = layer_feedback(key, l, trace, posterior, correct, batch.pool, state.reservoir)
+        labelled = _labelled(key, network, l, batch, vi)
+        feedback = layer_feedback(key, l, trace, posterior, correct, labelled, state.reservoir)
         remembered = tuple(snapshot.prompts[l] for snapshot in state.memory)
         best, infos = vi.m_step(key, state.replay.joined(situation), feedback, remembered)
         improved = improved.with_layer(l, best)
@@ -188,6 +194,16 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         ),
         info,
     )
+
+
+def _labelled(
+    key: Key, network: Sequential, position: int, batch: Batch, vi: VariationalInference
+) -> tuple[Demonstration, ...]:
+    """What the last layer can show; nothing for other layers, or where it is not trained."""
+    depth = len(network)
+    if position < depth - 1 or not vi.m_step.repeats(position, depth):
+        return ()
+    return labelled_examples(key, network.layers[:position], batch.pool, vi.worked)
 
 
 def _worked(state: State, batch: Batch, trace: Trace, posterior: Posterior, limit: int) -> Reservoir:

@@ -78,6 +78,7 @@ def algorithm(
         include_forward=chosen.include_forward,
         rewrite_only_wrong=chosen.rewrite_only_wrong,
         reservoir=chosen.reservoir,
+        worked=chosen.worked,
         evidence=chosen.evidence,
         correct=correct,
         bound=elbo if rungs.weighs and rungs.scores else unknown_bound,

@@ -105,6 +105,9 @@ def estimate(
         forward += _forward(present) * batch
         for position in range(depth - 1):
             inference += _e_step(present[position], present[position + 1], options) * batch
+        if _repeats(options, depth - 1):
+            readable = min(options.inference.worked, max(1, round((options.shown or 1.0) * train_size)))
+            proposals += sum(map(_write, present[:-1]), Cost()) * readable
         for position in range(depth):
             scored, asked = _m_step(layers, present, position, options, batch, step)
             improvement, proposals = improvement + scored, proposals + asked
@@ -187,10 +190,10 @@ def _m_step(
     if not repeats:
         return _score(layer) * pairs, Cost()
     shares, weight = chosen.prompt_proposals, sum(chosen.prompt_proposals.values())
-    shown = _demonstrations(options, depth, batch, step)
+    shown = _demonstrations(options, position == depth - 1, batch, step)
     with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / weight
     rewritten = chosen.num_prompts - with_examples
-    if with_examples and depth > 1 and step == 0:
+    if with_examples and position < depth - 1 and step == 0:
         pairs /= 2  # half of the first batch is shown, and not scored
     others = 1 + rewritten + (min(options.memory, step / options.val_every) if step else 0)
     scored = _score(_grown(bare, shown)) * with_examples + _score(layer) * others
@@ -207,8 +210,13 @@ def _m_step(
 
 def _present(layers: Sequence[LayerSize], options: Options, batch: int, step: int) -> list[LayerSize]:
     """The layers as they are after so many steps: most incumbents show worked examples once those were proposed."""
-    shown = 0.8 * _demonstrations(options, len(layers), batch, step - 1) if step else 0.0
-    return [_grown(layer, shown if _repeats(options, i) else 0.0) for i, layer in enumerate(layers)]
+
+    def shown(position: int) -> float:
+        if not (step and _repeats(options, position)):
+            return 0.0
+        return 0.8 * _demonstrations(options, position == len(layers) - 1, batch, step - 1)
+
+    return [_grown(layer, shown(i)) for i, layer in enumerate(layers)]
 
 
 def _repeats(options: Options, position: int) -> int:
@@ -220,12 +228,12 @@ def _grown(layer: LayerSize, shown: float) -> LayerSize:
     return replace(layer, context=layer.context + shown * layer.demonstration)
 
 
-def _demonstrations(options: Options, depth: int, batch: int, step: int) -> float:
-    """Worked examples of a proposal in this step; deep networks have only those that they have worked out so far."""
+def _demonstrations(options: Options, last: bool, batch: int, step: int) -> float:
+    """Worked examples of a proposal in this step; a hidden layer has only those that were worked out so far."""
     chosen = options.inference
     if "demonstrations" not in chosen.prompt_proposals:
         return 0.0
-    if depth == 1:
+    if last:
         return sum(chosen.demonstrations) / len(chosen.demonstrations)
     worked = batch * step * (options.shown or 1.0)
     pool = batch / 2 if step == 0 else min(worked, float(chosen.reservoir))

@@ -100,6 +100,11 @@ class InferenceOptions(Strict):
     )
     reservoir: int = Field(256, ge=0, description="worked examples kept per layer of a deep network")
 
+    @property
+    def worked(self) -> int:
+        """Labelled examples per step that a deep network reads for its last layer to show: a third more than it can."""
+        return round(max(self.demonstrations) * 4 / 3) if "demonstrations" in self.prompt_proposals else 0
+
 
 class Options(Strict):
     """What happens from step to step."""
