@@ -55,9 +55,11 @@ def test_every_depth_and_preset_has_its_templates(cli: Shell, depth: int, preset
     small = ["--set", "inference.num_hidden=2", "--dev-size", 4, "--test-size", 4]
     done = cli("train", *words, *QUICK, *small)
     assert done.code == 0, done.err
-    first, last = ("think_steps", "classify_residual_answer") if preset == "paper" else ("analyse", "classify_residual")
-    only = "classify_answer" if preset == "paper" else "classify"
-    expected = [only] if depth == 1 else [first, *["analyse_residual"] * (depth - 2), last]
+    if preset == "paper":
+        hidden = ["think_steps", "analyse_residual"][: depth - 1]
+        expected = [*hidden, "classify_answer" if depth == 1 else "classify_residual_answer"]
+    else:
+        expected = [*["reread"] * (depth - 1), "classify"]
     layers = network_of(cli.folder / "runs/a")
     assert [layer["template"]["name"] for layer in layers] == expected
     assert [layer["kind"] for layer in layers] == ["language"] * (depth - 1) + ["choice"]
@@ -87,9 +89,16 @@ def test_initial_prompts_are_given_or_taken_from_elsewhere(cli: Shell):
         assert done.code == 0, done.err
         return [layer["prompt"]["instruction"] for layer in network_of(cli.folder / "runs" / name)]
 
-    default = prompts("default")
-    assert default[0] == "Decompose the problem to make it simpler:"
-    assert "order or return" in default[1]
+    for name, first, words in (
+        ("default", "Copy the input.", ()),
+        ("thoughts", "Decompose the problem to make it simpler:", ("--hidden", "think")),
+    ):
+        found = prompts(name, *words)
+        assert found[0] == first
+        assert "order or return" in found[1]
+        # taken from a run they go with the templates and the lengths that they had there
+        prompts(f"again {name}", "--prompts-from", f"runs/{name}")
+        assert network_of(cli.folder / "runs" / f"again {name}") == network_of(cli.folder / "runs" / name)
     wanted = ["think, {{ twice }}", "Sort [it]\nproperly"]
     assert prompts("flags", "--prompt", wanted[0], "--prompt", wanted[1]) == wanted
     (cli.folder / "p.txt").write_text(f"{wanted[0]}\n---\n{wanted[1]}\n", encoding="utf-8")
@@ -98,6 +107,14 @@ def test_initial_prompts_are_given_or_taken_from_elsewhere(cli: Shell):
         assert prompts(f"from {Path(source).name}", "--prompts-from", source) == wanted
     (cli.folder / "bad.yaml").write_text("just a text", encoding="utf-8")
     assert cli(*base, "--prompts-from", "bad.yaml").code == 2
+    for words, said in (
+        (("--hidden", "copies"), "copy"),
+        (("--hidden", "copy", "--prompt", "a", "--prompt", "b"), "leave out one"),
+        (("--prompts-from", "runs/default", "--layers", 3), "2 for 3 layers"),
+    ):
+        done = cli(*base, *words)
+        assert done.code == 2
+        assert said in done.err
 
 
 def test_a_frozen_layer_keeps_its_prompt(cli: Shell):

@@ -28,7 +28,7 @@ from dln.keys import Key
 from dln.lm.base import LanguageModel
 from dln.nn import ChoiceLayer, LayerInput
 from dln.numerics import Floats
-from dln.train.layout import standard_network
+from dln.train.layout import staged, standard_network
 
 __all__ = ["Headroom", "Measured", "measure_headroom"]
 
@@ -66,6 +66,7 @@ class Headroom:
         prompts: random prompts.
         thoughts: the instruction with one draw of thoughts per example, one entry per draw.
         candidates: N for which the gain is predicted.
+        staged: whether the thoughts are those of the task's first step.
     """
 
     majority: float
@@ -74,6 +75,7 @@ class Headroom:
     prompts: tuple[Measured, ...]
     thoughts: tuple[Measured, ...]
     candidates: int
+    staged: bool = False
 
     @property
     def spread(self) -> float:
@@ -157,7 +159,7 @@ def measure_headroom(
         shown = output_layer(setup, examples=draw_examples(setup, shots, draw=n))
         found.append(_measure(f"{shots} random examples", shown, rows, targets))
     thoughts: list[Measured] = []
-    network = standard_network(task, lm, 2)
+    network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
     last = network.layers[1]
     for n in range(draws):
         progress(f"thoughts, draw {n + 1} of {draws}")
@@ -172,6 +174,7 @@ def measure_headroom(
         prompts=tuple(found),
         thoughts=tuple(thoughts),
         candidates=candidates,
+        staged=staged(2, task),
     )
 
 

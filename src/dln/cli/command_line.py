@@ -35,6 +35,7 @@ FLAGS: dict[tuple[str, str], str] = {
     ("network", "prompts"): "--prompt",
     ("network", "prompts_from"): "--prompts-from",
     ("network", "templates"): "--template",
+    ("network", "hidden"): "--hidden",
     ("network", "hidden_tokens"): "--hidden-tokens",
     ("network", "freeze"): "--freeze",
     ("budget", "max_calls"): "--max-calls",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 from dln.data import task_names
 from dln.lm.load import ENGINES
 from dln.nn import template_names
+from dln.train.layout import Hidden
 from dln.train.options import PRESETS, InferenceOptions, Options
 
-__all__ = ["key_variables", "model_options", "models", "presets", "runs", "settings", "tasks", "templates"]
+__all__ = [
+    "hidden_starts",
+    "key_variables",
+    "model_options",
+    "models",
+    "presets",
+    "runs",
+    "settings",
+    "tasks",
+    "templates",
+]
 
 OPTIONS = ("timeout", "max_concurrency", "chat", "device", "dtype")
 """Options of engines that are asked for most."""
@@ -25,6 +37,11 @@ def tasks(incomplete: str) -> list[str]:
 def presets(incomplete: str) -> list[str]:
     """Named sets of options."""
     return _matching(list(PRESETS), incomplete)
+
+
+def hidden_starts(incomplete: str) -> list[str]:
+    """What hidden layers can begin as."""
+    return _matching(list(get_args(Hidden)), incomplete)
 
 
 def templates(incomplete: str) -> list[str]:

@@ -24,7 +24,8 @@ from dln.lm.load import load_lm
 from dln.lm.metered import Budget, Meter, Metered
 from dln.lm.prices import FREE, Quote
 from dln.lm.store import Store
-from dln.nn import Prompt, Sequential
+from dln.nn import AnyLayer, LanguageLayer, Prompt, Sequential
+from dln.nn.ensemble import best_of
 from dln.nn.saving import load_network
 from dln.train.layout import standard_network
 
@@ -126,14 +127,17 @@ def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequentia
         InputError: prompts or templates that do not fit the number of layers.
     """
     wanted = config.network
+    start = _starting_network(config, lm)
+    learnt = () if start is None else start.layers  # their prompts go with the templates that they were learnt under
     return standard_network(
         task,
         lm,
         wanted.layers,
         preset=str(config.options.get("preset", "default")),
-        prompts=_prompts(config, lm),
-        templates=wanted.templates,
-        hidden_tokens=wanted.hidden_tokens,
+        prompts=[layer.prompt for layer in learnt] or _prompts(config),
+        templates=wanted.templates or [layer.template for layer in learnt],
+        hidden=wanted.hidden,
+        hidden_tokens=wanted.hidden_tokens or max((_longest(layer) for layer in learnt), default=None),
     )
 
 
@@ -184,22 +188,31 @@ def _file_task(config: RunConfig) -> Task:
     )
 
 
-def _prompts(config: RunConfig, lm: LanguageModel) -> list[Prompt]:
+def _starting_network(config: RunConfig, lm: LanguageModel) -> Sequential | None:
+    """The network of a run or a file whose prompts are to begin with."""
+    source = config.network.prompts_from
+    if source is None or config.network.prompts:
+        return None
+    path = Path(source) / "network.json" if Path(source).is_dir() else Path(source)
+    return best_of(load_network(path, lm)) if path.suffix == ".json" else None
+
+
+def _longest(layer: AnyLayer) -> int:
+    return layer.sampling.max_tokens if isinstance(layer, LanguageLayer) else 1
+
+
+def _prompts(config: RunConfig) -> list[Prompt]:
     """Those that the user gave; none is the usual ones."""
     wanted = config.network
     if wanted.prompts and wanted.prompts_from:
         raise InputError("prompts are given twice", where="network", got="--prompt and --prompts-from")
     if wanted.prompts_from:
-        return _prompts_from(Path(wanted.prompts_from), lm)
+        return _prompts_from(Path(wanted.prompts_from))
     return [Prompt(text) for text in wanted.prompts]
 
 
-def _prompts_from(path: Path, lm: LanguageModel) -> list[Prompt]:
-    """Prompts of a run, a network file, a YAML list, or a text divided by lines of `---`."""
-    if path.is_dir():
-        path = path / "network.json"
-    if path.suffix == ".json":
-        return list(load_network(path, lm).parameters())
+def _prompts_from(path: Path) -> list[Prompt]:
+    """Prompts of a YAML list, or of a text divided by lines of `---`."""
     try:
         text = path.read_text(encoding="utf-8")
         rows = cast(object, yaml.safe_load(text)) if path.suffix in (".yaml", ".yml") else _sections(text)

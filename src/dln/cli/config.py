@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dln.cli.model_config import SECRET_FIELDS, ModelConfig, Section
 from dln.errors import InputError
+from dln.train.layout import Hidden
 from dln.train.options import InferenceOptions, Options, resolve_options
 
 __all__ = [
@@ -56,9 +57,19 @@ class NetworkConfig(Section):
 
     layers: int = Field(1, ge=1, le=32, description="depth of the network")
     prompts: tuple[str, ...] = Field((), description="initial prompts, one per layer")
-    prompts_from: str | None = Field(None, description="initial prompts from a text, YAML or network file, or a run")
+    prompts_from: str | None = Field(
+        None,
+        description="initial prompts from a text or YAML file, or with their templates from a network file or a run",
+    )
     templates: tuple[str, ...] = Field((), description="templates, one per layer")
-    hidden_tokens: int = Field(64, ge=1, description="longest hidden text and free answer, in tokens")
+    hidden: Hidden | None = Field(
+        None,
+        description="what hidden layers begin as; null: the steps that the task names, else copies of short inputs "
+        "under the default preset, else thoughts",
+    )
+    hidden_tokens: int | None = Field(
+        None, ge=1, description="longest hidden text and free answer, in tokens; null: 64, of a copy what it needs"
+    )
     freeze: tuple[int, ...] = Field((), description="layers that are not trained, counted from 1")
 
 

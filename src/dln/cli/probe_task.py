@@ -144,7 +144,10 @@ def answer(found: Headroom) -> str:
     if found.depth_pays is None:
         lines.append("Depth was not measured.")
     elif found.depth_pays:
-        lines.append("A second layer can pay: the model's thoughts tell the answer apart better than the input alone.")
+        lines.append(
+            "A second layer can pay: the model's thoughts tell the answer apart better than the input alone. "
+            f"Begin with them: dln train --layers 2{'' if found.staged else ' --hidden think'}"
+        )
     else:
         lines.append(
             "A second layer cannot be expected to pay: the model's own thoughts do not help it to the answer "

@@ -17,6 +17,7 @@ __all__ = [
     "HiddenApiKeyEnv",
     "HiddenBaseUrl",
     "HiddenModel",
+    "HiddenStart",
     "HiddenTokens",
     "InitialPrompt",
     "Layers",
@@ -53,7 +54,11 @@ InitialPrompt = Annotated[
 ]
 PromptsFrom = Annotated[
     str | None,
-    typer.Option(metavar="FILE|RUN", help="Initial prompts from a file, network or run.", rich_help_panel=NETWORK),
+    typer.Option(
+        metavar="FILE|RUN",
+        help="Initial prompts from a file, or from a network or run with its templates.",
+        rich_help_panel=NETWORK,
+    ),
 ]
 TemplateName = Annotated[
     list[str] | None,
@@ -61,6 +66,16 @@ TemplateName = Annotated[
         metavar="NAME",
         help="Template, once per layer.",
         autocompletion=complete.templates,
+        rich_help_panel=NETWORK,
+    ),
+]
+HiddenStart = Annotated[
+    str | None,
+    typer.Option(
+        "--hidden",
+        metavar="copy|think",
+        help="What hidden layers begin as.",
+        autocompletion=complete.hidden_starts,
         rich_help_panel=NETWORK,
     ),
 ]

@@ -24,19 +24,23 @@ COPY = "Copy the input."
 _TEMPLATE = "reread"
 _LOOKED_AT = 100
 """Inputs among which the shown ones are sought."""
+_MOSTLY = 0.9
+"""Part of the inputs that a layer must be able to copy to begin as a copy."""
+_LONGEST = 300
+"""Characters. A copy is drawn token by token, K times per example; a longer one costs more than a thought."""
 _WORD = re.compile(r"\w+")
 _ROOM = 1.25
 """Longest answer over longest input: what a layer learns to write may be longer than what it reads."""
 
 
-def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6) -> Sequential:
+def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6, max_tokens: int | None = None) -> Sequential:
     """`network` on top of a layer that copies its input, with the model of its first layer.
 
     Args:
         network: one layer or more; their prompts and fitted output layer stay as they are.
-        inputs: of the train set; `shown` of the first hundred, with few words in common, are shown as copied, and
-            the longest of all says how many tokens a copy may have.
+        inputs: of the train set; `shown` of the first hundred, with few words in common, are shown as copied.
         shown: worked examples of copying.
+        max_tokens: longest text that the new layer writes; default a quarter more than the longest of `inputs`.
 
     Returns:
         A network of L + 1 layers, which says what `network` says wherever its first layer copies exactly.
@@ -46,24 +50,27 @@ def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6) -> Sequ
     """
     first = network.layers[0]
     texts = [text for text in dict.fromkeys(map(str.strip, inputs)) if text]
-    several = [text for text in texts if not copyable(text)]
+    several = [text for text in texts if "\n" in text]
     if several or not texts:
         raise InputError(
             "a layer that copies needs inputs of one line",
             where="deepened",
             got=f"an input of several lines: {several[0][:80]!r}" if several else "no inputs",
-            fix="begin with a network whose layers think: dln.Sequential, or `dln train --layers 2`",
+            fix="begin with a network whose layers think: dln.Sequential, or `dln train --layers 2 --hidden think`",
         )
     examples = tuple(Demonstration(text, text, text) for text in _unlike(texts[:_LOOKED_AT], shown))
-    longest = max(map(first.lm.count_tokens, texts))
-    sampling = Sampling(max_tokens=max(16, round(_ROOM * longest)))
-    copying = LanguageLayer(first.lm, _TEMPLATE, Prompt(COPY, examples), sampling)
+    room = max_tokens or max(16, round(_ROOM * max(map(first.lm.count_tokens, texts))))
+    copying = LanguageLayer(first.lm, _TEMPLATE, Prompt(COPY, examples), Sampling(max_tokens=room))
     return Sequential((copying, *network.layers))
 
 
-def copyable(text: str) -> bool:
-    """Whether a layer can copy it: its answer ends with the line."""
-    return "\n" not in text.strip()
+def copyable(inputs: Sequence[str]) -> list[str]:
+    """The inputs that a layer can copy: of one line, with which its answer ends, and short; none if these are too few.
+
+    Too few are less than nine of ten. Of an input of several lines a layer that copies passes on one.
+    """
+    found = [text for text in inputs if "\n" not in text.strip() and len(text) <= _LONGEST]
+    return found if len(found) >= _MOSTLY * len(inputs) else []
 
 
 def _unlike(texts: Sequence[str], size: int) -> list[str]:

@@ -42,6 +42,7 @@ _ALL: tuple[Method, ...] = (
     LayerByLayer("dln-2-fix", tune_last=False),
     LayerByLayer("dln-2-tune", tune_last=True),
     Trained(2, "dln-2"),
+    Trained(2, "dln-2-think", hidden="think", what="dln-2 whose first layer begins with thoughts, as in the paper"),
     Trained(2, "dln-2-paper", "paper"),
     Trained(3, "dln-3"),
 )

@@ -16,15 +16,12 @@ from dln.train import Options, fit, resolve_options
 from dln.train.afford import affordable, reduced
 from dln.train.deepen import copyable, deepened
 from dln.train.estimate import estimate
-from dln.train.layout import staged, standard_network, standard_templates
+from dln.train.layout import Hidden, staged, standard_network
 from dln.train.options import dotted_names
 from dln.train.room import check_room
 from dln.train.sizes import layer_sizes
 
 __all__ = ["LayerByLayer", "Trained"]
-
-MOSTLY = 0.9
-"""Part of the inputs that a first layer must be able to copy to begin as a copy; of the others it copies a line."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Trained:
         preset: of the training options.
         changes: to the options of the preset.
         template: of the last layer; empty is the preset's.
+        hidden: what hidden layers begin as; None is the usual (see `standard_network`).
         what: this in a sentence; empty says depth and preset.
     """
 
@@ -46,6 +44,7 @@ class Trained:
     after: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     template: str = ""
+    hidden: Hidden | None = None
     what: str = ""
 
     @property
@@ -56,10 +55,9 @@ class Trained:
 
     def __call__(self, setup: Setup) -> Learnt:
         """Train on train, choose by dev."""
-        templates = list(standard_templates(self.depth, setup.task, self.preset))
-        if self.template:
-            templates[-1] = self.template
-        network = standard_network(setup.task, setup.lm, self.depth, preset=self.preset, templates=templates)
+        network = standard_network(
+            setup.task, setup.lm, self.depth, preset=self.preset, hidden=self.hidden, last_template=self.template
+        )
         return trained(setup, network, self.preset, dict(self.changes))
 
 
@@ -68,8 +66,8 @@ class LayerByLayer:
     """Two layers whose second one begins as the trained single layer (paper, Table 9).
 
     The first one begins as a copy of its input, so that the network begins as the single layer. Where the task names
-    its steps, it begins as the first of these; where more than a tenth of the inputs have several lines, it thinks as
-    in any network of two.
+    its steps, it begins as the first of these; where more than a tenth of the inputs have several lines or are long, it
+    thinks.
 
     Args:
         name: in the table.
@@ -99,15 +97,13 @@ class LayerByLayer:
         if found is None:
             raise InputError("this method needs a trained layer to start from", where=self.name, got=self.start)
         single = best_of(found)
-        inputs = setup.task.train.inputs
-        lines = [x for x in inputs if copyable(x)]
-        copies = not staged(2, setup.task) and len(lines) >= MOSTLY * len(inputs)
-        network = deepened(single, _shuffled(setup.seed, lines)) if copies else self._thinking(setup, single)
+        lines = [] if staged(2, setup.task) else copyable(setup.task.train.inputs)
+        network = deepened(single, _shuffled(setup.seed, lines)) if lines else self._on_top(setup, single)
         steps = {} if self.tune_last else {"inference": {"layer_steps": [1, 0]}}
         learnt = trained(setup, network, self.preset, steps)
         return replace(learnt, notes=(*learnt.notes, f"training tokens without those of {self.start}"))
 
-    def _thinking(self, setup: Setup, single: Sequential) -> Sequential:
+    def _on_top(self, setup: Setup, single: Sequential) -> Sequential:
         """The usual first layer, then the single layer, its examples with what the first one writes about them."""
         network = standard_network(setup.task, setup.lm, 2, preset=self.preset)
         first, prompt = network.layers[0], single.layers[-1].prompt

@@ -22,7 +22,7 @@ from dln.data import Task
 from dln.errors import InputError
 from dln.nn.template import load_template
 from dln.train import resolve_options
-from dln.train.layout import standard_templates
+from dln.train.layout import usual_template
 from dln.train.options import nested
 
 __all__ = ["BASE", "builtin_variants", "read_variants", "variants", "with_base"]
@@ -97,7 +97,7 @@ def with_base(
 
     def settings(variant: Trained) -> dict[str, Any]:
         recipe = recipe_of(variant, options)
-        return {**recipe, "template": variant.template or standard_templates(variant.depth, task, preset)[-1]}
+        return {**recipe, "template": variant.template or usual_template(task, variant.depth, preset)}
 
     base = Trained(depth, BASE, preset)
     own = settings(base)
