@@ -16,7 +16,8 @@ __all__ = ["STEPS", "agreed", "shell", "steps_of", "train", "usage_of"]
 
 STEPS = 2
 WORDS = (
-    *("train", "--csv", "mail.csv", "--steps", STEPS, "--dev-size", 4, "--test-size", 4, "--hidden-tokens", 4),
+    *("train", "--csv", "mail.csv", "--steps", STEPS, "--dev-size", 4, "--test-size", 4),
+    *("--hidden", "think", "--hidden-tokens", 4),
     *("--set", "batch_size=4", "--set", "val_every=1", "--set", "inference.num_prompts=2"),
     *("--set", "inference.num_hidden=2", "--set", "inference.demonstrations=[1]", "--set", "inference.prompt_tokens=8"),
     *("--lm-option", "timeout=0.5", "--lm-option", "connect_timeout=0.3", "--lm-option", "max_retries=3"),
