@@ -1,4 +1,4 @@
-"""Growing evidence: what earlier steps saw judges again, with the numbers of then, and never what may be shown."""
+"""Growing evidence: what earlier steps saw judges again, with the numbers of then."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def situation_of(network, numbers, step=0):
 def test_joined_terms_are_those_of_each_step_by_itself(depth):
     network = network_of(depth)
     earlier, now = situation_of(network, range(4), 0), situation_of(network, range(4, 9), 1)
-    replay = Replay().add(earlier.trace, earlier.posterior, (), 100)
+    replay = Replay().add(earlier.trace, earlier.posterior, 100)
     judge = ExpectedLogProb("log_prob", FixedOutput())
     together = judge(replay.joined(now)).per_example
     np.testing.assert_allclose(together[:, :5], judge(now).per_example, atol=1e-12)
@@ -78,7 +78,7 @@ def test_joined_terms_are_those_of_each_step_by_itself(depth):
 def test_hidden_layers_are_judged_on_the_batch_alone():
     network = network_of(2)
     earlier, now = situation_of(network, range(4), 0), situation_of(network, range(4, 9), 1)
-    replay = Replay().add(earlier.trace, earlier.posterior, (), 100)
+    replay = Replay().add(earlier.trace, earlier.posterior, 100)
     below = Candidates(
         Key(3), (network.layers[0],), 0, 2, now.trace, now.posterior, now.correct, now.counted, 1, network.layers[1:]
     )
@@ -88,22 +88,19 @@ def test_hidden_layers_are_judged_on_the_batch_alone():
 @settings(max_examples=30, deadline=None)
 @given(
     batches=st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=5, unique=True), min_size=1, max_size=5),
-    shown=st.sets(st.integers(0, 11), max_size=6),
     limit=st.integers(0, 8),
 )
-def test_kept_are_the_newest_that_are_not_shown_each_once(batches, shown, limit):
+def test_kept_are_the_newest_each_once(batches, limit):
     network = network_of(1)
-    hidden = {f"item{i}." for i in shown}
     replay = Replay()
     for step, numbers in enumerate(batches):
         situation = situation_of(network, numbers, step)
-        replay = replay.add(situation.trace, situation.posterior, hidden, limit)
+        replay = replay.add(situation.trace, situation.posterior, limit)
     newest: dict[int, None] = {}
     for numbers in batches:
         for i in numbers:
-            if i not in shown:
-                newest.pop(i, None)
-                newest[i] = None
+            newest.pop(i, None)
+            newest[i] = None
     expected = [f"item{i}." for i in newest]
     assert [e.x for e in replay.examples] == expected[len(expected) - min(limit, len(expected)) :]
     assert parse(Replay, dump(replay), "replay") == replay
@@ -112,7 +109,7 @@ def test_kept_are_the_newest_that_are_not_shown_each_once(batches, shown, limit)
 def test_an_example_of_the_batch_judges_once():
     network = network_of(2)
     first, again = situation_of(network, range(4), 0), situation_of(network, range(2, 6), 1)
-    joined = Replay().add(first.trace, first.posterior, (), 100).joined(again)
+    joined = Replay().add(first.trace, first.posterior, 100).joined(again)
     assert sorted(joined.trace.x) == [f"item{i}." for i in range(6)]
 
 

@@ -264,6 +264,19 @@ def test_every_depth_trains_and_resumes(tmp_path, depth):
     assert truth(tmp_path / "cut") == truth(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_example_seen_so_far_judges_the_output_layer_at_any_depth(tmp_path, depth):
+    train(tmp_path / "run", net=network(depth=depth), steps=3)
+    seen: set[str] = set()
+    for event in truth(tmp_path / "run"):
+        if event["kind"] == "step":
+            seen |= {example["x"] for example in event["examples"]}
+            last = event["layers"][-1]
+            shown = {d["x"] for c in last["candidates"] for d in c["prompt"]["demonstrations"]}
+            assert last["examples"] == len(seen)
+            assert shown and not shown & seen
+
+
 def test_paper_preset_trains():
     changes = {"batch_size": 6, "inference": {"num_prompts": 4, "num_hidden": 2}}
     result = fit(network(), data(), data(20, "dev"), preset="paper", steps=3, options=changes)

@@ -8,13 +8,12 @@ EM (Neal and Hinton, 1998), whose partial E-steps climb the same bound. With one
 the terms are exact. What an unchanged prompt says of an earlier example is the same question as before, which
 a cached model does not evaluate again.
 
-An example that may be shown as a demonstration is never kept here, so that no prompt can win by containing
-the answer.
+No prompt can win by containing the answer: an example that any candidate shows judges none of them
+(`dln.infer.mstep`). Where batches and demonstrations are drawn from different examples that costs no judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,18 +48,16 @@ class Replay:
 
     examples: tuple[Earlier, ...] = ()
 
-    def add(self, trace: Trace, posterior: Posterior, shown: Collection[str], limit: int) -> Replay:
-        """With the scored examples of a step, except those in `shown`; at most `limit`, the newest."""
+    def add(self, trace: Trace, posterior: Posterior, limit: int) -> Replay:
+        """With the scored examples of a step; at most `limit`, the newest."""
         if limit <= 0:
             return self
         depth = len(trace.hidden)
         fresh: dict[str, Earlier] = {}
         for i in np.flatnonzero(posterior.scored):
-            x = trace.x[int(i)]
-            if x not in shown:
-                below = posterior.levels[depth - 1][int(i)]
-                texts = tuple((text_of(h), float(w)) for h, w in zip(below.values, below.weights, strict=True) if w > 0)
-                fresh[x] = Earlier(x, text_of(posterior.levels[depth][int(i)].mode), texts)
+            x, below = trace.x[int(i)], posterior.levels[depth - 1][int(i)]
+            texts = tuple((text_of(h), float(w)) for h, w in zip(below.values, below.weights, strict=True) if w > 0)
+            fresh[x] = Earlier(x, text_of(posterior.levels[depth][int(i)].mode), texts)
         together = [*(e for e in self.examples if e.x not in fresh), *fresh.values()]
         return Replay(tuple(together[max(0, len(together) - limit) :]))
 

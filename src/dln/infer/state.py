@@ -23,14 +23,12 @@ class Batch:
     Attributes:
         x: inputs.
         y: wanted outputs.
-        pool: other labelled (input, output) pairs, which may be shown as demonstrations.
-        shown: inputs that may be shown and do not judge in later steps; with none, any example may be either.
+        pool: other labelled (input, output) pairs, which the output layer may show as demonstrations.
     """
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     pool: tuple[tuple[str, str], ...] = ()
-    shown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -189,8 +189,8 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
             state,
             network=memory.plain_network(improved),
             step=state.step + 1,
-            reservoir=_worked(state, batch, trace, posterior, vi.reservoir),
-            replay=state.replay.add(trace, posterior, batch.shown, vi.evidence),
+            reservoir=_worked(state, trace, posterior, vi.reservoir),
+            replay=state.replay.add(trace, posterior, vi.evidence),
         ),
         info,
     )
@@ -206,14 +206,11 @@ def _labelled(
     return labelled_examples(key, network.layers[:position], batch.pool, vi.worked)
 
 
-def _worked(state: State, batch: Batch, trace: Trace, posterior: Posterior, limit: int) -> Reservoir:
-    """The reservoir with this batch's worked examples, of a deep network; only with those that may be shown."""
+def _worked(state: State, trace: Trace, posterior: Posterior, limit: int) -> Reservoir:
+    """The reservoir with this batch's worked examples, of a deep network."""
     if len(state.network) == 1:
         return state.reservoir
-    rows = worked_examples(trace, posterior)
-    if batch.shown:
-        rows = [tuple(d for d in row if d.x in batch.shown) for row in rows]
-    return state.reservoir.add(rows, limit=limit)
+    return state.reservoir.add(worked_examples(trace, posterior), limit=limit)
 
 
 def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:

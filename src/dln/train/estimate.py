@@ -13,6 +13,8 @@ from dln.train.options import Options
 
 __all__ = ["Cost", "Estimate", "LayerSize", "Speed", "estimate"]
 
+_TELLING = 20  # examples from which on a race stops about half of the candidates
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSize:
@@ -106,8 +108,8 @@ def estimate(
         for position in range(depth - 1):
             inference += _e_step(present[position], present[position + 1], options) * batch
         if _repeats(options, depth - 1):
-            readable = min(options.inference.worked, max(1, round((options.shown or 1.0) * train_size)))
-            proposals += sum(map(_write, present[:-1]), Cost()) * readable
+            read = min(options.inference.worked, _pool(options, train_size))
+            proposals += sum(map(_write, present[:-1]), Cost()) * read
         for position in range(depth):
             scored, asked = _m_step(layers, present, position, options, batch, step)
             improvement, proposals = improvement + scored, proposals + asked
@@ -132,9 +134,14 @@ def estimate(
 
 def _available(options: Options, train_size: int) -> Options:
     """The options with no more demonstrations than there are examples that may be shown."""
-    pool = max(1, round((options.shown or 1.0) * train_size))
+    pool = _pool(options, train_size)
     sizes = tuple(min(size, pool) for size in options.inference.demonstrations)
     return options.model_copy(update={"inference": options.inference.model_copy(update={"demonstrations": sizes})})
+
+
+def _pool(options: Options, train_size: int) -> int:
+    """Examples that may be shown."""
+    return max(1, round((options.shown or 1.0) * train_size))
 
 
 def _fitted(layers: Sequence[LayerSize], options: Options, dev_size: int, test_size: int) -> Cost:
@@ -183,9 +190,10 @@ def _m_step(
     heavy = 1 + 0.25 * (particles - 1) if chosen.prune else particles
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
     if repeats and position == depth - 1:
-        # earlier examples judge too; a deep network keeps those that are not shown, and a race seldom gets to all
-        earlier = min(float(chosen.evidence), batch * step * (1.0 if depth == 1 else 1 - options.shown))
-        pairs += earlier * (1.0 if position == 0 else heavy) * (0.5 if chosen.race else 1.0)
+        # earlier examples judge too; a race seldom gets to all of them, but tells little on a handful
+        earlier = min(float(chosen.evidence), float(batch * step))
+        raced = max(0.0, earlier - max(0, _TELLING - batch)) if chosen.race else 0.0
+        pairs += (earlier - 0.5 * raced) * (1.0 if position == 0 else heavy)
     layer, bare = present[position], layers[position]
     if not repeats:
         return _score(layer) * pairs, Cost()
@@ -235,6 +243,5 @@ def _demonstrations(options: Options, last: bool, batch: int, step: int) -> floa
         return 0.0
     if last:
         return sum(chosen.demonstrations) / len(chosen.demonstrations)
-    worked = batch * step * (options.shown or 1.0)
-    pool = batch / 2 if step == 0 else min(worked, float(chosen.reservoir))
+    pool = batch / 2 if step == 0 else min(batch * step, chosen.reservoir)
     return sum(min(size, pool) for size in chosen.demonstrations) / len(chosen.demonstrations)

@@ -70,9 +70,10 @@ def standard_network(
             got="copy, and prompts or templates",
             fix="leave out one of them",
         )
-    if not (prompts or templates) and _begins(depth, task, preset, hidden) == "copy":
+    begins = _begins(depth, task, preset, hidden)
+    if begins == "copy" and not (prompts or templates):
         return _copied(task, lm, depth, preset, last_template, hidden_tokens)
-    steps = hidden is None and staged(depth, task)
+    steps = begins == "steps"
     templates = list(templates or _templates(depth, task, preset, steps))
     prompts = tuple(prompts or _first_prompts(depth, task, steps))
     for name, values in (("prompts", prompts), ("templates", templates)):

@@ -98,7 +98,7 @@ def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     """One update, and a validation where one is due; everything is derived from (seed, step)."""
     options, state = recipe.options, progress.state
     key = Key(options.seed).child("step", state.step)
-    batch = _batch(recipe, key, len(state.network))
+    batch = _batch(recipe, key)
     state, info = vi.update(state, batch, key, recipe.algorithm)
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)
@@ -150,23 +150,23 @@ def _runners_up(info: vi.Info, network: Sequential, num: int) -> list[Sequential
     return [network.with_layer(last, layer) for layer in steps[-1].runners_up(num)] if steps and num else []
 
 
-def _batch(recipe: Recipe, key: Key, depth: int) -> vi.Batch:
-    """The step's examples: with one layer only those that are not shown.
-
-    A deep network must work an example out, hidden texts and all, before it can show it.
-    """
+def _batch(recipe: Recipe, key: Key) -> vi.Batch:
+    """The step's examples, none of which the output layer may show, and those it may."""
     train, options = recipe.train, recipe.options
     shown = _shown(train, options)
-    drawn = train if depth > 1 or not shown else train.select([i for i, x in enumerate(train.inputs) if x not in shown])
+    drawn = train if not shown else train.select([i for i, x in enumerate(train.inputs) if x not in shown])
     size = min(options.batch_size, len(drawn))
     chosen = drawn.select(batch_indices(drawn, size, key.child("batch"), options.balanced))
     inside = set(chosen.inputs)
     pool = tuple((e.input, e.target) for e in train if e.input not in inside and (not shown or e.input in shown))
-    return vi.Batch(chosen.inputs, chosen.targets, pool, shown)
+    return vi.Batch(chosen.inputs, chosen.targets, pool)
 
 
 def _shown(train: Dataset, options: Options) -> frozenset[str]:
-    """The inputs that may be shown and never judge, the same in every step; none where nothing is shown."""
+    """The inputs that the output layer may show and that never judge it, the same in every step.
+
+    None where nothing is shown; then any example may be either.
+    """
     distinct = len({text_key(x) for x in train.inputs})
     size = round(options.shown * distinct)
     if size < 1 or distinct - size < 1 or "demonstrations" not in options.inference.prompt_proposals:
