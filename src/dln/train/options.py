@@ -115,7 +115,10 @@ class Options(Strict):
     balanced: bool = Field(True, description="equal classes within a batch")
     seed: int = Field(13, description="seed of everything random")
     shown: float = Field(
-        0.5, ge=0, lt=1, description="part of the train set that is shown as demonstrations and never judges; 0: any"
+        0.5,
+        ge=0,
+        lt=1,
+        description="part of the train set that the output layer shows and that never judges it; 0: any",
     )
     val_every: int = Field(2, ge=1, description="updates between validations")
     select_by: Literal["accuracy", "log_likelihood"] = Field(
