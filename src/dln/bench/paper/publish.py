@@ -22,6 +22,7 @@ REGIONS = (
     "more steps",
     "equal tokens",
     "ablation",
+    "more search",
     "depth",
     "layer by layer",
     "headroom",
