@@ -154,7 +154,7 @@ def _batch(recipe: Recipe, key: Key) -> vi.Batch:
     """The step's examples, none of which the output layer may show, and those it may."""
     train, options = recipe.train, recipe.options
     shown = _shown(train, options)
-    drawn = train if not shown else train.select([i for i, x in enumerate(train.inputs) if x not in shown])
+    drawn = train.select([i for i, x in enumerate(train.inputs) if x not in shown])
     size = min(options.batch_size, len(drawn))
     chosen = drawn.select(batch_indices(drawn, size, key.child("batch"), options.balanced))
     inside = set(chosen.inputs)
