@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,15 @@ LONGEST = 300
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
-each_module = pytest.mark.parametrize("path", MODULES, ids=IDS)
+
+Rule = Callable[[Path], None]
+RULES: list[Rule] = []
+
+
+def rule(check: Rule) -> Rule:
+    """A check that every module has to pass."""
+    RULES.append(check)
+    return check
 
 
 def room_of(path: Path) -> str:
@@ -44,6 +53,7 @@ def room_of(path: Path) -> str:
     return "dln" if first == "__init__.py" else first.removesuffix(".py")
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -97,8 +107,8 @@ def test_the_rules_know_every_room():
     assert rooms <= set(BELOW) | LEAVES, f"new rooms: {rooms - set(BELOW) - LEAVES}; say what they may import"
 
 
-@each_module
-def test_imports_run_one_way(path: Path):
+@rule
+def imports_run_one_way(path: Path):
     room = room_of(path)
     if room == "dln":
         return
@@ -115,8 +125,8 @@ def test_leaves_do_not_go_in_circles():
             del graph[leaf]
 
 
-@each_module
-def test_no_room_reaches_into_the_private_names_of_another(path: Path):
+@rule
+def no_room_reaches_into_the_private_names_of_another(path: Path):
     room = room_of(path)
     foreign: dict[str, str] = {}
     for module, names in imports_of(tree_of(path)):
@@ -132,8 +142,8 @@ def test_no_room_reaches_into_the_private_names_of_another(path: Path):
             assert dunder or not node.attr.startswith("_"), f"{foreign[node.value.id]}.{node.attr}, line {node.lineno}"
 
 
-@each_module
-def test_heavy_packages_are_imported_where_they_are_needed(path: Path):
+@rule
+def heavy_packages_are_imported_where_they_are_needed(path: Path):
     assert not {name.split(".")[0] for name in module_level_imports(tree_of(path))} & HEAVY
 
 
@@ -143,13 +153,13 @@ def test_importing_the_package_loads_no_heavy_package():
     assert done.returncode == 0, done.stderr
 
 
-@each_module
-def test_nothing_is_pickled(path: Path):
+@rule
+def nothing_is_pickled(path: Path):
     assert not {module.split(".")[0] for module, _ in imports_of(tree_of(path))} & CODE_IN_DATA
 
 
-@each_module
-def test_networks_and_inference_write_nothing(path: Path):
+@rule
+def networks_and_inference_write_nothing(path: Path):
     """No printing, no logging: what they have to say is in the values they return."""
     if room_of(path) not in NO_OUTPUT:
         return
@@ -159,14 +169,14 @@ def test_networks_and_inference_write_nothing(path: Path):
     assert not {module for module, _ in imports_of(tree)} & {"logging", "rich", "sys"}
 
 
-@each_module
-def test_a_file_is_short(path: Path):
+@rule
+def a_file_is_short(path: Path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST, f"{lines} lines: a file holds one idea"
 
 
-@each_module
-def test_a_module_says_what_it_is_and_what_it_offers(path: Path):
+@rule
+def a_module_says_what_it_is_and_what_it_offers(path: Path):
     tree = tree_of(path)
     assert ast.get_docstring(tree), "a module begins with a docstring"
     names = names_in_all(tree)
@@ -180,8 +190,8 @@ def test_a_module_says_what_it_is_and_what_it_offers(path: Path):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
-@each_module
-def test_all_names_exist(path: Path):
+@rule
+def all_names_exist(path: Path):
     tree = tree_of(path)
     bound: set[str] = set()
     for node in ast.walk(tree):
@@ -192,6 +202,12 @@ def test_all_names_exist(path: Path):
         elif isinstance(node, ast.Import | ast.ImportFrom):
             bound |= {alias.asname or alias.name for alias in node.names}
     assert set(names_in_all(tree) or ()) <= bound
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_a_module_keeps_every_rule(path: Path):
+    for check in RULES:
+        check(path)
 
 
 def test_the_rules_can_be_broken(tmp_path: Path):
