@@ -25,6 +25,7 @@ REGIONS = (
     "more search",
     "depth",
     "layer by layer",
+    "depth over seeds",
     "headroom",
     "results",
 )
