@@ -16,14 +16,14 @@ def main() -> None:
     result = dln.fit(
         network,
         task.train,
-        task.dev[:48],
+        task.dev[:32],
         steps=2,
         seed=13,
-        options={"batch_size": 16, "val_every": 1, "inference": {"num_prompts": 4, "demonstrations": [24]}},
+        options={"batch_size": 16, "val_every": 1, "inference": {"num_prompts": 4, "demonstrations": [12]}},
         callbacks=[lambda event: print(f"  {event.kind}")],
     )
-    before = dln.evaluate(network, task.test[:48])
-    after = dln.evaluate(result.network, task.test[:48])
+    before = dln.evaluate(network, task.test[:32])
+    after = dln.evaluate(result.network, task.test[:32])
     paired, _ = dln.compare(before, after)
     print("before:", before)
     print("after: ", after)

@@ -139,7 +139,7 @@ def test_sizes_limit_the_data_and_no_test_leaves_the_test_out(cli: Shell):
 
 def test_a_spent_budget_is_exit_code_4_with_the_result_so_far(cli: Shell):
     mail_csv(cli.folder / "mail.csv")
-    words = ["train", "--csv", "mail.csv", "--steps", 50, "--run-dir", "runs/a", *QUICK]
+    words = ["train", "--csv", "mail.csv", "--steps", 12, "--run-dir", "runs/a", *QUICK]
     done = cli(*words, "--max-tokens", 20000)
     assert done.code == 4
     assert "budget is spent" in done.err
@@ -149,7 +149,7 @@ def test_a_spent_budget_is_exit_code_4_with_the_result_so_far(cli: Shell):
     events = read_events(cli.folder / "runs/a/events.jsonl")
     finished = of_kind(events, Finished)[0]
     assert finished.reason == "budget"
-    assert 0 < finished.step < 50
+    assert 0 < finished.step < 12
     assert not of_kind(events, Evaluated)
     assert finished.usage["prompt_tokens"] <= 20000
     assert [layer["prompt"] for layer in finished.network["layers"]] == [

@@ -19,9 +19,8 @@ pytestmark = pytest.mark.model
 X = (
     "the plot moves along like a tired old mule",
     "a young woman returns to her village after ten years",
-    "an utterly charming little film",
 )
-Y = ("subjective", "objective", "subjective")
+Y = ("subjective", "objective")
 
 
 class Plain:
@@ -34,8 +33,8 @@ class Plain:
     def token_log_probs(self, context: str, ids: list[int]) -> np.ndarray:
         start = self.tokenizer(context)["input_ids"]
         with torch.inference_mode():
-            logits = self.model(torch.tensor([[*start, *ids]])).logits[0].double().log_softmax(-1)
-        return np.array([logits[len(start) - 1 + i, token].item() for i, token in enumerate(ids)])
+            logits = self.model(torch.tensor([[*start, *ids]])).logits[0, len(start) - 1 :].double().log_softmax(-1)
+        return np.array([logits[i, token].item() for i, token in enumerate(ids)])
 
     def mean(self, context: str, h) -> float:
         """Mean over the text's tokens; a draw that is nothing but its terminator is that one token."""

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dln.errors import InputError
 from dln.keys import Key
+from dln.lm.metered import Metered
 from dln.lm.table import TableLM
-from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
 
 HIDDEN = (" a", " b", " a b")
 LABELS = ("yes", "no")
@@ -83,6 +84,19 @@ def test_one_layer_can_be_exchanged_and_only_where_there_is_one():
     for position in (-1, 3, 7):
         with pytest.raises(InputError, match="no layer"):
             net.with_layer(position, new)
+
+
+def test_a_network_is_printed_layer_by_layer_without_weights_and_whole_prompts():
+    shown = tuple(Demonstration(str(i), str(i), "yes") for i in range(24))
+    lm = Metered(TableLM(lambda _: {"yes": 1.0}, name="oracle"))
+    net = Sequential(
+        LanguageLayer(lm, "think", "word " * 100),
+        ChoiceLayer(lm, "classify", Prompt("Yes or no?", shown), ("yes", "no")),
+    )
+    first, second = repr(net).splitlines()[1:-1]
+    assert first.startswith("  (0) LanguageLayer('oracle', 'think', 'word word")
+    assert len(first) < 140
+    assert second == "  (1) ChoiceLayer('oracle', 'classify', 'Yes or no? [24 demonstrations]', 2 labels)"
 
 
 def test_labels_are_known_where_the_output_is_closed():

@@ -63,6 +63,9 @@ class TransformersLM:
                 "this model has no chat template", where=self.name, fix="use it as a completion model (chat=False)"
             )
 
+    def __repr__(self) -> str:
+        return f"TransformersLM({self.name!r})"  # not the weights: a network is printed with its models
+
     @classmethod
     def load(
         cls,

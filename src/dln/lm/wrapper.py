@@ -17,6 +17,9 @@ class Wrapper:
     def __init__(self, inner: LanguageModel) -> None:
         self._inner = inner
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._inner!r})"
+
     @property
     def inner(self) -> LanguageModel:
         """The model that is wrapped, one layer down."""

@@ -90,6 +90,10 @@ class ChoiceLayer:
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise InputError("temperature must be finite and > 0", where="temperature", got=self.temperature)
 
+    def __repr__(self) -> str:
+        what = f"{self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r}"
+        return f"ChoiceLayer({what}, {len(self.labels)} labels)"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The canonical label names, without their other wordings."""

@@ -128,6 +128,9 @@ class LanguageLayer:
         ):
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        return f"LanguageLayer({self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r})"
+
     @property
     def target_prefix(self) -> str:
         """What stands between context and output: nothing for a chat model, which has its own turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 from dln.schema import dump, parse
@@ -54,6 +55,10 @@ class Prompt:
     def with_wording(self, wording: tuple[str, str] | None) -> Prompt:
         """The same prompt with other names for input and output."""
         return replace(self, wording=wording)
+
+    def abridged(self, width: int = 90) -> str:
+        """`str(prompt)` on one line of at most `width` characters."""
+        return shorten(str(self), width, placeholder=" …")
 
     def __str__(self) -> str:
         notes = [f"{len(self.demonstrations)} demonstrations"] if self.demonstrations else []

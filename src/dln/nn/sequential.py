@@ -73,6 +73,10 @@ class Sequential:
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __repr__(self) -> str:
+        rows = "".join(f"  ({position}) {layer!r}\n" for position, layer in enumerate(self.layers))
+        return f"Sequential(\n{rows})"
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Label names of the output layer; None where it writes free text."""

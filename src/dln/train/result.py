@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dln.nn import Sequential
@@ -28,7 +28,7 @@ class FitResult:
     """
 
     network: Sequential
-    initial: Sequential
+    initial: Sequential = field(repr=False)
     best_step: int
     score: float
     reason: str
