@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train a network on the bundled task with the embedded model, offline
 	$(BIN)/dln train --task questions --steps 6
 
-test: $(STAMP)  ## lint, types and tests (under 10 minutes on 2 cores)
+test: $(STAMP)  ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -36,6 +36,7 @@ def test_example(example: Path, tmp_path: Path):
 
 
 @pytest.mark.model
+@pytest.mark.slow  # the tutorial's blocks make the same calls
 @pytest.mark.parametrize("name", sorted(WITH_MODEL))
 @pytest.mark.usefixtures("smollm2")
 def test_example_with_the_embedded_model(name: str, tmp_path: Path):
