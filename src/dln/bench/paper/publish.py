@@ -23,6 +23,7 @@ REGIONS = (
     "equal tokens",
     "ablation",
     "more search",
+    "more search on subj",
     "depth",
     "layer by layer",
     "depth over seeds",
