@@ -99,6 +99,15 @@ def test_a_network_is_printed_layer_by_layer_without_weights_and_whole_prompts()
     assert second == "  (1) ChoiceLayer('oracle', 'classify', 'Yes or no? [24 demonstrations]', 2 labels)"
 
 
+@pytest.mark.parametrize("instruction", ["word " * 100, "判断下列句子是主观还是客观" * 20])
+def test_a_long_prompt_is_abridged_in_its_instruction_only(instruction):
+    whole = Prompt(instruction, (Demonstration("x", "x", "yes"),) * 24, ("Review", "Sentiment"))
+    shown, notes = whole.abridged(40).split("… ", 1)
+    assert len(shown) == 39
+    assert instruction.startswith(shown)
+    assert notes == "[24 demonstrations, Review → Sentiment]"
+
+
 def test_labels_are_known_where_the_output_is_closed():
     assert network().labels == LABELS
     assert network(free_text=True).labels is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from textwrap import shorten
 from typing import Any
 
 from dln.schema import dump, parse
@@ -56,9 +55,11 @@ class Prompt:
         """The same prompt with other names for input and output."""
         return replace(self, wording=wording)
 
-    def abridged(self, width: int = 90) -> str:
-        """`str(prompt)` on one line of at most `width` characters."""
-        return shorten(str(self), width, placeholder=" …")
+    def abridged(self, length: int = 80) -> str:
+        """`str(prompt)` on one line, with at most `length` characters of the instruction."""
+        flat = " ".join(self.instruction.split())
+        shown = flat if len(flat) <= length else flat[: length - 1] + "…"
+        return " ".join(str(self.with_instruction(shown)).split())
 
     def __str__(self) -> str:
         notes = [f"{len(self.demonstrations)} demonstrations"] if self.demonstrations else []
