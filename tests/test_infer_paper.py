@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -19,18 +21,20 @@ pytestmark = pytest.mark.model
 X = (
     "the plot moves along like a tired old mule",
     "a young woman returns to her village after ten years",
+    "an utterly charming little film",
 )
-Y = ("subjective", "objective")
+Y = ("subjective", "objective", "subjective")
 
 
 class Plain:
-    """log p of given ids after a context, and label distributions, one plain forward at a time."""
+    """log p of given ids after a context, and label distributions, one plain forward for each distinct sequence."""
 
     def __init__(self, lm) -> None:
         self.model = lm.network.model
         self.tokenizer = lm.codec.tokenizer
+        self.token_log_probs = functools.cache(self._token_log_probs)
 
-    def token_log_probs(self, context: str, ids: list[int]) -> np.ndarray:
+    def _token_log_probs(self, context: str, ids: tuple[int, ...]) -> np.ndarray:
         start = self.tokenizer(context)["input_ids"]
         with torch.inference_mode():
             logits = self.model(torch.tensor([[*start, *ids]])).logits[0, len(start) - 1 :].double().log_softmax(-1)
@@ -38,11 +42,11 @@ class Plain:
 
     def mean(self, context: str, h) -> float:
         """Mean over the text's tokens; a draw that is nothing but its terminator is that one token."""
-        return float(self.token_log_probs(context, list(h.token_ids))[: h.text_tokens or None].mean())
+        return float(self.token_log_probs(context, tuple(h.token_ids))[: h.text_tokens or None].mean())
 
     def label_log_prob(self, context: str, labels: list[str], label: str) -> float:
         scores = [
-            self.token_log_probs(context, self.tokenizer(text, add_special_tokens=False)["input_ids"]).sum()
+            self.token_log_probs(context, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])).sum()
             for text in labels
         ]
         return float(scores[labels.index(label)] - np.logaddexp.reduce(scores))

@@ -64,7 +64,7 @@ def race_beside_full_scoring(lm, task, depth, steps, *, batch, prompts, hidden, 
 def test_a_step_on_questions_chooses_as_full_scoring_does(smollm2):
     """A small sample of what the slow test counts."""
     task = dln.load_task("questions")
-    below, above = race_beside_full_scoring(smollm2, task, 2, 1, batch=4, prompts=3, hidden=2, tokens=8)
+    below, above = race_beside_full_scoring(smollm2, task, 2, 1, batch=8, prompts=4, hidden=2, tokens=12)
     assert len(below[0]) == len(above[0]) == 1
     assert all(below[0] + above[0])
     assert all(0 < share <= 1 for share in below[1] + above[1])

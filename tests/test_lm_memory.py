@@ -219,10 +219,10 @@ def counting_lm(tmp_path) -> TransformersLM:
     return TransformersLM.load(Source(str(build_tiny_model(tmp_path)), "cpu"), name="tiny", batch_tokens=256)
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, count):
     lm = counting_lm
-    few, counters = peak_bytes(lm, 4_000)
+    few, counters = peak_bytes(lm, 8_000)
     working = few - counters["results"]
     many, counters = peak_bytes(lm, count)
     order = 64 * count  # the order of the requests and their lengths: a few integers each
