@@ -54,6 +54,25 @@ def test_paired_is_antisymmetric(before, random):
     assert 0 <= forward.p_value <= 1
 
 
+@pytest.mark.parametrize("seeds", [3, 5, 7])
+def test_averages_over_seeds_are_ranked_with_their_ties(seeds):
+    """Fifty examples gain one seed and fifty lose one: no float noise may decide between them."""
+    right = np.arange(100) % (seeds - 1)  # seeds that are right before; one more or one fewer after
+    before = [float(np.mean([1.0] * (k + 1) + [0.0] * (seeds - k - 1))) for k in right]
+    steps = [1 if i < 50 else -1 for i in range(100)]
+    after = [b + s / seeds for b, s in zip(before, steps, strict=True)]
+    result = paired(before, after)
+    assert (result.better, result.worse) == (50, 50)
+    assert result.p_value == pytest.approx(1.0)
+
+
+def test_noise_alone_is_no_difference():
+    before = [0.1 + 0.2, 0.7, 1 / 3]
+    after = [0.3, 0.1 * 7, 1 - 2 / 3]
+    result = paired(before, after)
+    assert (result.better, result.worse, result.p_value) == (0, 0, 1.0)
+
+
 def test_mcnemar_is_exact():
     before = [0.0] * 10 + [1.0] * 2 + [1.0] * 30
     after = [1.0] * 10 + [0.0] * 2 + [1.0] * 30

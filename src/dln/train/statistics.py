@@ -18,6 +18,9 @@ __all__ = ["Interval", "Paired", "interval", "paired"]
 
 _stats = cast(Any, stats)
 
+_DECIMALS = 9
+"""Digits of a difference of scores that count; the rest is rounding."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -81,7 +84,8 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
     n = len(a)
     if n == 0 or len(b) != n:
         raise InputError("a paired test needs the same examples for both", got=f"{n} and {len(b)} scores")
-    difference = b - a
+    # averages over seeds that are equal differ by rounding, and ranks must see the ties
+    difference = (b - a).round(_DECIMALS)
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     mean = float(difference.mean())
     if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
