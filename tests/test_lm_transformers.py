@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,9 @@ from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Completion, LanguageModel, Sampling
 from dln.lm.causal_model import CausalModel
 from dln.lm.checkpoint import Source, load_checkpoint
+from dln.lm.draws import Draw, DrawRequest
 from dln.lm.laws import LAWS, Law, LawCase
+from dln.lm.plain_decoding import decode_plain
 from dln.lm.transformers import TransformersLM
 from dln.numerics import log_softmax, logsumexp
 
@@ -113,6 +118,43 @@ def test_the_head_sees_only_rows_that_predict_a_target(tiny_lm: TransformersLM) 
     finally:
         hook.remove()
     assert sum(rows) == sum(map(tiny_lm.count_tokens, TARGETS))
+
+
+def respell(model: Any, name: str) -> None:
+    """Call the model's argument for the key-value cache, and the attribute of its output, `name` and nothing else."""
+    forward = model.forward
+    own = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+    def call(cache: object, inputs: dict[str, object]) -> SimpleNamespace:
+        output = forward(**inputs, **{own: cache})
+        return SimpleNamespace(**{"logits": output.logits, name: getattr(output, own)})
+
+    def with_cache(*, input_ids: Any, position_ids: Any = None, cache: Any = None, **rest: Any) -> SimpleNamespace:
+        assert "past_key_values" not in rest
+        return call(cache, {"input_ids": input_ids, "position_ids": position_ids, **rest})
+
+    def with_past(
+        *, input_ids: Any, position_ids: Any = None, past_key_values: Any = None, **rest: Any
+    ) -> SimpleNamespace:
+        assert "cache" not in rest
+        return call(past_key_values, {"input_ids": input_ids, "position_ids": position_ids, **rest})
+
+    model.forward = with_cache if name == "cache" else with_past
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_key_value_cache_may_have_either_name(tiny_folder: Path, name: str) -> None:
+    loaded = load_checkpoint(Source(str(tiny_folder), "cpu"))
+    respell(loaded.network.model, name)
+    network = CausalModel(loaded.network.model, loaded.network.identity)
+    assert network.why_plain is None  # scores that go on from a cache are those of forwards without one
+    assert network.why_fixed_batches is None  # so are draws that branch from one
+    greedy = Sampling(0.0, max_tokens=4)
+    for draw in decode_plain(
+        network, [Draw(DrawRequest(p, 0), greedy, loaded.codec) for p in ((5, 6, 7), (8, 9))], greedy
+    ):
+        for count, token in enumerate(draw.ids):
+            assert token == network.next_logits([*draw.request.prompt, *draw.ids[:count]]).argmax()
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7, max_tokens=20), Sampling(0.7, 0.9, 20), Sampling(0.0, 1.0, 20)])

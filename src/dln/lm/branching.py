@@ -199,7 +199,7 @@ class BranchingCache:
                 input_ids=torch.tensor([list(tokens)], device=model.device),
                 position_ids=torch.tensor([list(positions)], device=model.device),
                 attention_mask=additive_mask(seen, model.mask_dtype, model.device),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
         model.counters.tokens += len(tokens)

@@ -95,7 +95,10 @@ class CausalModel:
         config = self.model.config.get_text_config()
         length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         self.context_length = int(length) if length else None
-        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        parameters = inspect.signature(self.model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        # the argument has two spellings: releases of transformers and a checkpoint's own code differ in it
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._rows: Rows | None = None
         self._shown = 0  # how many of the wanted rows the model's own forward takes to its head
         self._hidden: torch.Tensor | None = None
@@ -165,29 +168,35 @@ class CausalModel:
             self.counters.tokens += len(ids)
             return cast(Floats, next(slices)[0].double().cpu().numpy())
 
-    def forward(self, rows: Rows, slice_rows: int | None = None, **inputs: Any) -> tuple[Any, Iterator[torch.Tensor]]:
+    def forward(
+        self, rows: Rows, slice_rows: int | None = None, *, cache: Any = None, **inputs: Any
+    ) -> tuple[Any, Iterator[torch.Tensor]]:
         """One forward: (key-value cache, float32 logits [r, V] of the wanted rows).
 
         Args:
             rows: batch and time indices [R] of the rows whose logits are wanted.
             slice_rows: the logits come in slices of at most this many rows; in one if None. A model whose head
                 cannot be run alone is called once per slice, which only a forward without a cache allows.
-            inputs: what the model takes.
+            cache: key-value cache of the tokens before, which the model's own argument for it gets.
+            inputs: what else the model takes.
         """
         count = len(rows[0])
         size = max(1, count if slice_rows is None else min(slice_rows, count))
         if size < count and not self.head_alone:
-            if inputs.get("past_key_values") is not None:
+            if cache is not None:
                 raise ValueError("this model's logits cannot be had in slices behind a cache")
             parts = [(rows[0][start : start + size], rows[1][start : start + size]) for start in range(0, count, size)]
             return None, (self._call(part, size, **inputs).logits[0].float() for part in parts)
+        if cache is not None:
+            inputs[self._cache_argument] = cache
         output = self._call(rows, 1 if size < count else count, **inputs)
+        after = _cache_of(output) if inputs.get("use_cache") else None
         hidden, self._hidden = self._hidden, None
         self.counters.peak_head_rows = max(self.counters.peak_head_rows, size if count else 0)
         if size >= count or hidden is None:
-            return getattr(output, "past_key_values", None), iter([output.logits[0].float()])
+            return after, iter([output.logits[0].float()])
         slices = (self._head(hidden[start : start + size]).float() for start in range(0, count, size))
-        return output.past_key_values if inputs.get("use_cache") else None, slices
+        return after, slices
 
     def halving(self, run: Callable[[Sequence[Any]], list[T]], batch: Sequence[Any]) -> list[T]:
         """`run(batch)`; where the accelerator's memory does not suffice, in two halves, and so on."""
@@ -245,3 +254,9 @@ class CausalModel:
             return inputs
         self._hidden = inputs[0][self._rows]
         return (self._hidden[None, : self._shown], *inputs[1:])
+
+
+def _cache_of(output: Any) -> Any:
+    """The key-value cache in a model's output, under either of its names."""
+    cache = getattr(output, "cache", None)
+    return getattr(output, "past_key_values", None) if cache is None else cache

@@ -92,7 +92,7 @@ class Feed:
                     input_ids=torch.from_numpy(pack.tokens)[None].to(model.device),
                     position_ids=torch.from_numpy(pack.positions)[None].to(model.device),
                     attention_mask=additive_mask(pack.mask, model.mask_dtype, model.device),
-                    past_key_values=past,
+                    cache=past,
                     use_cache=True,
                 )
             where = np.arange(len(ids))  # `carry` of the next pack counts in (past ⧺ tokens)

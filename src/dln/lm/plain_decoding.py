@@ -79,7 +79,7 @@ def _step(model: CausalModel, inputs: torch.Tensor, mask: torch.Tensor, cache: A
         input_ids=inputs,
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -new:],
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     )
     model.counters.reached(cached_tokens=int(mask.numel()))
