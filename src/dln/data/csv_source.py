@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dln.data.table import Row, Table
+from dln.data.rows import Row, Table
 from dln.data.text_file import read_text
 from dln.errors import InputError
 

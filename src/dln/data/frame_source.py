@@ -12,7 +12,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from dln.data.table import Row, Table
+from dln.data.rows import Row, Table
 from dln.errors import InputError
 
 __all__ = ["table_of_hf", "table_of_pandas"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import cast
 
-from dln.data.table import Row, Table
+from dln.data.rows import Row, Table
 from dln.data.text_file import read_text
 from dln.errors import InputError
 

@@ -4,48 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from dln.data.columns import choose_columns
 from dln.data.dataset import Dataset, Example, text_key
 from dln.data.labels import label_names, label_order, label_specs
+from dln.data.rows import Row, Table
 from dln.errors import InputError
 
-__all__ = ["MAX_LABELS", "Row", "Table", "cell_text", "dataset_of_table"]
+__all__ = ["MAX_LABELS", "cell_text", "dataset_of_table"]
 
 MAX_LABELS = 100
 """More distinct targets than this are free-form texts, unless labels are given."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record: where it stands (a line or row number, from 1) and its cells by column."""
-
-    line: int
-    cells: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of one source.
-
-    Attributes:
-        source: file name or description, for messages.
-        columns: column names in order.
-        rows: the records.
-        notes: what the reader noticed.
-        unit: what `Row.line` counts: "line" or "row".
-    """
-
-    source: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    unit: str = "line"
-
-    def where(self, row: Row) -> str:
-        """The place of a row, for messages."""
-        return f"{self.source}, {self.unit} {row.line}"
 
 
 def dataset_of_table(
