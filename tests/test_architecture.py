@@ -14,7 +14,7 @@ import pytest
 import dln
 
 PACKAGE = Path(dln.__file__).parent
-LEAVES = {"errors", "keys", "numerics", "particles", "schema"}
+LEAVES = {"answers", "errors", "keys", "numerics", "particles", "schema"}
 BELOW: dict[str, set[str]] = {
     "data": LEAVES,
     "lm": LEAVES,

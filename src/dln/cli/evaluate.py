@@ -29,6 +29,7 @@ __all__ = ["EPILOG", "evaluate"]
 EPILOG = examples(
     "dln eval runs/questions",
     "dln eval runs/questions --split dev --samples 8",
+    "dln eval runs/questions --answers free",
     "dln eval runs/mail --base-url http://127.0.0.1:8000/v1",
     "dln eval network.json --csv mail.csv --input message --target kind --against old.json",
 )
@@ -55,6 +56,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="At most so many of them.", rich_help_panel=flags.DATA)
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
+    answers: flags.Answers = None,
     against: Annotated[
         Path | None,
         typer.Option(metavar="NETWORK|RUN", help="Compare with this one; default: what the run began with."),
@@ -99,6 +101,10 @@ def evaluate(
         after = loader.trained(network)
         initial = loader.initial(network) if is_run and against is None else None
         before = initial if against is None else loader.trained(against)
+        if answers is not None:
+            after = after.with_answers(answers)
+            before = None if before is None else before.with_answers(answers)
+            initial = None if initial is None else initial.with_answers(answers)
         for member in members_of(after):
             check_room(member, dataset)
         # as at the end of training: what fitting the output layer alone, on the whole dev set, would have given

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dln.cli import complete
 
 __all__ = [
+    "Answers",
     "ApiKeyEnv",
     "BaseUrl",
     "Cache",
@@ -192,6 +193,10 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no answers.", ri
 Config = Annotated[
     Path | None,
     typer.Option("--config", envvar="DLN_CONFIG", metavar="FILE", help="A YAML file of settings."),
+]
+Answers = Annotated[
+    Literal["scored", "free"] | None,
+    typer.Option(help="Labels by score, or by what the model writes freely; default: as the network was trained."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON records on standard output, and nothing else there.")]
 RunDirectory = Annotated[

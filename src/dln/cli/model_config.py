@@ -116,7 +116,11 @@ class ModelConfig(ServerConfig):
 
     spec: str = Field("smollm2", description="the model of all layers")
     prompt_lm: _Side = Field(None, description="the model that proposes prompts; default the layers' own")
-    hidden_lm: _Side = Field(None, description="the model that edits hidden texts; default the layers' own")
+    hidden_lm: _Side = Field(
+        None,
+        description="the model of the edit proposal of hidden texts, or of all with inference.hidden_writer=hidden_lm; "
+        "default the layers' own",
+    )
     batch_tokens: int | None = Field(None, ge=1, description="tokens per batch of the in-process engine")
     cache: bool = Field(True, description="keep the model's answers in a file")
     cache_path: str | None = Field(None, description="that file; default lm-cache.sqlite in the user's cache")

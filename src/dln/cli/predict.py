@@ -57,6 +57,7 @@ def predict(
     column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the inputs in that file.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
     seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+    answers: flags.Answers = None,
     lm: flags.Model = None,
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
@@ -72,6 +73,7 @@ def predict(
         config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
     with ExitStack() as stack:
         trained = Loader(config, lm, stack).trained(network)
+        trained = trained if answers is None else trained.with_answers(answers)
         for member in members_of(trained):
             check_room(member, inputs)
         together = said_together(trained)

@@ -145,7 +145,7 @@ HiddenModel = Annotated[
     typer.Option(
         envvar="DLN_HIDDEN_LM",
         metavar="SPEC",
-        help="The model that edits hidden texts.",
+        help="The model that proposes hidden texts: edits, or all with inference.hidden_writer=hidden_lm.",
         autocompletion=complete.models,
         rich_help_panel=MODEL,
     ),

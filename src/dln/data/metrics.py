@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,6 +16,7 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from dln.answers import begins_with, labels_said
 from dln.data.labels import spelling_map
 from dln.errors import InputError
 from dln.numerics import Floats
@@ -71,14 +71,9 @@ class ExactMatch:
         if prediction == target:
             return 1.0
         if not self.labels:
-            return float(_begins_with(prediction, target))
+            return float(begins_with(prediction, target))
         names = spelling_map(self.labels)
-        wanted = names.get(target, target)
-        if prediction.strip() in names:
-            return float(names[prediction.strip()] == wanted)
-        said = [spelling for spelling in names if _begins_with(prediction, spelling)]
-        longest = max((len(_words(spelling)) for spelling in said), default=0)
-        return float(wanted in {names[spelling] for spelling in said if len(_words(spelling)) == longest})
+        return float(names.get(target, target) in labels_said(prediction, names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,21 +173,6 @@ def confusion_matrix(
         said = [i for i, name in enumerate(names) if metric(prediction, name)]
         counts[row[target], said[0] if said else len(names)] += 1
     return counts
-
-
-def _words(text: str, *, digits: bool = True) -> tuple[str, ...]:
-    """The words of a text in lower case, without a leading "option"."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    words = re.findall(r"\w+", text if digits else re.sub(r"\d+", " ", text))
-    return tuple(words[1:] if len(words) > 1 and words[0] == "option" else words)
-
-
-def _begins_with(prediction: str, target: str) -> bool:
-    wanted = _words(target)
-    if not wanted:  # punctuation alone, such as "+" and "-"
-        return prediction.strip() == target.strip()
-    said = _words(prediction, digits=any(word != word.strip("0123456789") for word in wanted))
-    return said[: len(wanted)] == wanted
 
 
 # A sign counts only where no operand stands before it: "16 -3" is a subtraction to a reader, "= -3" a value.

@@ -10,7 +10,7 @@ from dln.infer.posterior import Posterior
 from dln.keys import Key
 from dln.lm.base import text_of
 from dln.nn.layer import LayerInput
-from dln.nn.prompt import Demonstration
+from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.sequential import AnyLayer, Sequential, Trace
 
 __all__ = ["Feedback", "labelled_examples", "layer_feedback", "worked_examples"]
@@ -26,6 +26,7 @@ class Feedback:
         wanted: [B] the target, or the heaviest hidden text for a hidden layer.
         correct: [B] whether the network's prediction was right.
         pool: worked examples of this layer that are not scored in this step.
+        memory: the prompts in memory of this layer, which rewrites may start from.
     """
 
     inputs: tuple[LayerInput, ...]
@@ -33,6 +34,7 @@ class Feedback:
     wanted: tuple[str, ...]
     correct: tuple[bool, ...]
     pool: tuple[Demonstration, ...] = ()
+    memory: tuple[Prompt, ...] = ()
 
 
 def layer_feedback(

@@ -77,23 +77,36 @@ class HiddenProposal(Protocol):
 
 @dataclass(frozen=True)
 class PriorProposal:
-    """h ~ p(h | input, π), at a temperature above the forward pass's."""
+    """h ~ p(h | input, π), at a temperature above the forward pass's.
+
+    Args:
+        temperature: of the draws.
+        lm: the model that draws; default the layer's own. log q is of the model that draws, α of the layer's.
+    """
 
     temperature: float = 0.7
+    lm: LanguageModel | None = None
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
         """Texts of the layer itself."""
         layer = request.language_layer
         contexts = [context for context in layer.contexts(request.inputs) for _ in range(num)]
-        return _ask(key, _at_temperature(layer, self.temperature), contexts, num, "prior")
+        return _ask(key, _writer(layer, self.temperature, self.lm), contexts, num, "prior")
 
 
 @dataclass(frozen=True)
 class LabelledPriorProposal:
-    """h ~ p(h | input, π with the answer in front): the layer is told what must come out."""
+    """h ~ p(h | input, π with the answer in front): the layer is told what must come out.
+
+    Args:
+        temperature: of the draws.
+        template: of kind `hidden`: how the answer is told.
+        lm: as in `PriorProposal`.
+    """
 
     temperature: float = 0.7
     template: Template | str = "hidden_given_answer"
+    lm: LanguageModel | None = None
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
         """Texts of the layer under a prompt that names the label."""
@@ -105,7 +118,7 @@ class LabelledPriorProposal:
             # the worked examples stay, though without their answers: without them a small model copies far worse
             (context,) = layer.with_prompt(layer.prompt.with_instruction(told)).contexts([item])
             contexts.extend([context] * num)
-        return _ask(key, _at_temperature(layer, self.temperature), contexts, num, "labelled prior")
+        return _ask(key, _writer(layer, self.temperature, self.lm), contexts, num, "labelled prior")
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,13 @@ class EditProposal:
                 next_prompt=request.above.prompt.instruction,
                 message=messages[k % len(messages)],
             )
-            for item, output, wanted, y in zip(request.inputs, request.outputs, request.wanted, request.y, strict=True)
+            for item, output, wanted, y in zip(
+                map(request.language_layer.reads, request.inputs),
+                request.outputs,
+                request.wanted,
+                request.y,
+                strict=True,
+            )
             for k in range(num)
         ]
         editor = LanguageLayer(lm, sampling=replace(self.sampling, stop=self.sampling.stop or template.stop))
@@ -182,5 +201,5 @@ def _ask(key: Key, writer: LanguageLayer, contexts: Sequence[str], num: int, sou
     return [asks[i : i + num] for i in range(0, len(asks), num)]
 
 
-def _at_temperature(layer: LanguageLayer, temperature: float) -> LanguageLayer:
-    return replace(layer, sampling=replace(layer.sampling, temperature=temperature))
+def _writer(layer: LanguageLayer, temperature: float, lm: LanguageModel | None) -> LanguageLayer:
+    return replace(layer, lm=lm or layer.lm, sampling=replace(layer.sampling, temperature=temperature))

@@ -111,8 +111,9 @@ class MStep:
         infos: list[LayerInfo] = []
         for repeat in range(self.repeats(situation.position, situation.depth)):
             address = key.child("prompts", situation.position, repeat)
-            drawn = self.proposal(address, layer, feedback, self.num_prompts)
             memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
+            informed = replace(feedback, memory=tuple(proposal.prompt for proposal in memory))
+            drawn = self.proposal(address, layer, informed, self.num_prompts)
             kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens, seen)
             kept = _leave_judges(kept, layer, situation, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)

@@ -48,15 +48,17 @@ class ExpectedLogProb:
     Args:
         convention: `log_prob` makes the sum over layers a part of the ELBO.
         calibrator: how an output layer's bias and temperature follow each candidate.
+        burn_in: as in `score_pairs`.
     """
 
     convention: Convention
     calibrator: Calibrator
+    burn_in: float = 0.0
 
     def __call__(self, candidates: Candidates) -> Scored:
         """One request to the model for all candidates and pairs."""
         pairs = candidates.pairs
-        scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
+        scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs, self.burn_in)
         layers, values = calibrated(self.calibrator, candidates.layers, scores, pairs, self.convention)
         size = len(candidates.trace)
         return Scored(layers, pairs.sum_by_example(values, size))
@@ -67,10 +69,11 @@ class NoiseContrastive:
     """InfoNCE for hidden layers: log [ p(h^k | x, π) / Σ_j p(h^j | x, π) ], weighted by q^k.
 
     The other particles of the same example are the noise: a prompt is good if it prefers the texts
-    that the posterior prefers, whatever their probability.
+    that the posterior prefers, whatever their probability. `burn_in` is as in `score_pairs`.
     """
 
     convention: Convention
+    burn_in: float = 0.0
 
     def __call__(self, candidates: Candidates) -> Scored:
         """Scores all particles, those of zero weight too, since they are the noise."""
@@ -88,7 +91,7 @@ class NoiseContrastive:
                 inputs.extend([LayerInput(candidates.trace.x[i], text_of(h))] * len(above))
                 outputs.extend(above.values)
                 spans.setdefault(int(i), []).append((float(w), slice(start, len(outputs)), above.weights))
-        scores = score_pairs(candidates.layers, inputs, outputs)
+        scores = score_pairs(candidates.layers, inputs, outputs, self.burn_in)
         values = np.where(scores.usable, scores.by(self.convention), np.nan)
         terms = np.full((len(candidates.layers), size), np.nan)
         for i, parts in spans.items():
@@ -119,7 +122,7 @@ class Accuracy:
         size = len(candidates.trace)
         first = candidates.layers[0]
         layers = candidates.layers
-        if isinstance(first, ChoiceLayer):
+        if isinstance(first, ChoiceLayer) and first.answers == "scored":
             scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
             layers, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
             rows = [

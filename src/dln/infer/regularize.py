@@ -66,20 +66,23 @@ class Exploration:
     """λ_t · log p(ĥ | x, π^n) on the examples that were answered wrongly, hidden layers only.
 
     Subtracted from the score it rewards prompts under which the texts that led astray are unlikely.
-    λ_t falls linearly from `weight` to zero over `total_steps`.
+    λ_t falls linearly from `weight` to zero over `total_steps`, or stays at `weight` where it is not annealed.
+    `burn_in` is as in `score_pairs`.
     """
 
     weight: float
     total_steps: int
     convention: Convention
+    annealed: bool = True
+    burn_in: float = 0.0
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise InputError("total_steps must be 1 or more", where="exploration", got=self.total_steps)
 
     def at(self, step: int) -> float:
-        """λ_t = weight · max(0, 1 − t / total_steps)."""
-        return self.weight * max(0.0, 1.0 - step / self.total_steps)
+        """λ_t = weight · max(0, 1 − t / total_steps) where annealed, else weight."""
+        return self.weight * max(0.0, 1.0 - step / self.total_steps) if self.annealed else self.weight
 
     def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
         """[N]; zeros for the output layer and where everything was right."""
@@ -89,7 +92,8 @@ class Exploration:
             return np.zeros(len(candidates.layers))
         inputs = candidates.trace.inputs(candidates.position)
         outputs = candidates.trace.outputs(candidates.position)
-        scores = score_pairs(candidates.layers, [inputs[i] for i in wrong], [outputs[i] for i in wrong])
+        texts = [outputs[i] for i in wrong]
+        scores = score_pairs(candidates.layers, [inputs[i] for i in wrong], texts, self.burn_in)
         usable = comparable(scores.usable)
         if not usable.any():
             return np.zeros(len(candidates.layers))

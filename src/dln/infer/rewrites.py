@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from dln.infer.prompts import Proposal, fixed_lines
 from dln.keys import Key
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.layer import LanguageLayer
+from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer
 from dln.nn.template import Template, load_template
 
@@ -39,6 +41,8 @@ class RewriteProposal:
         template: of kind `backward`.
         subset: part of the batch that each candidate sees; 0.5 is the paper's held-out ranking.
         max_examples: at most this many examples are shown.
+        from_memory: start from the present prompt and from those in memory in turn, as the released code does,
+            and not from the present prompt alone.
     """
 
     lm: LanguageModel | None = None
@@ -46,13 +50,14 @@ class RewriteProposal:
     template: Template | str = "backward"
     subset: float = 1.0
     max_examples: int = 20
+    from_memory: bool = False
 
     def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """`num` rewritten instructions."""
         template = load_template(self.template, "backward")
         return [
-            Proposal(layer.prompt.with_instruction(_clean(text)), "rewrite", message, fixed_lines(template))
-            for text, message in _ask(self, template, key, layer, feedback, num, count=1)
+            Proposal(base.with_instruction(_clean(text)), "rewrite", detail, fixed_lines(template))
+            for text, base, detail in _ask(self, template, key, layer, feedback, num, count=1)
         ]
 
 
@@ -72,14 +77,14 @@ class SequenceProposal(RewriteProposal):
         template = load_template(self.template, "backward")
         answers = _ask(self, template, key, layer, feedback, -(-num // self.count), count=self.count)
         lines = [
-            (re.sub(r"^\s*(\d+[.)](?!\d)|[-*](?=\s))\s*", "", line), message)
-            for text, message in answers
+            (re.sub(r"^\s*(\d+[.)](?!\d)|[-*](?=\s))\s*", "", line), base, detail)
+            for text, base, detail in answers
             for line in text.splitlines()
             if line.strip()
         ]
         return [
-            Proposal(layer.prompt.with_instruction(_clean(line)), "sequence", message, fixed_lines(template))
-            for line, message in lines[:num]
+            Proposal(base.with_instruction(_clean(line)), "sequence", detail, fixed_lines(template))
+            for line, base, detail in lines[:num]
         ]
 
 
@@ -91,18 +96,27 @@ def _ask(
     feedback: Feedback,
     num: int,
     count: int,
-) -> list[tuple[str, str]]:
-    """`num` answers of the model, each with the meta-instruction it was given."""
+) -> list[tuple[str, Prompt, str]]:
+    """`num` answers of the model, each with the prompt it rewrites, and the meta-instruction it was given."""
     lm = proposal.lm or layer.lm
     messages = template.messages or ("",)
     sampling = replace(proposal.sampling, stop=proposal.sampling.stop or template.stop)
+    bases = (layer.prompt, *feedback.memory) if proposal.from_memory else (layer.prompt,)
+    # both go round; the shift pairs every base with every message, also where their numbers have a common factor
+    period, shifts = math.lcm(len(bases), len(messages)), math.gcd(len(bases), len(messages))
+    plans = [(bases[i % len(bases)], messages[(i + i // period % shifts) % len(messages)]) for i in range(num)]
     contexts = [
-        _context(lm, sampling, template, layer, feedback, _pick(proposal, key, feedback, i), message, count)
-        for i, message in ((i, messages[i % len(messages)]) for i in range(num))
+        _context(
+            lm, sampling, template, layer.with_prompt(base), feedback, _pick(proposal, key, feedback, i), message, count
+        )
+        for i, (base, message) in enumerate(plans)
     ]
     writer = LanguageLayer(lm, sampling=sampling)
     draws = writer.sample_contexts(key.child("rewrite"), contexts)
-    return [(draw.text, messages[i % len(messages)]) for i, draw in enumerate(draws)]
+    return [
+        (draw.text, base, message if base is layer.prompt else f"{message} (from memory)".strip())
+        for draw, (base, message) in zip(draws, plans, strict=True)
+    ]
 
 
 def _pick(proposal: RewriteProposal, key: Key, feedback: Feedback, index: int) -> list[int]:
@@ -124,10 +138,10 @@ def _context(
 ) -> str:
     """The backward prompt, with examples left out from the end until it fits the model's context."""
     limit = lm.capabilities.context_length
+    inputs = [layer.reads(item) if isinstance(layer, LanguageLayer) else item for item in feedback.inputs]
     for size in range(len(chosen), -1, -1):
         students = [
-            (feedback.correct[i], Student(feedback.inputs[i].h, feedback.outputs[i], feedback.wanted[i]))
-            for i in chosen[:size]
+            (feedback.correct[i], Student(inputs[i].h, feedback.outputs[i], feedback.wanted[i])) for i in chosen[:size]
         ]
         text = template.render(
             prompt=layer.prompt.instruction,

@@ -32,7 +32,7 @@ class PairScores:
 
     Attributes:
         log_prob: [N, P] Σ over the output's tokens, in nats.
-        mean_token_log_prob: [N, P] mean over the output's text tokens, in nats per token.
+        mean_token_log_prob: [N, P] mean over the output's text tokens behind the burn-in, in nats per token.
         label_log_masses: [N, P, C] of an output layer over labels, not normalised; else None.
         targets: [P] label index of each output, where there are labels.
     """
@@ -52,19 +52,26 @@ class PairScores:
         return np.isfinite(self.log_prob) & (self.log_prob <= 1e-6)
 
 
-def score_pairs(layers: Sequence[AnyLayer], inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> PairScores:
+def score_pairs(
+    layers: Sequence[AnyLayer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
+) -> PairScores:
     """log p(output_p | input_p, π_n) for all candidates n and pairs p; equal contexts are asked once.
 
-    The candidates are variants of one layer: same model, template and labels, other prompts.
+    The candidates are variants of one layer: same model, template and labels, other prompts. `burn_in` is the leading
+    fraction of a text's tokens that its mean leaves out; sums and labels are not changed by it.
     """
     first = layers[0]
     if isinstance(first, ChoiceLayer):
         return _score_labels([layer for layer in layers if isinstance(layer, ChoiceLayer)], inputs, outputs)
-    return _score_texts(first, layers, inputs, outputs)
+    return _score_texts(first, layers, inputs, outputs, burn_in)
 
 
 def _score_texts(
-    first: LanguageLayer, layers: Sequence[AnyLayer], inputs: Sequence[LayerInput], outputs: Sequence[Target]
+    first: LanguageLayer,
+    layers: Sequence[AnyLayer],
+    inputs: Sequence[LayerInput],
+    outputs: Sequence[Target],
+    burn_in: float,
 ) -> PairScores:
     requests: dict[tuple[str, Target], int] = {}
     rows = [
@@ -78,7 +85,7 @@ def _score_texts(
     if len(scores) != len(requests):
         raise InputError("the model scored another number of requests", got=len(scores), expected=len(requests))
     sums = np.array([s.log_prob if s.finite else np.nan for s in scores])
-    means = np.array([s.mean_token_log_prob if s.finite else np.nan for s in scores])
+    means = np.array([s.mean_after(burn_in) if s.finite else np.nan for s in scores])
     positions = np.array(rows, dtype=np.int64).reshape(len(layers), len(inputs))
     return PairScores(sums[positions], means[positions])
 

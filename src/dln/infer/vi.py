@@ -1,6 +1,6 @@
 """One training step of a deep language network, of any depth, by variational inference.
 
-    1. forward   ĥ_l ~ p(· | ĥ_{l-1}, π_l)                                              (greedy)
+    1. forward   ĥ_l ~ p(· | ĥ_{l-1}, π_l)                                   (greedy, unless told otherwise)
     2. E-step    q(h_l) = Σ_k w_l^k δ(h_l^k),  w^k ∝ p(h^k | ĥ_{l-1}, π_l) p(h*_{l+1} | h^k, π_{l+1})
     3. M-step    π_l ← argmax_n  E_q[log p(h_l | h_{l-1}, π^n)] − penalties^n,   π^0 the present prompt
 
@@ -36,8 +36,10 @@ from dln.infer.select import Best, Selector
 from dln.infer.state import Batch, Info, State, init
 from dln.infer.weights import Weigher, Weighting
 from dln.keys import Key
+from dln.lm.base import Target
 from dln.nn.prompt import Demonstration
 from dln.nn.sequential import Sequential, Trace
+from dln.particles import Particles
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
 
@@ -51,6 +53,8 @@ class VariationalInference:
         m_step: improves one layer.
         correct: (prediction, target) → whether the prediction is right.
         rewrite_only_wrong: infer hidden texts only where the prediction was wrong.
+        forward_temperature: of the forward pass; 0 is greedy.
+        skip_correct: change nothing where every prediction of the batch is right.
         reservoir: worked examples kept per layer, where hidden layers take demonstrations from.
         worked: labelled examples per step that layers below the last one write about, for it to show.
         evidence: examples of earlier steps that judge candidates of the output layer too, at most.
@@ -62,6 +66,8 @@ class VariationalInference:
     m_step: MStep
     correct: Callable[[str, str], bool]
     rewrite_only_wrong: bool = False
+    forward_temperature: float = 0.0
+    skip_correct: bool = False
     reservoir: int = 256
     worked: int = 0
     evidence: int = 0
@@ -86,6 +92,8 @@ def build(
     longest: str = "",
     include_forward: bool = True,
     rewrite_only_wrong: bool = False,
+    forward_temperature: float = 0.0,
+    skip_correct: bool = False,
     reservoir: int = 256,
     worked: int = 0,
     evidence: int = 0,
@@ -121,6 +129,8 @@ def build(
         ),
         correct=correct,
         rewrite_only_wrong=rewrite_only_wrong,
+        forward_temperature=forward_temperature,
+        skip_correct=skip_correct,
         reservoir=reservoir,
         worked=worked,
         evidence=evidence,
@@ -147,8 +157,10 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     """
     memory = Recalled.of(state.network.layers)
     network = memory.remembering_network(state.network)
-    trace = network.sample(key.child("forward"), batch.x, temperature=0.0)
+    trace = network.sample(key.child("forward"), batch.x, temperature=vi.forward_temperature)
     correct = [vi.correct(p, y) for p, y in zip(trace.predictions, batch.y, strict=True)]
+    if vi.skip_correct and all(correct):
+        return replace(state, step=state.step + 1), _skipped(trace, batch, vi)
 
     rewrite = [not right for right in correct] if vi.rewrite_only_wrong else None
     posterior = vi.e_step(key, network, trace, batch.y, rewrite)
@@ -194,6 +206,14 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         ),
         info,
     )
+
+
+def _skipped(trace: Trace, batch: Batch, vi: VariationalInference) -> Info:
+    """The record of a step that changed nothing: the forward texts are all that is known, and nothing was scored."""
+    texts = (trace.x, *trace.hidden[:-1], batch.y)
+    levels = tuple(tuple(Particles[Target].point(text) for text in level) for level in texts)
+    posterior = Posterior(levels, (), np.ones(len(trace), dtype=np.bool_))
+    return Info(trace, (True,) * len(trace), posterior, (), float("nan"), 0, vi.rungs)
 
 
 def _labelled(

@@ -51,6 +51,7 @@ class Evidence:
         log_q: [B, K] log-probability under the proposal that drew each text, in nats (a sum over tokens);
             NaN where it is not known.
         convention: how alpha and beta are measured.
+        burn_in: leading fraction of a text's tokens that a mean leaves out.
     """
 
     request: HiddenRequest
@@ -59,6 +60,7 @@ class Evidence:
     beta: Floats
     log_q: Floats
     convention: Convention
+    burn_in: float = 0.0
 
 
 class Weigher(Protocol):
@@ -144,7 +146,10 @@ class MutualInformation:
         size, width = evidence.alpha.shape
         pairs = [(j, text) for row in evidence.proposals for text in row for j in range(size)]
         scores = score_pairs(
-            [evidence.request.layer], [evidence.request.inputs[j] for j, _ in pairs], [t for _, t in pairs]
+            [evidence.request.layer],
+            [evidence.request.inputs[j] for j, _ in pairs],
+            [t for _, t in pairs],
+            evidence.burn_in,
         )
         values = np.where(scores.usable[0], scores.by(evidence.convention)[0], np.nan).reshape(size, width, size)
         return self.weight * (evidence.alpha - (logsumexp(values, axis=2) - np.log(size)))
@@ -160,6 +165,7 @@ class Weighting:
         argmax_only: all weight on the heaviest particle (the first of equals).
         prune: a particle lighter than min(prune, 1/2K) weighs nothing, and the M-step need not score it;
             0 keeps all. What is left is renormalised: another q, and the ELBO of any q is a bound.
+        burn_in: leading fraction of a text's tokens that a mean leaves out (see `score_pairs`).
 
     What pruning changes: let ε be the weight of an example's dropped particles, ε ≤ (K − 1) · prune. For any
     numbers f^k (log p under one candidate, say) whose mean over the kept particles is f̄ and over the dropped
@@ -173,6 +179,7 @@ class Weighting:
     temperature: float = 1.0
     argmax_only: bool = False
     prune: float = 0.0
+    burn_in: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -181,6 +188,8 @@ class Weighting:
             raise InputError("posterior_temp must be finite and > 0", where="posterior_temp", got=self.temperature)
         if not 0 <= self.prune < 1:
             raise InputError("prune must lie in [0, 1)", where="prune", got=self.prune)
+        if not 0 <= self.burn_in < 1:
+            raise InputError("burn_in must lie in [0, 1)", where="burn_in", got=self.burn_in)
 
     def evidence(
         self,
@@ -197,9 +206,12 @@ class Weighting:
         wanted = [target for target in request.wanted for _ in range(shape[1])]
         alpha, beta = (
             np.where(scores.usable[0], scores.by(convention)[0], np.nan).reshape(shape)
-            for scores in (score_pairs([request.layer], below, flat), score_pairs([request.above], above, wanted))
+            for scores in (
+                score_pairs([request.layer], below, flat, self.burn_in),
+                score_pairs([request.above], above, wanted, self.burn_in),
+            )
         )
-        return Evidence(request, proposals, alpha, beta, log_q, convention)
+        return Evidence(request, proposals, alpha, beta, log_q, convention, self.burn_in)
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""

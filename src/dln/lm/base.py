@@ -117,7 +117,16 @@ class TokenLogProbs:
         The terminator is not counted (the original scores the bare text); for a target that is
         nothing but its terminator, the terminator is all there is.
         """
+        return self.mean_after(0.0)
+
+    def mean_after(self, burn_in: float) -> float:
+        """`mean_token_log_prob` without the first ⌊burn_in · T⌋ of the text's T tokens, 0 ≤ burn_in < 1.
+
+        The first tokens of a text depend on how it happens to begin more than on what it says; the original leaves
+        the first 5 % out.
+        """
         values = self.values[: self.text_tokens] if self.text_tokens else self.values
+        values = values[int(burn_in * len(values)) :]
         return float(values.mean()) if len(values) else 0.0
 
     @property

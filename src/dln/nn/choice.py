@@ -11,18 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
+from dln.answers import labels_said
 from dln.errors import InputError
 from dln.keys import Key
-from dln.lm.base import Completion, LanguageModel, Target, TokenLogProbs, text_of
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.nn.layer import LayerInput, render
 from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["ChoiceLayer"]
+__all__ = ["Answers", "ChoiceLayer"]
+
+Answers = Literal["scored", "free"]
+"""How labels are predicted: the most probable one, or the one that a freely written answer says."""
+
+# an answer that begins with a label says it at once (the original's limit)
+FREE_TOKENS = 20
 
 # log of the largest total mass that is still rounding; half-precision engines are this noisy, broken ones worse
 MASS_TOLERANCE = 0.05
@@ -41,6 +49,9 @@ class ChoiceLayer:
             dropped: what stands before a label is the template's business.
         bias: b, one per label, in nats; default zeros.
         temperature: T > 0; the slope of the layer is a = 1 / T.
+        answers: "scored" predicts the most probable label; "free" lets the model write and looks for a label at the
+            beginning of what it wrote, as the original does. A text that says no label is the prediction itself, which
+            is right for no example. Scores, and with them training, go by log p(y|x,π) in both cases.
     """
 
     lm: LanguageModel
@@ -49,6 +60,7 @@ class ChoiceLayer:
     labels: tuple[str, ...]
     bias: Floats
     temperature: float
+    answers: Answers
 
     def __init__(
         self,
@@ -59,6 +71,7 @@ class ChoiceLayer:
         *,
         bias: Sequence[float] | Floats | None = None,
         temperature: float = 1.0,
+        answers: Answers = "scored",
     ) -> None:
         if not lm.capabilities.scores_labels:
             raise InputError(
@@ -75,6 +88,7 @@ class ChoiceLayer:
             ("labels", tuple("|".join(word.strip() for word in label.split("|")) for label in labels)),
             ("bias", values),
             ("temperature", float(temperature)),
+            ("answers", answers),
         ):
             object.__setattr__(self, name, value)
         self._check()
@@ -89,6 +103,8 @@ class ChoiceLayer:
             raise InputError("bias needs one finite number per label", where="bias", got=self.bias.tolist())
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise InputError("temperature must be finite and > 0", where="temperature", got=self.temperature)
+        if self.answers not in get_args(Answers):
+            raise InputError("answers are scored or free", where="answers", got=self.answers, expected="scored, free")
 
     def __repr__(self) -> str:
         what = f"{self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r}"
@@ -151,7 +167,12 @@ class ChoiceLayer:
         return self.normalise(self.label_log_masses(self.contexts(inputs)))
 
     def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
-        """One label per input; `temperature` None or 0 takes the most probable one, else it divides log p."""
+        """One label per input; `temperature` None or 0 takes the most probable one, else it divides log p.
+
+        With free answers it is the temperature of the text.
+        """
+        if self.answers == "free":
+            return self.write(self.contexts(inputs), key.seeds(len(inputs)), temperature or 0.0)
         return self.draw(key, self.label_log_probs(inputs), temperature or 0.0)
 
     def draw(self, key: Key, log_probs: Floats, temperature: float) -> list[Completion]:
@@ -180,6 +201,23 @@ class ChoiceLayer:
                 )
             )
         return draws
+
+    def write(self, contexts: Sequence[str], seeds: Sequence[int], temperature: float = 0.0) -> list[Completion]:
+        """Free answers, each with the label that it says as its text, or as it stands where it says none."""
+        sampling = Sampling(temperature, max_tokens=FREE_TOKENS, stop=self.template.stop)
+        return [draw.with_text(self.read(draw.text)) for draw in self.lm.sample(contexts, sampling, seeds)]
+
+    def read(self, answer: str) -> str:
+        """The label that a free answer says; the stripped answer where it says none, or several.
+
+        >>> from dln.lm.table import TableLM
+        >>> layer = ChoiceLayer(TableLM.random([" yes", " no"], 0), labels=["yes|Yes|true", "no"])
+        >>> layer.read(" True, it is."), layer.read("Nobody knows")
+        ('yes', 'Nobody knows')
+        """
+        names = {word: label.split("|")[0] for label in self.labels for word in label.split("|")}
+        said = labels_said(answer, names)
+        return next(iter(said)) if len(said) == 1 else answer.strip()
 
     def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
         """log p(label | input, π) as one "token": both scoring conventions agree on it."""

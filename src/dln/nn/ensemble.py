@@ -15,6 +15,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.keys import Key
+from dln.nn.choice import Answers
 from dln.nn.predict import Prediction, Vote
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import Sequential
@@ -89,6 +90,10 @@ class Ensemble:
     def each(self, change: Callable[[Sequential], Sequential]) -> Ensemble:
         """The same weights over changed members (other models, for example)."""
         return Ensemble(map(change, self.members), self.weights)
+
+    def with_answers(self, answers: Answers) -> Ensemble:
+        """The same members with their labels predicted in another way (see `ChoiceLayer`)."""
+        return self.each(lambda member: member.with_answers(answers))
 
     def state_dict(self) -> dict[str, object]:
         """Every member's weight and parameters as plain data."""

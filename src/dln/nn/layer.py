@@ -6,6 +6,7 @@ another layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogPro
 from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template, names_of
 
-__all__ = ["LanguageLayer", "Layer", "LayerInput", "render"]
+__all__ = ["LanguageLayer", "Layer", "LayerInput", "render", "without_options"]
 
 LayerT = TypeVar("LayerT", bound="Layer")
 
@@ -84,6 +85,22 @@ def render(template: Template, prompt: Prompt, item: LayerInput) -> str:
     return template.render(prompt=text, x=item.x, h=item.h, **names)
 
 
+def without_options(text: str) -> str:
+    r"""The question of a multiple-choice text: what stands before the first line that begins with "Options:".
+
+    A text without such a line, or with nothing before it, stays as it is.
+
+    >>> without_options("Is it late?\nOptions:\n- yes\n- no")
+    'Is it late?'
+    """
+    found = _OPTIONS.search(text)
+    question = text[: found.start()].strip() if found else ""
+    return question or text
+
+
+_OPTIONS = re.compile(r"^[ \t]*Options:", re.MULTILINE)
+
+
 def _names(template: Template, prompt: Prompt) -> dict[str, str]:
     if template.wording is None and prompt.wording is not None:
         raise InputError(
@@ -104,12 +121,15 @@ class LanguageLayer:
         template: name, path or `Template` of kind `forward`.
         prompt: the initial π.
         sampling: how outputs are drawn; without stop strings of its own, the template's are used.
+        strip_options: read a multiple-choice question without its options (see `without_options`), so that a hidden
+            text works towards the answer and does not name one of them.
     """
 
     lm: LanguageModel
     template: Template
     prompt: Prompt
     sampling: Sampling
+    strip_options: bool
 
     def __init__(
         self,
@@ -117,6 +137,7 @@ class LanguageLayer:
         template: Template | str | Path = "think",
         prompt: Prompt | str = "",
         sampling: Sampling | None = None,
+        strip_options: bool = False,
     ) -> None:
         loaded = load_template(template, "forward")
         chosen = Sampling() if sampling is None else sampling
@@ -125,6 +146,7 @@ class LanguageLayer:
             ("template", loaded),
             ("prompt", as_prompt(prompt)),
             ("sampling", chosen if chosen.stop else replace(chosen, stop=loaded.stop)),
+            ("strip_options", strip_options),
         ):
             object.__setattr__(self, name, value)
 
@@ -142,7 +164,15 @@ class LanguageLayer:
 
     def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
         """F(h, x, π) for each input."""
-        return [render(self.template, self.prompt, item) for item in inputs]
+        prompt = self.prompt
+        if self.strip_options:
+            shown = [replace(d, x=without_options(d.x), h=without_options(d.h)) for d in prompt.demonstrations]
+            prompt = replace(prompt, demonstrations=tuple(shown))
+        return [render(self.template, prompt, self.reads(item)) for item in inputs]
+
+    def reads(self, item: LayerInput) -> LayerInput:
+        """What the layer reads of an input: all of it, or all but the options of a question."""
+        return LayerInput(without_options(item.x), without_options(item.h)) if self.strip_options else item
 
     def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
         """One draw per input. The shown text is stripped; the ids stay as drawn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from dln.nn.choice import ChoiceLayer
 from dln.nn.layer import LanguageLayer, LayerInput
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["Prediction", "Vote", "label_prediction", "predict"]
+__all__ = ["Prediction", "Vote", "free_prediction", "label_prediction", "predict"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Prediction:
 
     Attributes:
         label: the most probable label, or the text of a free-text output layer; empty if unscored.
-        probabilities: per label; for free text the frequency of each sampled answer.
+        probabilities: per label; for free text and free answers the frequency of each answer.
         hidden: the hidden texts, one tuple (h_1 … h_{L-1}) per draw.
         label_mass: mean mass the model put on all labels together, before normalising (a diagnostic:
             near zero means that the model does not see the question as one about these labels).
@@ -92,6 +92,9 @@ def predict(
         chains = [(*chain, h.text) for chain, h in zip(chains, hidden, strict=True)]
     groups = [tuple(chains[i * draws : (i + 1) * draws]) for i in range(len(x))]
     last = layers[-1]
+    if isinstance(last, ChoiceLayer) and last.answers == "free":
+        texts = [answer.text for answer in last.write(last.contexts(rows), [0] * len(rows))]
+        return [free_prediction(last, texts[i * draws : (i + 1) * draws], group) for i, group in enumerate(groups)]
     if isinstance(last, ChoiceLayer):
         masses = last.label_log_masses(last.contexts(rows)).reshape(len(x), draws, len(last.labels))
         return [label_prediction(last, m, g) for m, g in zip(masses, groups, strict=True)]
@@ -114,6 +117,12 @@ def label_prediction(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str
         label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
         draws=int(usable.sum()),
     )
+
+
+def free_prediction(layer: ChoiceLayer, texts: Sequence[str], hidden: tuple[tuple[str, ...], ...]) -> Prediction:
+    """The most frequent of free answers (the first of equals), with the frequency of each label and other answer."""
+    found = _from_texts(texts, hidden)
+    return replace(found, probabilities=dict.fromkeys(layer.names, 0.0) | found.probabilities)
 
 
 def _draw(

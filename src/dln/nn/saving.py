@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field
 
 from dln.errors import CorruptDataError, InputError
 from dln.lm.base import LanguageModel, Sampling
-from dln.nn.choice import ChoiceLayer
+from dln.nn.choice import Answers, ChoiceLayer
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layer import LanguageLayer
 from dln.nn.prompt import Prompt
@@ -135,10 +135,10 @@ def _network(
     for record in records:
         model = lm if isinstance(lm, LanguageModel) else lm(record.model)
         if isinstance(record, ChoiceRecord):
-            layer: AnyLayer = ChoiceLayer(model, record.template, record.prompt, record.labels)
+            layer = ChoiceLayer(model, record.template, record.prompt, record.labels, answers=record.answers)
             layers.append(layer.with_calibration(record.bias, record.temperature))
         else:
-            layers.append(LanguageLayer(model, record.template, record.prompt, record.sampling))
+            layers.append(LanguageLayer(model, record.template, record.prompt, record.sampling, record.strip_options))
     return Sequential(layers)
 
 
@@ -175,6 +175,7 @@ class LanguageRecord:
     template: Template
     prompt: Prompt
     sampling: Sampling
+    strip_options: bool = False
     kind: Literal["language"] = "language"
 
 
@@ -189,6 +190,7 @@ class ChoiceRecord:
     labels: list[str]
     bias: list[float]
     temperature: float
+    answers: Answers = "scored"
     kind: Literal["choice"] = "choice"
 
 
@@ -242,8 +244,9 @@ def _record(layer: AnyLayer) -> LanguageRecord | ChoiceRecord:
             list(layer.labels),
             [float(b) for b in layer.bias],
             layer.temperature,
+            layer.answers,
         )
-    return LanguageRecord(model, fingerprint, layer.template, layer.prompt, layer.sampling)
+    return LanguageRecord(model, fingerprint, layer.template, layer.prompt, layer.sampling, layer.strip_options)
 
 
 def _digest(body: Mapping[str, object]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion
-from dln.nn.choice import ChoiceLayer
+from dln.nn.choice import Answers, ChoiceLayer
 from dln.nn.layer import LanguageLayer, LayerInput
 from dln.nn.predict import Prediction, predict
 from dln.nn.prompt import Prompt
@@ -98,6 +98,22 @@ class Sequential:
         if not 0 <= position < len(self.layers):
             raise InputError("there is no layer here", got=position, expected=f"0 to {len(self.layers) - 1}")
         return Sequential((*self.layers[:position], layer, *self.layers[position + 1 :]))
+
+    def with_answers(self, answers: Answers) -> Sequential:
+        """The same network with its labels predicted in another way (see `ChoiceLayer`).
+
+        Raises:
+            InputError: the output layer writes free text, or there is no such way.
+        """
+        last = self.layers[-1]
+        if not isinstance(last, ChoiceLayer):
+            raise InputError(
+                "only an output layer over labels can answer freely or by score",
+                where="answers",
+                got=answers,
+                expected="a network with a ChoiceLayer on top",
+            )
+        return self.with_layer(len(self) - 1, replace(last, answers=answers))
 
     def sample(self, key: Key, x: Sequence[str], temperature: float | None = None) -> Trace:
         """A forward pass: ĥ_l ~ p(· | ĥ_{l-1}, π_l), layer after layer.

@@ -20,7 +20,7 @@ from typing import Any
 from dln.keys import Key
 from dln.nn import ChoiceLayer, LanguageLayer, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
-from dln.nn.predict import Vote
+from dln.nn.predict import Vote, free_prediction
 from dln.serve.answer import Answer, all_of, check_choices, finite
 from dln.serve.batcher import Batcher
 from dln.serve.fields import ChatRequest, Common, CompletionRequest
@@ -193,8 +193,7 @@ def _shortened(network: Sequential, length: int) -> Sequential:
     if length < 1:
         raise Refusal(400, "max_tokens must be 1 or more", "max_tokens", "invalid_value")
     shorter = replace(last.sampling, max_tokens=min(length, last.sampling.max_tokens))
-    layer = LanguageLayer(last.lm, last.template, last.prompt, shorter)
-    return network.with_layer(len(network) - 1, layer)
+    return network.with_layer(len(network) - 1, replace(last, sampling=shorter))
 
 
 def _ranked(said: _Said) -> list[tuple[str, float]]:
@@ -235,7 +234,9 @@ def _sample(network: AnyNetwork, temperature: float, items: Sequence[tuple[str, 
         last, trace = drawn.layers[-1], drawn.sample(Key(seed), [x], temperature)
         hidden = tuple(texts[0].text for texts in trace.hidden[:-1])
         probabilities: dict[str, float] = {}
-        if isinstance(last, ChoiceLayer):
+        if isinstance(last, ChoiceLayer) and last.answers == "free":
+            probabilities = free_prediction(last, trace.predictions, (hidden,)).probabilities
+        elif isinstance(last, ChoiceLayer):
             row = last.label_log_probs(trace.inputs(len(drawn) - 1))[0]
             probabilities = {name: math.exp(value) for name, value in zip(last.names, row.tolist(), strict=True)}
         found.append(_Said(trace.predictions[0], (hidden,), probabilities, None))

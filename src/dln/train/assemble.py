@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
@@ -31,7 +32,7 @@ from dln.lm.base import LanguageModel, Sampling
 from dln.nn.sequential import Sequential
 from dln.train.options import InferenceOptions, Options
 
-__all__ = ["algorithm", "calibrator"]
+__all__ = ["algorithm", "calibrator", "prepared"]
 
 
 def algorithm(
@@ -50,7 +51,8 @@ def algorithm(
         correct: (prediction, target) → whether the prediction is right.
         network: whose models' capabilities are looked at; without it they are taken to score everything.
         prompt_lm: the model that proposes prompts; default each layer's own.
-        hidden_lm: the model of the "edit" proposal of hidden texts; default each layer's own.
+        hidden_lm: the model of the "edit" proposal of hidden texts, and with `hidden_writer="hidden_lm"` of all of
+            them; default each layer's own.
         longest: the longest input that learnt prompts must leave room for.
     """
     chosen = options.inference
@@ -77,6 +79,8 @@ def algorithm(
         longest=longest,
         include_forward=chosen.include_forward,
         rewrite_only_wrong=chosen.rewrite_only_wrong,
+        forward_temperature=chosen.forward_temperature,
+        skip_correct=chosen.skip_correct,
         reservoir=chosen.reservoir,
         worked=chosen.worked,
         evidence=chosen.evidence,
@@ -86,16 +90,29 @@ def algorithm(
     )
 
 
+def prepared(network: Sequential, options: Options) -> Sequential:
+    """The network as `options` want its layers to read and to answer; what they do not ask for stays as it is.
+
+    Raises:
+        InputError: free answers of a network without labels.
+    """
+    if options.strip_options_for_hidden:
+        for position, layer in enumerate(network.layers[:-1]):
+            network = network.with_layer(position, replace(layer, strip_options=True))
+    return network if options.answers == "scored" else network.with_answers(options.answers)
+
+
 def calibrator(options: InferenceOptions) -> Calibrator:
     """How the output layer's numbers follow a prompt."""
     return PenalisedLikelihood(options.bias_scale) if options.output_layer == "fitted" else FixedOutput()
 
 
 def _hidden(name: str, options: InferenceOptions, lm: LanguageModel | None) -> HiddenProposal:
+    writer = lm if options.hidden_writer == "hidden_lm" else None
     if name == "prior":
-        return PriorProposal(options.hidden_temperature)
+        return PriorProposal(options.hidden_temperature, writer)
     if name == "labelled_prior":
-        return LabelledPriorProposal(options.hidden_temperature)
+        return LabelledPriorProposal(options.hidden_temperature, lm=writer)
     return EditProposal(lm, Sampling(options.hidden_temperature, max_tokens=128))
 
 
@@ -108,9 +125,17 @@ def _prompt(name: str, options: InferenceOptions, lm: LanguageModel | None) -> P
     subset = 0.5 if options.held_out_half else 1.0
     if name == "sequence":
         return SequenceProposal(
-            lm, sampling, options.sequence_template, subset, options.backward_examples, options.sequence_count
+            lm,
+            sampling,
+            options.sequence_template,
+            subset,
+            options.backward_examples,
+            options.rewrite_memory,
+            options.sequence_count,
         )
-    return RewriteProposal(lm, sampling, options.backward_template, subset, options.backward_examples)
+    return RewriteProposal(
+        lm, sampling, options.backward_template, subset, options.backward_examples, options.rewrite_memory
+    )
 
 
 def _term(name: str, options: InferenceOptions) -> WeightTerm:
@@ -125,7 +150,7 @@ def _term(name: str, options: InferenceOptions) -> WeightTerm:
 
 def _weighting(options: InferenceOptions) -> Weighting:
     terms = tuple(_term(name, options) for name in options.posterior_terms)
-    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune)
+    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in)
 
 
 def _rungs(options: Options, network: Sequential | None) -> Rungs:
@@ -141,14 +166,14 @@ def _hidden_objective(options: InferenceOptions, rungs: Rungs, correct: Callable
     if not rungs.weighs:
         return DownstreamLogProb(options.num_hidden)
     if options.hidden_objective == "nce":
-        return NoiseContrastive(options.score)
-    return ExpectedLogProb(options.score, FixedOutput())
+        return NoiseContrastive(options.score, options.burn_in)
+    return ExpectedLogProb(options.score, FixedOutput(), options.burn_in)
 
 
 def _output_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
     if options.output_objective == "accuracy" or not rungs.scores:
         return Accuracy(correct, calibrator(options))
-    return ExpectedLogProb(options.score, calibrator(options))
+    return ExpectedLogProb(options.score, calibrator(options), options.burn_in)
 
 
 def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Objective:
@@ -169,5 +194,7 @@ def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:
     if chosen.trust_factor:
         penalties.append(TrustRegion(chosen.trust_factor))
     if chosen.exploration and rungs.weighs:
-        penalties.append(Exploration(chosen.exploration, max(1, options.steps), chosen.score))
+        total = max(1, options.steps)
+        annealed, burn_in = chosen.exploration_annealed, chosen.burn_in
+        penalties.append(Exploration(chosen.exploration, total, chosen.score, annealed, burn_in))
     return tuple(penalties)

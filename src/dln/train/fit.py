@@ -19,7 +19,7 @@ from dln.nn.saving import network_to_json
 from dln.schema import dump
 from dln.train.agreement import check_data, check_unchanged
 from dln.train.answering import member_records, predictor_of
-from dln.train.assemble import algorithm, calibrator
+from dln.train.assemble import algorithm, calibrator, prepared
 from dln.train.evaluate import judge
 from dln.train.event_log import of_kind
 from dln.train.events import Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
@@ -72,7 +72,8 @@ def fit(
         metric: (prediction, target) → 0 to 1; right is ≥ 0.5.
         callbacks: called with each event.
         prompt_lm: the model that proposes prompts; default each layer's own.
-        hidden_lm: the model of the "edit" proposal; default each layer's own.
+        hidden_lm: the model of the "edit" proposal, and of all hidden proposals with
+            `inference.hidden_writer="hidden_lm"`; default each layer's own.
         meter: whose usage is written into the events.
         task: a name for reports.
         config: what the command line needs to build the same run again; kept in run.yaml.
@@ -87,6 +88,7 @@ def fit(
     chosen = options if isinstance(options, Options) else resolve_options(preset, dict(options or {}))
     overrides = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
     chosen = chosen.model_copy(update=overrides)
+    network = prepared(network, chosen)
     check_data(network, train, dev)
     score = judge(metric, network.labels)
     recipe = Recipe(

@@ -7,9 +7,9 @@ option here, with its reason in `docs/design.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dln.errors import InputError
 from dln.infer.wordings import WORDINGS
@@ -52,11 +52,29 @@ class InferenceOptions(Strict):
     )
     race_start: float = Field(0.25, gt=0, le=1, description="part of the counted examples in the first round")
     include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
+    forward_temperature: float = Field(
+        0.0, ge=0, description="sampling temperature of the forward pass of a training step; 0 is greedy"
+    )
+    skip_correct: bool = Field(
+        False, description="leave the network as it is where every prediction of the batch is right"
+    )
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
     hidden_proposals: tuple[HiddenSource, ...] = Field(
         ("prior", "labelled_prior"), min_length=1, description="where hidden texts are proposed from, in equal parts"
     )
     hidden_temperature: float = Field(0.7, gt=0, description="sampling temperature of hidden proposals")
+    hidden_writer: Literal["layer", "hidden_lm"] = Field(
+        "layer",
+        description="model of the prior and labelled-prior proposals: the layer's own, or `hidden_lm` where one is "
+        "given (edit proposals always take it)",
+    )
+    burn_in: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="leading fraction of a hidden text's tokens left out of its score, rounded down to whole tokens; "
+        "with `score=mean_token_log_prob` only",
+    )
     prompt_proposals: dict[PromptSource, Annotated[float, Field(gt=0)]] = Field(
         {"demonstrations": 3.0, "wording": 2.0, "rewrite": 1.0},
         min_length=1,
@@ -64,6 +82,9 @@ class InferenceOptions(Strict):
     )
     prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
     prompt_tokens: int = Field(64, ge=8, description="longest answer of the proposing model, in tokens")
+    rewrite_memory: bool = Field(
+        False, description="rewrites start from the prompts in memory in turn, not from the present prompt alone"
+    )
     max_prompt_tokens: int = Field(
         256, ge=1, description="instructions longer than this and than the present one are dropped"
     )
@@ -92,13 +113,22 @@ class InferenceOptions(Strict):
     )
     bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")
     trust_factor: float = Field(0.0, ge=0, description="weight of KL(new ‖ old) at the output layer")
-    exploration: float = Field(0.0, ge=0, description="λ of the exploration reward at step 0, annealed to 0")
+    exploration: float = Field(0.0, ge=0, description="λ of the exploration reward at step 0")
+    exploration_annealed: bool = Field(
+        True, description="λ of the exploration reward falls linearly to 0 over the steps; false: it stays as it is"
+    )
     select: Literal["best", "margin"] = Field("best", description="best score, or a lead that is not noise")
     margin: float = Field(1.0, ge=0, description="standard errors of lead that `select=margin` asks for")
     layer_steps: int | tuple[Annotated[int, Field(ge=0)], ...] = Field(
         1, description="M-steps per layer and update: one number, or one per layer; 0 freezes a layer"
     )
     reservoir: int = Field(256, ge=0, description="worked examples kept per layer of a deep network")
+
+    @model_validator(mode="after")
+    def _check_burn_in(self) -> Self:
+        if self.burn_in and self.score != "mean_token_log_prob":
+            raise ValueError("burn_in leaves tokens out of a mean and needs score=mean_token_log_prob, or burn_in=0")
+        return self
 
     @property
     def worked(self) -> int:
@@ -119,6 +149,15 @@ class Options(Strict):
         ge=0,
         lt=1,
         description="part of the train set that the output layer shows and that never judges it; 0: any",
+    )
+    strip_options_for_hidden: bool = Field(
+        False,
+        description='hidden layers read a multiple-choice question without its "Options: …" block; the last layer '
+        "reads all of it",
+    )
+    answers: Literal["scored", "free"] = Field(
+        "scored",
+        description="predict the most probable label, or the one that a freely written greedy answer begins with",
     )
     val_every: int = Field(2, ge=1, description="updates between validations")
     select_by: Literal["accuracy", "log_likelihood"] = Field(
@@ -156,7 +195,10 @@ PAPER: dict[str, Any] = {
         "evidence": 0,
         "include_forward": True,
         "hidden_proposals": ["prior", "labelled_prior"],
+        "hidden_writer": "hidden_lm",
+        "burn_in": 0.05,
         "prompt_proposals": {"rewrite": 1.0},
+        "rewrite_memory": True,
         "prompt_tokens": 256,
         "backward_template": "backward_student",
         "held_out_half": True,

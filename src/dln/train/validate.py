@@ -10,7 +10,7 @@ from dln.data import Dataset, Metric
 from dln.infer.calibrate import Calibrator
 from dln.keys import Key
 from dln.nn import ChoiceLayer, LayerInput, Sequential
-from dln.nn.predict import label_prediction
+from dln.nn.predict import free_prediction, label_prediction
 from dln.train.evaluate import Evaluation, evaluate, judge
 
 __all__ = ["Validation", "validate"]
@@ -59,7 +59,11 @@ def validate(network: Sequential, dev: Dataset, metric: Metric, calibrator: Cali
     # left out, an example that cannot be scored would make the network look better than one that scores it badly
     judged = np.full(len(targets), -np.log(len(last.labels)))
     judged[usable] = calibration.log_prob
-    predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
+    if fitted.answers == "free":
+        texts = [answer.text for answer in fitted.write(fitted.contexts(rows), [0] * len(rows))]
+        predictions = tuple(free_prediction(fitted, [text], (h,)) for text, h in zip(texts, hidden, strict=True))
+    else:
+        predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
     right = judge(metric, network.labels)
     scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
     return Validation(
