@@ -17,7 +17,21 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import dln
-from dln.cli import bench, doctor, evaluate, model, predict, probe_task, report, resume, runs, serve, train, tune
+from dln.cli import (
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    model,
+    predict,
+    probe_task,
+    report,
+    resume,
+    runs,
+    serve,
+    train,
+    tune,
+)
 from dln.cli.flags import examples
 from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
@@ -63,6 +77,7 @@ app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("runs", epilog=runs.EPILOG)(runs.runs)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(model.app, name="model")
 

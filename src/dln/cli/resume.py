@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from dln.cli import flags
 from dln.cli.config import RunConfig, parse_config
 from dln.cli.endpoints import moved, with_secrets
 from dln.cli.flags import examples
+from dln.cli.seeds import is_series, read_series, run_series, with_seed
 from dln.cli.session import BUDGET_EXIT, run_training
 from dln.cli.show import note
 from dln.cli.sources import load_config
@@ -24,6 +26,7 @@ __all__ = ["EPILOG", "recorded_config", "resume"]
 
 EPILOG = examples(
     "dln resume runs/questions",
+    "dln resume runs/questions-seeds",
     "dln resume runs/questions --max-tokens 5000000",
     "dln resume runs/mail --max-usd 10 --api-key-env MY_KEY",
 )
@@ -40,15 +43,39 @@ def resume(
     config_file: flags.Config = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Go on with a run; it ends exactly as if it had never been stopped."""
-    config = recorded_config(run)
-    # what the record leaves out, keys above all, comes from the settings of now
-    models = with_secrets(config.lm, load_config({}, config_file).lm)
-    config = config.model_copy(update={"lm": moved(models, base_url, api_key_env)})
+    """Go on with a run, or with one run per seed; it ends exactly as if it had never been stopped."""
     limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
-    changes = {n: value for n, value in limits.items() if value is not None and value != getattr(config.budget, n)}
-    budget = config.budget.model_copy(update=changes)
+
+    def present(config: RunConfig) -> RunConfig:
+        # what the record leaves out, keys above all, comes from the settings of now
+        models = with_secrets(config.lm, load_config({}, config_file).lm)
+        changes = {name: value for name, value in limits.items() if value is not None}
+        budget = config.budget.model_copy(update=changes)
+        return config.model_copy(update={"lm": moved(models, base_url, api_key_env), "budget": budget})
+
+    if not is_series(run):
+        _resume(run, recorded_config(run), present, as_json=as_json)
+        return
+    shared, seeds = read_series(run)
+
+    def one(seed: int, path: Path) -> None:
+        if (path / "run.yaml").exists():
+            _resume(path, recorded_config(path), present, as_json=as_json)
+        else:
+            run_training(with_seed(present(shared), seed), path, as_json=as_json)
+
+    run_series(run, seeds, one, as_json=as_json)
+
+
+def _resume(run: Path, recorded: RunConfig, present: Callable[[RunConfig], RunConfig], *, as_json: bool) -> None:
+    """Go on with one run.
+
+    Raises:
+        typer.Exit: its budget is spent and no higher limit is given (4).
+    """
+    config = present(recorded)
     state = _state(run, config)
+    changes = config.budget != recorded.budget
     if state == "budget" and not changes:
         command = f"dln resume {shlex.quote(str(run))} --max-tokens …"
         note(f"the budget of this run is spent; go on with a higher limit: {command}")
@@ -56,7 +83,7 @@ def resume(
     if state == "finished":
         note(f"this run is finished; see: dln report {shlex.quote(str(run))}")
         return
-    run_training(config.model_copy(update={"budget": budget}), run, resume=True, as_json=as_json)
+    run_training(config, run, resume=True, as_json=as_json)
 
 
 def recorded_config(run: Path) -> RunConfig:

@@ -31,7 +31,8 @@ def runs(
     if not directory.is_dir():
         raise InputError("there is no such directory", where=directory, fix="dln train --task questions makes a run")
     found: list[tuple[Path, RunSummary, str]] = []
-    for file in sorted(directory.glob("*/run.yaml")):
+    series = [file.parent for file in directory.glob("*/seeds.yaml")]
+    for file in sorted(file for place in (directory, *series) for file in place.glob("*/run.yaml")):
         try:
             summary = summarize(read_events(file.parent / "events.jsonl"))
         except DlnError as error:

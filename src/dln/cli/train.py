@@ -13,10 +13,12 @@ import typer
 from dln.cli import flags
 from dln.cli import train_flags as own
 from dln.cli.compose import task_label
-from dln.cli.config import RunConfig, config_schema
+from dln.cli.config import RunConfig, config_schema, training_options
 from dln.cli.dry_run import dry_run
 from dln.cli.flags import examples
+from dln.cli.seeds import begin_series, parse_seeds, run_series, with_seed
 from dln.cli.session import run_training
+from dln.cli.show import note
 from dln.cli.sources import lm_settings, load_config
 from dln.errors import InputError
 
@@ -25,6 +27,7 @@ __all__ = ["EPILOG", "train"]
 EPILOG = examples(
     "dln train --task questions",
     "dln train --csv mail.csv --input message --target kind --steps 10",
+    "dln train --task questions --seeds 13,42,25 --run-dir runs/questions-seeds",
     "dln train --task subj --data data --layers 2 --max-minutes 30",
     "dln train --task mail.csv --set batch_size=32 --set inference.num_prompts=12",
     "dln train --task questions --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
@@ -56,6 +59,7 @@ def train(
     preset: own.Preset = None,
     steps: own.Steps = None,
     seed: own.Seed = None,
+    seeds: own.Seeds = None,
     setting: own.Setting = None,
     test: own.Test = None,
     lm: flags.Model = None,
@@ -130,10 +134,27 @@ def train(
         "test": test,
     }
     chosen = load_config(given, config, setting or ())
+    series = None if seeds is None else parse_seeds(seeds)
+    source = context.get_parameter_source("seed")
+    if series is not None and source is not None and source.name == "COMMANDLINE":
+        raise InputError("seeds are given twice", where="--seeds", got=f"--seed {seed} and --seeds {seeds}")
     if estimate:
         dry_run(chosen, as_json=as_json)
+        if series is not None:
+            note(f"note: this is the estimate of one run; {len(series)} seeds take {len(series)} of them")
         return
-    run_training(chosen, _directory(chosen), as_json=as_json)
+    directory = _directory(chosen)
+    if series is None:
+        run_training(chosen, directory, as_json=as_json)
+        return
+    training_options(chosen)  # a mistake in the options is told before the folder is made
+    begin_series(directory, chosen, series)
+    run_series(
+        directory,
+        series,
+        lambda seed, path: run_training(with_seed(chosen, seed), path, as_json=as_json),
+        as_json=as_json,
+    )
 
 
 def _directory(config: RunConfig) -> Path:

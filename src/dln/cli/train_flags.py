@@ -29,6 +29,7 @@ __all__ = [
     "PromptModel",
     "PromptsFrom",
     "Seed",
+    "Seeds",
     "Setting",
     "Steps",
     "TemplateName",
@@ -97,6 +98,12 @@ Preset = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=0, envvar="DLN_STEPS", help="Updates.", rich_help_panel=TRAINING)]
 Seed = Annotated[int | None, typer.Option(envvar="DLN_SEED", help="Of everything random.", rich_help_panel=TRAINING)]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,…", help="One run per seed under the run directory, read together.", rich_help_panel=TRAINING
+    ),
+]
 Setting = Annotated[
     list[str] | None,
     typer.Option(

@@ -14,7 +14,7 @@ from scipy import stats
 
 from dln.errors import InputError
 
-__all__ = ["Interval", "Paired", "interval", "paired"]
+__all__ = ["Interval", "Paired", "interval", "over_runs", "paired"]
 
 _stats = cast(Any, stats)
 
@@ -69,6 +69,22 @@ def interval(scores: Sequence[float]) -> Interval:
         return Interval(mean, float(ci.low), float(ci.high))
     half = _student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """Mean of one number per run, with Student's 95 % interval of what another run gives; NaN bounds for one run.
+
+    Unlike `interval`, the values may lie anywhere, and 0 and 1 are numbers like others.
+
+    Raises:
+        InputError: no values.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        raise InputError("a mean over runs needs one run or more")
+    half = _student(numbers) if len(numbers) > 1 else float("nan")
+    mean = float(numbers.mean())
+    return Interval(mean, mean - half, mean + half)
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
