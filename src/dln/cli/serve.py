@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
@@ -124,6 +125,6 @@ def _greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key
     if together is not None:
         lines.insert(1, f"  {together}")
     if not isinstance(served_one, Sequential | Ensemble):
-        lines.append(f"  dln train --task questions --lm vllm/{name} --base-url {url}")
+        lines.append(f"  dln train --task questions --lm {shlex.quote(f'vllm/{name}')} --base-url {url}")
     for line in lines:
         out().print(safe(line), soft_wrap=True)

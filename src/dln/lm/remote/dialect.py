@@ -39,10 +39,13 @@ class Dialect:
     Args:
         model: the name to ask for.
         extras: whether fields beyond the OpenAI form are sent; the probe clears it where they are refused.
+        suffix: `:chat` or `:completion` where the user wrote it behind the name. A server may list a model under
+            the name with the suffix, as `dln serve smollm2:chat` does; the probe then asks for that one.
     """
 
     model: str
     extras: bool = True
+    suffix: str = ""
 
     name: ClassVar[str] = "openai-compatible"
     default_url: ClassVar[str | None] = None
@@ -68,13 +71,18 @@ class Dialect:
         return Call("/models")
 
     def read_models(self, call: Call, reply: Any) -> ModelCard:
-        """The card of the model that is asked for; an empty one if the server does not list it."""
-        for entry in sequence(mapping(reply, "reply").get("data"), "data"):
-            card = mapping(entry, "data")
-            if card.get("id") == self.model:
+        """The card of the model that is asked for; an empty one if the server does not list it.
+
+        A model that is listed under the name with its suffix is preferred to one without.
+        """
+        cards = [mapping(entry, "data") for entry in sequence(mapping(reply, "reply").get("data"), "data")]
+        listed = {card.get("id"): card for card in reversed(cards)}
+        for name in (self.model + self.suffix, self.model):
+            if name in listed:
+                card = listed[name]
                 root, length = card.get("root"), card.get("max_model_len", card.get("context_length"))
                 return ModelCard(
-                    self.model,
+                    name,
                     root if isinstance(root, str) else None,
                     length if isinstance(length, int) and length > 0 else None,
                 )

@@ -83,7 +83,7 @@ def open_remote(
         environment=variables,
     )
     return RemoteLM(
-        dialect(model),
+        dialect(model, suffix=rest.removeprefix(model)),
         HttpSender(endpoint),
         name=f"{kind}/{model}{_suffix(dialect, chat)}",
         servers=endpoint.base_urls,

@@ -51,13 +51,14 @@ def said(refusal: DlnError) -> str:
 
 
 def model_card(session: Session) -> ModelCard:
-    """What the server lists of the model; an empty card if it lists nothing."""
+    """What the server lists of the model, whose listed name is asked for from now on; an empty card if nothing."""
     try:
         card = session.send([session.dialect.list_models()], session.dialect.read_models)[0]
     except REFUSALS as refusal:
         speaks_of_the_server(refusal)
         return ModelCard(session.dialect.model)
     session.context_length = card.context_length
+    session.dialect = replace(session.dialect, model=card.name)
     return card
 
 
