@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli_shell import Shell
+from dln.cli.serve import greet
+from dln.lm.base import Sampling
 from dln.lm.load import load_lm
+from dln.lm.transformers import TransformersLM
 from dln.nn import ChoiceLayer, Sequential, save_network
+from dln.serve.build import served
+from dln.serve.server import serving
 from serve_clients import client_of
 
 
@@ -74,3 +81,37 @@ def test_mistakes_are_said_without_a_traceback(
     assert done.code == 2
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny", "vllm"),
+        ("tiny:chat", "openai-compatible"),
+        ("tiny:completion", "vllm"),
+        ("hf/org/tiny:chat", "vllm"),
+        ("a folder/m.gguf:chat", "openai-compatible"),
+    ],
+)
+def test_every_name_that_is_printed_can_be_typed(
+    tiny_lm: TransformersLM, capsys: pytest.CaptureFixture[str], name: str, kind: str
+):
+    model = tiny_lm.with_chat(name.endswith(":chat"))
+    with serving(served(model, name)) as url:
+        greet(url, name, model, with_key=False)
+        words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+        typed = words[words.index("--lm") + 1].replace("vllm/", f"{kind}/", 1)
+        client = load_lm(typed, base_url=words[words.index("--base-url") + 1], api_key="x")
+        assert client.capabilities.chat == model.capabilities.chat
+        drawn = client.sample(["the cat"], Sampling(0.0, 1.0, 4), [0])
+        assert [draw.text for draw in drawn] == [d.text for d in model.sample(["the cat"], Sampling(0.0, 1.0, 4), [0])]
+        np.testing.assert_allclose(
+            client.log_prob(["the cat"], [" sat"])[0].values, model.log_prob(["the cat"], [" sat"])[0].values, atol=1e-4
+        )
+
+
+def test_a_suffix_that_no_listed_name_has_only_says_how_the_model_is_asked(tiny_lm: TransformersLM):
+    with serving(served(tiny_lm.with_chat(True), "tiny")) as url:
+        client = load_lm("openai-compatible/tiny:chat", base_url=url, api_key="x")
+        assert client.capabilities.chat
+        assert client.sample(["the cat"], Sampling(0.0, 1.0, 2), [0])[0].model is not None

@@ -7,43 +7,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from dln.cli.config import RunConfig
+from dln.cli.config import FLAGS, OWN_FLAGS, RunConfig
 
-__all__ = ["FLAGS", "command_of"]
-
-FLAGS: dict[tuple[str, str], str] = {
-    ("task", "name"): "--task",
-    ("task", "csv"): "--csv",
-    ("task", "jsonl"): "--jsonl",
-    ("task", "input"): "--input",
-    ("task", "target"): "--target",
-    ("task", "free_form"): "--free-form",
-    ("task", "instruction"): "--instruction",
-    ("data", "directory"): "--data",
-    ("data", "leaky"): "--leaky",
-    ("data", "train_size"): "--train-size",
-    ("data", "dev_size"): "--dev-size",
-    ("data", "test_size"): "--test-size",
-    ("lm", "spec"): "--lm",
-    ("lm", "base_url"): "--base-url",
-    ("lm", "api_key_env"): "--api-key-env",
-    ("lm", "prompt_lm"): "--prompt-lm",
-    ("lm", "hidden_lm"): "--hidden-lm",
-    ("lm", "prices_file"): "--prices",
-    ("lm", "batch_tokens"): "--batch-tokens",
-    ("network", "layers"): "--layers",
-    ("network", "prompts"): "--prompt",
-    ("network", "prompts_from"): "--prompts-from",
-    ("network", "templates"): "--template",
-    ("network", "hidden"): "--hidden",
-    ("network", "hidden_tokens"): "--hidden-tokens",
-    ("network", "freeze"): "--freeze",
-    ("budget", "max_calls"): "--max-calls",
-    ("budget", "max_tokens"): "--max-tokens",
-    ("budget", "max_minutes"): "--max-minutes",
-    ("budget", "max_usd"): "--max-usd",
-}
-"""Which flag sets which setting."""
+__all__ = ["command_of"]
 
 
 def command_of(config: RunConfig) -> str:
@@ -68,7 +34,7 @@ def command_of(config: RunConfig) -> str:
         cached = "" if price.cached_input is None else f"/{price.cached_input!r}"
         words += ["--price", f"{name}={price.input!r}/{price.output!r}{cached}"]
     options = dict(config.options)
-    for name in ("preset", "steps", "seed"):
+    for name in OWN_FLAGS:
         if name in options:
             words += [f"--{name}", str(options.pop(name))]
     for path, value in _leaves(options):

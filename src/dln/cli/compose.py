@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import yaml
 
-from dln.cli.advice import in_flags
 from dln.cli.config import RunConfig
 from dln.cli.endpoints import Wanted, price_table, wanted_models
+from dln.cli.errors import in_flags
 from dln.data import Dataset, Task, bundled_names, load_task
 from dln.data.split import subsample
 from dln.errors import InputError

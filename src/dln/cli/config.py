@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
+from dln.cli.errors import closest, expectation
 from dln.cli.model_config import SECRET_FIELDS, ModelConfig, Section
 from dln.errors import InputError
 from dln.train.layout import Hidden
 from dln.train.options import InferenceOptions, Options, resolve_options
 
 __all__ = [
+    "COMMAND_LINE",
+    "FLAGS",
+    "OWN_FLAGS",
     "BudgetConfig",
     "DataConfig",
     "ModelConfig",
@@ -22,8 +27,50 @@ __all__ = [
     "TaskConfig",
     "config_schema",
     "parse_config",
+    "setting_name",
     "training_options",
 ]
+
+
+COMMAND_LINE = "command line"
+"""Where settings are that flags and the environment gave."""
+
+OWN_FLAGS = ("preset", "steps", "seed")
+"""Training options that have a flag of their own; the others are given by `--set`."""
+
+FLAGS: dict[tuple[str, str], str] = {
+    ("task", "name"): "--task",
+    ("task", "csv"): "--csv",
+    ("task", "jsonl"): "--jsonl",
+    ("task", "input"): "--input",
+    ("task", "target"): "--target",
+    ("task", "free_form"): "--free-form",
+    ("task", "instruction"): "--instruction",
+    ("data", "directory"): "--data",
+    ("data", "leaky"): "--leaky",
+    ("data", "train_size"): "--train-size",
+    ("data", "dev_size"): "--dev-size",
+    ("data", "test_size"): "--test-size",
+    ("lm", "spec"): "--lm",
+    ("lm", "base_url"): "--base-url",
+    ("lm", "api_key_env"): "--api-key-env",
+    ("lm", "prompt_lm"): "--prompt-lm",
+    ("lm", "hidden_lm"): "--hidden-lm",
+    ("lm", "prices_file"): "--prices",
+    ("lm", "batch_tokens"): "--batch-tokens",
+    ("network", "layers"): "--layers",
+    ("network", "prompts"): "--prompt",
+    ("network", "prompts_from"): "--prompts-from",
+    ("network", "templates"): "--template",
+    ("network", "hidden"): "--hidden",
+    ("network", "hidden_tokens"): "--hidden-tokens",
+    ("network", "freeze"): "--freeze",
+    ("budget", "max_calls"): "--max-calls",
+    ("budget", "max_tokens"): "--max-tokens",
+    ("budget", "max_minutes"): "--max-minutes",
+    ("budget", "max_usd"): "--max-usd",
+}
+"""Which flag sets which setting."""
 
 
 class TaskConfig(Section):
@@ -106,21 +153,24 @@ def parse_config(data: Mapping[str, Any], where: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = [str(part) for part in first["loc"]]
-        unknown = first["type"] == "extra_forbidden"
-        known = _names_at(place[:-1]) if unknown else []
-        close = difflib.get_close_matches(place[-1], known, n=1) if unknown else []
-        raise InputError(
-            "there is no such setting" if unknown else f"this setting is not possible: {first['msg']}",
-            where=f"{where}: {'.'.join(place)}" if place else where,
-            got=None if unknown or _may_be_secret(place) else repr(first["input"])[:80],
-            expected=f"one of {', '.join(known)}" if unknown else None,
-            fix=f"did you mean {'.'.join([*place[:-1], close[0]])}?" if close else None,
-        ) from error
+        raise _setting_error(error, where) from None
     check_option_names(config.options, where)
     _resolved(config, where)
     return config
+
+
+def setting_name(place: Sequence[str], where: str) -> str:
+    """How a setting is called where it was given: by its flag on the command line, else by file and dotted name.
+
+    >>> setting_name(["network", "hidden"], COMMAND_LINE), setting_name(["options", "steps"], "dln.yaml")
+    ('--hidden', 'dln.yaml: options.steps')
+    """
+    dotted = ".".join(place)
+    if where != COMMAND_LINE:
+        return f"{where}: {dotted}" if dotted else where
+    if place[:1] == ["options"] and len(place) > 1:
+        return f"--{place[1]}" if place[1] in OWN_FLAGS else f"--set {'.'.join(place[1:])}"
+    return FLAGS.get((place[0], place[1]), dotted) if len(place) > 1 else f"--{dotted.replace('_', '-')}"
 
 
 def training_options(config: RunConfig) -> Options:
@@ -190,8 +240,27 @@ def _resolved(config: RunConfig, where: str) -> Options:
     try:
         return resolve_options(preset, changes)
     except InputError as error:
-        place = f"{where}: {error.where}"
+        place = setting_name(["options", *str(error.where).split(".")], where)
         raise InputError(error.message, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
+
+
+def _setting_error(error: ValidationError, where: str) -> InputError:
+    """What pydantic found in a configuration, with the setting that was probably meant."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    at = setting_name(place, where)
+    if first["type"] == "extra_forbidden":
+        known = _names_at(place[:-1])
+        near = closest(place[-1], known)
+        fix = (
+            f"did you mean {'.'.join([*place[:-1], near])}?" if near else "dln train --print-schema lists all settings"
+        )
+        return InputError("there is no such setting", where=at, expected=f"one of {', '.join(known)}", fix=fix)
+    got = None if _may_be_secret(place) else repr(first["input"])[:80]
+    choices = re.findall(r"'(.*?)'", str(first.get("ctx", {}).get("expected", "")))
+    near = closest(str(first["input"]), choices)
+    fix = f"did you mean {near}?" if near else None
+    return InputError("this value is not possible", where=at, got=got, expected=expectation(first), fix=fix)
 
 
 def _may_be_secret(place: list[str]) -> bool:

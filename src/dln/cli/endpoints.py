@@ -11,6 +11,7 @@ from typing import Any
 import platformdirs
 from pydantic import ValidationError
 
+from dln.cli.errors import expectation
 from dln.cli.model_config import ModelConfig, ServerConfig, SideModelConfig, engine_of, shown_url
 from dln.errors import InputError
 from dln.lm.prices import Price, PriceTable, load_prices
@@ -146,7 +147,7 @@ def moved(config: ModelConfig, base_url: Sequence[str] | None, api_key_env: str 
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise InputError(f"this setting is not possible: {first['msg']}", where=flag) from None
+        raise InputError("this value is not possible", where=flag, expected=expectation(first)) from None
     if given.base_url:
         changes["base_url"] = given.base_url
     if given.api_key_env is not None:

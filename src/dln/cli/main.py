@@ -32,10 +32,11 @@ from dln.cli import (
     train,
     tune,
 )
+from dln.cli.errors import UsageError, usage_error
 from dln.cli.flags import examples
 from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
-from dln.errors import DlnError
+from dln.errors import DlnError, InputError
 
 __all__ = ["app", "main", "run"]
 
@@ -97,10 +98,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or os.environ.get("DLN_DEBUG", "") not in ("", "0")
     try:
         with terminable():
-            get_command(app).main(words, prog_name="dln")
+            return _run(words)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, typer.Abort) as error:
         return 143 if isinstance(error, Terminated) else 130
     except DlnError as error:
         _complain(str(error), debug)
@@ -113,7 +114,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"this is a bug: {type(error).__name__}: {error}\n  try: dln --debug …, and report what it says", debug
         )
         return 1
-    return 0
+
+
+def _run(words: list[str]) -> int:
+    try:
+        code: object = get_command(app).main(words, prog_name="dln", standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":
+            raise usage_error(error, words) from error
+        # a group that was asked for nothing: Typer with rich has printed its help already
+        sys.stderr.write(str(error).strip())
+        return InputError.exit_code
+    return code if isinstance(code, int) else 0
 
 
 def _version(wanted: bool) -> None:

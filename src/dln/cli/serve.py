@@ -25,7 +25,7 @@ from dln.serve.batcher import Batcher
 from dln.serve.build import served
 from dln.serve.server import need_serve_extra, run_server
 
-__all__ = ["EPILOG", "serve"]
+__all__ = ["EPILOG", "greet", "serve"]
 
 EPILOG = examples(
     "dln serve smollm2",
@@ -76,7 +76,7 @@ def serve(
             if as_json:
                 print_record({"url": url, "model": answering.name, "key": key is not None, "pid": os.getpid()})
                 return
-            _greet(url, answering.name, loaded, key is not None)
+            greet(url, answering.name, loaded, key is not None)
 
         with suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM are how a server ends
             run_server(answering, host=host, port=port, key=key, on_ready=ready)
@@ -112,7 +112,8 @@ def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageM
     return load_lm(model), None
 
 
-def _greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key: bool) -> None:
+def greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key: bool) -> None:
+    """Print how the server is asked: by curl, from Python, and as the model of a run."""
     key = "$KEY" if with_key else "x"
     lines = [
         f"{name} at {url}  (Ctrl-C stops)",

@@ -10,7 +10,7 @@ from typing import Any, cast
 import platformdirs
 import yaml
 
-from dln.cli.config import RunConfig, check_option_names, parse_config
+from dln.cli.config import COMMAND_LINE, RunConfig, check_option_names, parse_config
 from dln.cli.model_config import engine_of
 from dln.errors import InputError
 from dln.lm.prices import parse_price
@@ -61,7 +61,7 @@ def load_config(
     given = _given(flags)
     for setting in settings:
         given = _merge(given, {"options": parse_setting(setting)})
-    return parse_config(_merge(merged, _absolute(given, Path().resolve())), "command line")
+    return parse_config(_merge(merged, _absolute(given, Path().resolve())), COMMAND_LINE)
 
 
 def user_file() -> Path:
