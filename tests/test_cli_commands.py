@@ -18,7 +18,7 @@ from dln.errors import BudgetReached, ContextLengthError, CorruptDataError, Inpu
 COMMANDS = [
     [],
     *([name] for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve")),
-    *([name] for name in ("tune", "probe-task")),
+    *([name] for name in ("tune", "probe-task", "compare")),
     *(["model", name] for name in ("pull", "path", "list")),
     *(["bench", name] for name in ("paper", "ablation")),
 ]
