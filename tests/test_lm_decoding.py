@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import build_tiny_model
 from dln.lm.base import Sampling
-from dln.lm.branching import BranchingCache
+from dln.lm.branching import BranchingCache, why_fixed_batches
 from dln.lm.checkpoint import Source
 from dln.lm.slots import ROOT, SlotTrie
 from dln.lm.stop_search import REPLACEMENT, StopSearch, stop_at
@@ -140,7 +140,7 @@ def test_each_distinct_prefix_of_all_contexts_is_fed_once(lm):
     """Also where the draws of one context do not run all at once."""
     contexts = skewed_contexts()[::2]
     nodes = _prefixes([lm.context_ids(context) for context in contexts])
-    assert lm.network.why_fixed_batches is None  # finding out costs forwards, too
+    assert why_fixed_batches(lm.network) is None  # finding out costs forwards, too
     for rows in (64, 3):
         before = lm.diagnostics
         draws = replace(lm, batch_rows=rows).sample(contexts, SKEWED, range(len(contexts)))
@@ -218,7 +218,7 @@ def test_models_whose_caches_cannot_branch_draw_in_fixed_batches(tmp_path, tiny_
     MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=6)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
     lm = TransformersLM.load(Source(str(tmp_path), "cpu"), name="sliding")
-    assert lm.network.why_fixed_batches
+    assert why_fixed_batches(lm.network)
     contexts = skewed_contexts()[::5]
     sampling = Sampling(1.0, max_tokens=10)
     alone = replace(lm, batch_rows=1).sample(contexts, sampling, range(len(contexts)))

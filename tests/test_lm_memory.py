@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import build_tiny_model
-from dln.lm import causal_model
+from dln.lm import causal_model, packed
 from dln.lm import stream as stream_module
 from dln.lm.checkpoint import Source
 from dln.lm.plan import Plan
@@ -155,7 +155,7 @@ def test_logits_are_held_a_few_rows_at_a_time(tiny_lm, monkeypatch, way):
         lambda _module, _inputs, output: shapes.append(output.shape[-2])
     )
     monkeypatch.setitem(model.__dict__, "head_alone", not way.startswith("head"))
-    monkeypatch.setitem(model.__dict__, "why_plain", "asked for by the test" if way.endswith("plain") else None)
+    monkeypatch.setitem(model.fallbacks, "why_plain", "asked for by the test" if way.endswith("plain") else None)
     try:
         scores = lm.log_prob(contexts, targets)
     finally:
@@ -180,8 +180,8 @@ def test_logits_that_are_more_than_the_head_are_kept_and_still_bounded(tmp_path,
     lm = TransformersLM.load(Source(str(tmp_path), "cpu"), name="granite", batch_tokens=32)
     model = lm.network
     assert not model.head_alone
-    assert model.why_plain is None
-    monkeypatch.setitem(model.__dict__, "why_plain", why_plain)
+    assert packed.why_plain(model) is None
+    monkeypatch.setitem(model.fallbacks, "why_plain", why_plain)
     monkeypatch.setattr(causal_model, "HEAD_VALUES_PER_TOKEN", 40)
     shapes: list[int] = []
     model.model.get_output_embeddings().register_forward_hook(

@@ -18,10 +18,12 @@ import torch
 from conftest import build_tiny_model
 from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Completion, LanguageModel, Sampling
+from dln.lm.branching import why_fixed_batches
 from dln.lm.causal_model import CausalModel
 from dln.lm.checkpoint import Source, load_checkpoint
 from dln.lm.draws import Draw, DrawRequest
 from dln.lm.laws import LAWS, Law, LawCase
+from dln.lm.packed import why_plain
 from dln.lm.plain_decoding import decode_plain
 from dln.lm.transformers import TransformersLM
 from dln.numerics import log_softmax, logsumexp
@@ -147,8 +149,8 @@ def test_the_key_value_cache_may_have_either_name(tiny_folder: Path, name: str) 
     loaded = load_checkpoint(Source(str(tiny_folder), "cpu"))
     respell(loaded.network.model, name)
     network = CausalModel(loaded.network.model, loaded.network.identity)
-    assert network.why_plain is None  # scores that go on from a cache are those of forwards without one
-    assert network.why_fixed_batches is None  # so are draws that branch from one
+    assert why_plain(network) is None  # scores that go on from a cache are those of forwards without one
+    assert why_fixed_batches(network) is None  # so are draws that branch from one
     greedy = Sampling(0.0, max_tokens=4)
     for draw in decode_plain(
         network, [Draw(DrawRequest(p, 0), greedy, loaded.codec) for p in ((5, 6, 7), (8, 9))], greedy
@@ -256,7 +258,7 @@ def test_a_shortage_of_memory_halves_the_batch(
 
     monkeypatch.setattr(CausalModel, "_call", small_memory)
     for reason in ("why_plain", "why_fixed_batches"):
-        monkeypatch.setitem(tiny_lm.network.__dict__, reason, why_plain)
+        monkeypatch.setitem(tiny_lm.network.fallbacks, reason, why_plain)
     before = tiny_lm.diagnostics["out_of_memory_splits"]
     for got, wanted in zip(tiny_lm.log_prob(contexts[:3], TARGETS), expected, strict=True):
         np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)

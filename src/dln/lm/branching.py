@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.lm.block_attention import ROWS, additive_mask, attending, blocks_of
+from dln.lm.packed import why_plain
 from dln.lm.query import Ids
 from dln.lm.slot_writer import SlotWriter
 from dln.lm.slots import ROOT, SlotTrie
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from dln.lm.causal_model import CausalModel
 
-__all__ = ["Branch", "BranchingCache", "probe_branching"]
+__all__ = ["Branch", "BranchingCache", "why_fixed_batches"]
 
 SLACK = 64
 
@@ -219,7 +220,15 @@ class BranchingCache:
             branch.slots = [new[slot] for slot in branch.slots]
 
 
-def probe_branching(model: CausalModel) -> str | None:
+def why_fixed_batches(model: CausalModel) -> str | None:
+    """Why draws run in fixed batches; None where they branch from one cache and join and leave at any time."""
+    if "why_fixed_batches" not in model.fallbacks:
+        with model.inference():
+            model.fallbacks["why_fixed_batches"] = why_plain(model) or _probe(model)
+    return model.fallbacks["why_fixed_batches"]
+
+
+def _probe(model: CausalModel) -> str | None:
     """Why draws cannot branch from one cache with this model, or None: a few of them, there and plain."""
     rng = np.random.default_rng(1)
     stem = tuple(int(t) for t in rng.integers(model.vocabulary, size=9))

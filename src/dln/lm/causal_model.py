@@ -16,11 +16,6 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dln.errors import InputError
-from dln.lm.branching import probe_branching
-from dln.lm.packed import probe
-from dln.lm.query import Answer, Query
-from dln.lm.scoring import Scoring
-from dln.lm.stream import stream
 from dln.numerics import Floats
 
 if TYPE_CHECKING:
@@ -79,11 +74,15 @@ class CausalModel:
     Args:
         model: a transformers causal language model in evaluation mode.
         identity: digest of its configuration, weights and tokenizer.
+        counters: what it did so far.
+        fallbacks: why the shared-prefix methods cannot be used with this architecture, by method, once it was
+            tried; None where they can (`scoring.why_plain`, `branching.why_fixed_batches`).
     """
 
     model: Any
     identity: str
     counters: Counters = field(default_factory=Counters)
+    fallbacks: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
 
     def __post_init__(self) -> None:
         self.lock = RLock()
@@ -122,27 +121,6 @@ class CausalModel:
     def head_rows(self, batch_tokens: int) -> int:
         """Rows of logits at a time: rows × vocabulary ≤ 8192 × batch_tokens, but at least one row."""
         return max(1, HEAD_VALUES_PER_TOKEN * batch_tokens // self.vocabulary)
-
-    def answer(self, queries: Sequence[Query], batch_tokens: int) -> list[Answer]:
-        """Answer the queries, every distinct prefix evaluated once (see `Scoring`)."""
-        answers: list[Answer | None] = [None] * len(queries)
-        lengths = [len(query.ids) for query in queries]
-        keys = [query.ids for query in queries]
-        for index, found in stream(Scoring(self, batch_tokens), keys, lengths, lambda i: [queries[i]]):
-            answers[index] = found[0]
-        return cast("list[Answer]", answers)
-
-    @cached_property
-    def why_plain(self) -> str | None:
-        """Why this model is scored in plain batches; None where shared prefixes are evaluated once."""
-        with self.inference():
-            return probe(self, self.vocabulary, 2.5 * self.noise)
-
-    @cached_property
-    def why_fixed_batches(self) -> str | None:
-        """Why draws run in fixed batches; None where they branch from one cache and join and leave at any time."""
-        with self.inference():
-            return self.why_plain or probe_branching(self)
 
     @cached_property
     def head_alone(self) -> bool:

@@ -19,6 +19,8 @@ from typing import Any, cast
 from dln.errors import CorruptDataError, DlnError, InputError, ProviderError
 from dln.lm.causal_model import CausalModel
 from dln.lm.digests import file_digest
+from dln.lm.query import Query
+from dln.lm.scoring import answer
 from dln.lm.tokens import Codec, Tokenizer
 
 __all__ = ["Checkpoint", "Source", "load_checkpoint"]
@@ -148,11 +150,9 @@ def _check_causal(network: CausalModel, location: str, kind: str) -> None:
     """A later token must not change an earlier prediction: some loaders turn an encoder into a `CausalLM`."""
     import numpy as np
 
-    from dln.lm.query import Query
-
     size = int(network.model.config.get_text_config().vocab_size)
     first, second = (Query((1 % size, 2 % size, last % size), (1,), ((0, 1),)) for last in (3, 4))
-    one, two = network.answer([first, second], batch_tokens=16)
+    one, two = answer(network, [first, second], batch_tokens=16)
     if not np.allclose(one.log_probs, two.log_probs, atol=network.noise, equal_nan=True):
         raise _not_causal(location, f"{kind}, which looks ahead")
 

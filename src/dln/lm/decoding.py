@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from dln.lm.base import Completion, Sampling
 from dln.lm.batches import bucket
-from dln.lm.branching import Branch, BranchingCache
+from dln.lm.branching import Branch, BranchingCache, why_fixed_batches
 from dln.lm.causal_model import CausalModel
 from dln.lm.draws import Draw, DrawRequest, finish, take_tokens
 from dln.lm.plain_decoding import decode_plain
@@ -63,7 +63,7 @@ def decode(
     distinct = sorted(dict.fromkeys(requests), key=lambda request: place[request.prompt])
     draws = [Draw(request, sampling, codec) for request in distinct]
     with model.inference():
-        if model.why_fixed_batches is None:
+        if why_fixed_batches(model) is None:
             _decode_branching(model, draws, sampling, batch_rows, batch_tokens)
         else:
             for batch in bucket([len(draw.request.prompt) for draw in draws], batch_tokens, batch_rows):

@@ -6,7 +6,7 @@ Ancestors from earlier packs are there as cached keys and values of one path (se
 memory by the pack's budget and the longest sequence, however many requests there are. The path to the last
 node is handed on, so that the next plan begins where this one ended.
 
-Not every architecture takes such masks (sliding windows, recurrent and hybrid layers do not): `probe`
+Not every architecture takes such masks (sliding windows, recurrent and hybrid layers do not): `why_plain`
 compares with a plain forward once after loading, and the engine falls back to plain batches where the two
 differ.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dln.lm.causal_model import CausalModel
 
-__all__ = ["Feed", "Held", "answer_packed", "plan_after", "probe"]
+__all__ = ["Feed", "Held", "answer_packed", "plan_after", "why_plain"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,15 @@ def answer_packed(feed: Feed, plan: Plan, queries: Sequence[Query]) -> list[Answ
     return [Answer.of([found[one] for one in questions]) for questions in asked]
 
 
-def probe(model: CausalModel, vocabulary: int, tolerance: float) -> str | None:
+def why_plain(model: CausalModel) -> str | None:
+    """Why this model is scored in plain batches; None where shared prefixes are evaluated once."""
+    if "why_plain" not in model.fallbacks:
+        with model.inference():
+            model.fallbacks["why_plain"] = _probe(model, model.vocabulary, 2.5 * model.noise)
+    return model.fallbacks["why_plain"]
+
+
+def _probe(model: CausalModel, vocabulary: int, tolerance: float) -> str | None:
     """Why packs cannot be used with this model, or None: branching sequences, packed in two plans, and plain."""
     import torch
 

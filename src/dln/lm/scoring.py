@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dln.lm.batches import bucket
-from dln.lm.packed import Feed, answer_packed, plan_after
+from dln.lm.packed import Feed, answer_packed, plan_after, why_plain
 from dln.lm.plan import Plan
 from dln.lm.query import Answer, Ids, Query, Question, read
+from dln.lm.stream import stream
 
 if TYPE_CHECKING:
     import torch
 
     from dln.lm.causal_model import CausalModel
 
-__all__ = ["Scoring"]
+__all__ = ["Scoring", "answer"]
 
 MAX_BATCH_ROWS = 4096
 
@@ -52,7 +53,7 @@ class Scoring:
     @property
     def shares(self) -> bool:
         """Whether prefixes are shared; if not, only requests of like length gain from one another."""
-        return self.model.why_plain is None
+        return why_plain(self.model) is None
 
     def answer(self, queries: Sequence[Query], following: Ids = ()) -> list[Answer]:
         """Answers to one window of queries; `following` is the first sequence of the next one.
@@ -119,6 +120,16 @@ class Scoring:
         model.counters.reached(pack_tokens=inputs.numel())
         found = iter([one for part, asked in _sliced(slices, questions) for one in read(part, range(len(part)), asked)])
         return [Answer.of([next(found) for _ in query.positions]) for query in batch]
+
+
+def answer(model: CausalModel, queries: Sequence[Query], batch_tokens: int) -> list[Answer]:
+    """Answer the queries, every distinct prefix evaluated once (see `Scoring`)."""
+    answers: list[Answer | None] = [None] * len(queries)
+    lengths = [len(query.ids) for query in queries]
+    keys = [query.ids for query in queries]
+    for index, found in stream(Scoring(model, batch_tokens), keys, lengths, lambda i: [queries[i]]):
+        answers[index] = found[0]
+    return cast("list[Answer]", answers)
 
 
 def _sliced(slices: Iterator[torch.Tensor], questions: list[Question]) -> Iterator[tuple[torch.Tensor, list[Question]]]:
