@@ -24,6 +24,7 @@ from dln.infer.ladder import Rungs
 from dln.infer.objective import Accuracy, ExpectedLogProb
 from dln.infer.posterior import EStep
 from dln.infer.race import Race
+from dln.infer.regularize import TrustRegion
 from dln.infer.weights import UniformWeights
 from dln.keys import Key
 from dln.lm.base import Sampling
@@ -232,6 +233,17 @@ def test_an_exploration_reward_that_cannot_be_had_is_named():
     assert any("exploration" in sentence for sentence in chosen.rungs.lost)
     whole = algorithm(resolve_options("paper"), lambda p, y: p == y, network=network(2, hidden_scores=True))
     assert len(whole.m_step.penalties) == 1
+
+
+def test_the_paper_preset_has_a_trust_region_in_deep_networks_only_and_says_so():
+    options = resolve_options("paper", {"inference": {"trust_factor": 5.0, "exploration": 0.0}})
+    for depth, applied in ((1, False), (2, True), (3, True)):
+        chosen = algorithm(options, lambda p, y: p == y, network=network(depth, hidden_scores=True))
+        assert chosen.m_step.penalties == (TrustRegion(5.0, min_depth=2),)
+        assert any("trust region" in sentence for sentence in chosen.rungs.lost) is not applied
+    one = algorithm(resolve_options("default", {"inference": {"trust_factor": 5.0}}), str.__eq__, network=network(1))
+    assert one.m_step.penalties == (TrustRegion(5.0, min_depth=1),)
+    assert not any("trust region" in sentence for sentence in one.rungs.lost)
 
 
 # ---------------------------------------------------------------- what a hidden layer leads to

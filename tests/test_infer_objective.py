@@ -203,17 +203,39 @@ def test_objectives_know_their_place():
 
 @given(st.integers(0, 200), st.floats(0.1, 5))
 @settings(max_examples=20, deadline=None)
-def test_the_trust_region_is_zero_for_the_incumbent_and_the_mean_kl_for_others(seed, factor):
+def test_the_trust_region_is_the_mean_kl_from_the_incumbent_to_the_candidate(seed, factor):
     situation = candidates(network(2, seed), 1)
     penalties = TrustRegion(factor)(situation, situation.layers)
     inputs = situation.trace.inputs(1)
     old = situation.layers[0].label_log_probs(inputs)
     for n, layer in enumerate(situation.layers):
         new = layer.label_log_probs(inputs)
-        kl = (np.exp(new) * (new - old)).sum(axis=1).mean()
+        kl = (np.exp(old) * (old - new)).sum(axis=1).mean()
         assert penalties[n] == pytest.approx(factor * kl)
     assert penalties[0] == 0
     assert (penalties >= 0).all()
+
+
+def test_the_trust_region_weighs_by_the_incumbent_and_not_by_the_candidate():
+    """A bias b moves the log-odds by 2b: the new distribution and both divergences are known in closed form."""
+    situation = candidates(network(1), 0, ())
+    incumbent = situation.layers[0]
+    old = incumbent.label_log_probs(situation.trace.inputs(0))
+    shift = old[:, 1] - old[:, 0]
+    penalties = [
+        TrustRegion(1.0)(replace(situation, layers=(incumbent,)), (incumbent.with_calibration([b, -b], 1.0),))[0]
+        for b in (3.0, -3.0)
+    ]
+    for b, penalty in zip((3.0, -3.0), penalties, strict=True):
+        new = -np.logaddexp(0, np.stack([shift - 2 * b, 2 * b - shift], axis=1))
+        assert penalty == pytest.approx((np.exp(old) * (old - new)).sum(axis=1).mean())
+        assert penalty != pytest.approx((np.exp(new) * (new - old)).sum(axis=1).mean(), rel=0.01)
+
+
+@pytest.mark.parametrize(("depth", "fewest", "penalised"), [(1, 1, True), (1, 2, False), (2, 2, True), (3, 2, True)])
+def test_the_trust_region_is_for_networks_of_the_depth_it_is_told(depth, fewest, penalised):
+    situation = candidates(network(depth), depth - 1)
+    assert bool(TrustRegion(1.0, min_depth=fewest)(situation, situation.layers).any()) == penalised
 
 
 def test_the_trust_region_grows_with_the_distance_and_with_its_factor():
@@ -243,15 +265,43 @@ def test_the_trust_region_needs_labels():
     assert TrustRegion(0.0)(situation, situation.layers).tolist() == [0, 0, 0]
 
 
-def test_exploration_is_the_mean_log_prob_of_what_led_astray():
-    situation = candidates(network(2, 5), 0, y=("no", "no", "yes", "no"))
-    wrong = np.flatnonzero(~situation.correct)
-    assert len(wrong) > 0
+def explored(net, y, counted=None):
+    """The situation, which examples are wrong, and [N, B] log p(ĥ|x, π^n) of the forward texts."""
+    situation = candidates(net, 0, y=y, counted=counted)
+    scores = [
+        [pair_score(layer, x, x, h) for x, h in zip(X, situation.trace.hidden[0], strict=True)]
+        for layer in situation.layers
+    ]
+    return situation, ~situation.correct, np.array(scores)
+
+
+@given(st.integers(0, 100), st.lists(st.sampled_from(LABELS), min_size=4, max_size=4), st.data())
+@settings(max_examples=20, deadline=None)
+def test_exploration_sums_over_wrong_examples_and_divides_by_all(seed, y, data):
+    counted = data.draw(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
+    situation, wrong, scores = explored(network(2, seed), y, counted)
     penalties = Exploration(2.0, 10, "log_prob")(situation, situation.layers)
-    for n, layer in enumerate(situation.layers):
-        scores = [pair_score(layer, X[i], X[i], situation.trace.hidden[0][i]) for i in wrong]
-        assert penalties[n] == pytest.approx(2.0 * np.mean(scores))
+    assert penalties == pytest.approx(2.0 * scores[:, wrong & counted].sum(axis=1) / sum(counted))
     assert (penalties <= 0).all()  # a reward: it is subtracted
+
+
+def test_an_example_that_becomes_right_takes_its_own_term_only():
+    """The reward is additive over examples: fewer wrong ones, a smaller reward. A mean over the wrong ones is not."""
+    everything, _, scores = explored(network(2, 5), Y)
+    all_wrong = replace(everything, correct=np.zeros(4, dtype=bool))
+    one_right = replace(everything, correct=np.array([True, False, False, False]))
+    exploration = Exploration(1.0, 10, "log_prob")
+    gap = exploration(all_wrong, all_wrong.layers) - exploration(one_right, one_right.layers)
+    assert gap == pytest.approx(scores[:, 0] / 4)
+
+
+def test_exploration_leaves_out_what_cannot_be_scored():
+    situation = candidates(network(2, 5, holes=("holed\n\nInput: two",)), 0, ("fine", "holed"))
+    wrong = replace(situation, correct=np.zeros(4, dtype=bool))
+    penalties = Exploration(1.0, 10, "log_prob")(wrong, wrong.layers)
+    for n, layer in enumerate(situation.layers):
+        scores = [pair_score(layer, X[i], X[i], situation.trace.hidden[0][i]) for i in (0, 2, 3)]
+        assert penalties[n] == pytest.approx(np.mean(scores))
 
 
 def test_exploration_is_annealed_to_nothing():

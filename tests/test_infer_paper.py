@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dln.infer import vi
+from dln.infer.prompts import Proposal
 from dln.keys import Key
 from dln.lm.base import Sampling
-from dln.nn import ChoiceLayer, LanguageLayer, Sequential
+from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.layer import LayerInput
 from dln.train.assemble import algorithm
 from dln.train.options import resolve_options
@@ -44,12 +46,29 @@ class Plain:
         """Mean over the text's tokens; a draw that is nothing but its terminator is that one token."""
         return float(self.token_log_probs(context, tuple(h.token_ids))[: h.text_tokens or None].mean())
 
+    def label_log_probs(self, context: str, labels: list[str]) -> np.ndarray:
+        scores = np.array(
+            [
+                self.token_log_probs(context, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])).sum()
+                for text in labels
+            ]
+        )
+        return scores - np.logaddexp.reduce(scores)
+
     def label_log_prob(self, context: str, labels: list[str], label: str) -> float:
-        scores = [
-            self.token_log_probs(context, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])).sum()
-            for text in labels
-        ]
-        return float(scores[labels.index(label)] - np.logaddexp.reduce(scores))
+        return float(self.label_log_probs(context, labels)[labels.index(label)])
+
+
+class Written:
+    """Proposes given instructions, so that each layer has candidates that differ."""
+
+    def __call__(self, key, layer, feedback, num) -> list[Proposal]:
+        written = (
+            ("Name the words that show an opinion.", "Describe the tone of the sentence.")
+            if isinstance(layer, LanguageLayer)
+            else ("Answer subjective for an opinion, objective for a fact.", "Label:")
+        )
+        return [Proposal(Prompt(text), "written") for text in written[:num]]
 
 
 def test_algorithm_2_agrees_with_plain_transformers(smollm2):
@@ -58,13 +77,21 @@ def test_algorithm_2_agrees_with_plain_transformers(smollm2):
         LanguageLayer(smollm2, "think_steps", "Decompose the problem to make it simpler:", Sampling(max_tokens=12)),
         ChoiceLayer(smollm2, "classify_residual_answer", "Is it subjective or objective?", labels),
     )
-    changes = {"inference": {"num_hidden": 2, "num_prompts": 2, "prompt_tokens": 16, "exploration": 0.0}}
+    strength, trust = 0.5, 5.0
+    changes = {
+        "inference": {"num_hidden": 2, "num_prompts": 2, "exploration": strength, "trust_factor": trust},
+    }
     options = resolve_options("paper", changes)
     paper = algorithm(options, lambda p, y: p == y)
+    paper = replace(paper, m_step=replace(paper.m_step, proposal=Written()))
     _, info = vi.update(vi.init(net), vi.Batch(X, Y), Key(3), paper)
     plain = Plain(smollm2)
     first, last = net.layers
     level = info.posterior.hidden[0]
+
+    # K draws per example and not ĥ
+    assert level.alpha.shape == (len(X), 2)
+    assert "forward" not in {source for row in level.sources for source in row}
 
     # α_k = log p(h_k | F(x, π0)), mean over the text's tokens; β_k = log p(y | F_r(h_k, x, π1)); q = softmax(α + β)
     for i, (x, y) in enumerate(zip(X, Y, strict=True)):
@@ -78,6 +105,7 @@ def test_algorithm_2_agrees_with_plain_transformers(smollm2):
 
     # s0_n = Σ_k q_k log p(h_k | F(x, π0_n)),  s1_n = Σ_k q_k log p(y | F_r(h_k, x, π1_n)), mean over the batch
     for layer_info in info.layers:
+        assert len(layer_info.layers) == 3
         for n, layer in enumerate(layer_info.layers):
             total = 0.0
             for i, (x, y) in enumerate(zip(X, Y, strict=True)):
@@ -88,3 +116,29 @@ def test_algorithm_2_agrees_with_plain_transformers(smollm2):
                         score = plain.label_log_prob(layer.contexts([LayerInput(x, h.text)])[0], labels, y)
                     total += level.weights[i, k] * score
             assert layer_info.objective[n] == pytest.approx(total / len(X), abs=1e-3)
+
+    # exploration, at step 0: λ/B Σ_{i: ŷ_i ≠ y_i} log p(ĥ_i | x_i, π0_n)
+    # trust region: trust_factor times the mean over i of KL( p(·|ĥ_i, π1) ‖ p(·|ĥ_i, π1_n) )
+    def answers(layer) -> np.ndarray:
+        read = [LayerInput(x, h.text) for x, h in zip(X, info.trace.hidden[0], strict=True)]
+        return np.stack([plain.label_log_probs(context, labels) for context in layer.contexts(read)])
+
+    old = answers(last)
+    wrong = [labels[best] != y for best, y in zip(old.argmax(axis=1), Y, strict=True)]
+    assert any(wrong)
+    for layer_info in info.layers:
+        for n, layer in enumerate(layer_info.layers):
+            if layer_info.position == 0:
+                contexts = layer.contexts([LayerInput(x, x) for x in X])
+                astray = [
+                    plain.mean(context, h)
+                    for context, h, bad in zip(contexts, info.trace.hidden[0], wrong, strict=True)
+                    if bad
+                ]
+                penalty = strength * sum(astray) / len(X)
+            else:
+                penalty = trust * (np.exp(old) * (old - answers(layer))).sum(axis=1).mean()
+            assert layer_info.penalties[n] == pytest.approx(penalty, abs=1e-3)
+        assert layer_info.scores == pytest.approx(layer_info.objective - layer_info.penalties)
+        assert layer_info.winner == int(np.argmax(layer_info.scores))
+        assert np.ptp(layer_info.penalties) > 0

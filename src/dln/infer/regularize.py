@@ -27,17 +27,23 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """trust_factor · KL( p(y|ĥ, π^n) ‖ p(y|ĥ, π) ), output layer only: a step size (released code, not the paper).
+    """trust_factor · KL( p(y|ĥ, π) ‖ p(y|ĥ, π^n) ), output layer only: a step size (released code, not the paper).
 
-    The divergence is the mean over the batch's forward inputs, in nats; the incumbent's is zero unless its
-    bias and temperature were fitted anew.
+    The expectation is under the present prompt π, so a candidate pays for probability that it takes away from labels
+    that π believes in. The divergence is the mean over the batch's forward inputs, in nats; the incumbent's is zero
+    unless its bias and temperature were fitted anew.
+
+    Args:
+        trust_factor: weight of the divergence.
+        min_depth: fewest layers of a network that has a trust region; the released code has it with two layers only.
     """
 
     trust_factor: float
+    min_depth: int = 1
 
     def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
-        """[N]; zeros for hidden layers."""
-        if not candidates.is_output or self.trust_factor == 0:
+        """[N]; zeros for hidden layers and for networks of fewer than `min_depth` layers."""
+        if not candidates.is_output or self.trust_factor == 0 or candidates.depth < self.min_depth:
             return np.zeros(len(candidates.layers))
         layers = [layer for layer in fitted if isinstance(layer, ChoiceLayer)]
         incumbent = candidates.layers[0]
@@ -54,7 +60,7 @@ class TrustRegion:
         if masses is None:
             raise InputError("the output layer returned no label scores", where="inference.trust_factor")
         old = incumbent.normalise(masses[0])
-        divergences = np.stack([kl_divergence(new.normalise(m), old) for new, m in zip(layers, masses, strict=True)])
+        divergences = np.stack([kl_divergence(old, new.normalise(m)) for new, m in zip(layers, masses, strict=True)])
         finite = comparable(np.isfinite(divergences)) & candidates.counted
         if not finite.any():
             return np.zeros(len(layers))
@@ -63,9 +69,11 @@ class TrustRegion:
 
 @dataclass(frozen=True)
 class Exploration:
-    """λ_t · log p(ĥ | x, π^n) on the examples that were answered wrongly, hidden layers only.
+    """λ_t · (1/B) Σ_{i: ŷ_i ≠ y_i} log p(ĥ_i | x_i, π^n), hidden layers only.
 
-    Subtracted from the score it rewards prompts under which the texts that led astray are unlikely.
+    Subtracted from the score it rewards prompts under which the texts that led astray are unlikely. As in the released
+    code the sum over the wrong examples is divided by all B of the batch, so that the reward weighs as much against
+    the objective, a mean over B, as there are errors. Examples that do not count or cannot be scored are not in B.
     λ_t falls linearly from `weight` to zero over `total_steps`, or stays at `weight` where it is not annealed.
     `burn_in` is as in `score_pairs`.
     """
@@ -97,7 +105,9 @@ class Exploration:
         usable = comparable(scores.usable)
         if not usable.any():
             return np.zeros(len(candidates.layers))
-        return strength * _known(scores.by(self.convention)[:, usable].mean(axis=1))
+        size = np.count_nonzero(candidates.counted) - np.count_nonzero(~usable)
+        sums = np.ascontiguousarray(scores.by(self.convention)[:, usable]).sum(axis=1)
+        return strength * _known(sums / size)
 
 
 def _known(means: Floats) -> Floats:

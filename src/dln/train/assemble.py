@@ -71,7 +71,7 @@ def algorithm(
         score=chosen.score,
         # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
         hidden_objective=hidden if chosen.exploration and rungs.weighs else _raced(hidden, chosen, 4),
-        output_objective=output if chosen.trust_factor else _raced(output, chosen, _fewest(chosen, network)),
+        output_objective=output if _trusted(chosen, network) else _raced(output, chosen, _fewest(chosen, network)),
         penalties=_penalties(options, rungs),
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
         layer_steps=chosen.layer_steps,
@@ -155,9 +155,19 @@ def _weighting(options: InferenceOptions) -> Weighting:
 
 def _rungs(options: Options, network: Sequential | None) -> Rungs:
     rungs = Rungs() if network is None else Rungs.of(network)
+    if options.inference.trust_factor and not _trusted(options.inference, network):
+        rungs = rungs.without(
+            "the trust region is not applied: the network has fewer layers than inference.trust_depth "
+            f"({options.inference.trust_depth})"
+        )
     if options.inference.exploration and not rungs.weighs:
         return rungs.without("the exploration reward is not applied: it is made of scores of hidden texts")
     return rungs
+
+
+def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
+    """Whether the output layer has a trust region."""
+    return options.trust_factor > 0 and (network is None or len(network) >= options.trust_depth)
 
 
 def _hidden_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
@@ -192,7 +202,7 @@ def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:
     chosen = options.inference
     penalties: list[Penalty] = []
     if chosen.trust_factor:
-        penalties.append(TrustRegion(chosen.trust_factor))
+        penalties.append(TrustRegion(chosen.trust_factor, chosen.trust_depth))
     if chosen.exploration and rungs.weighs:
         total = max(1, options.steps)
         annealed, burn_in = chosen.exploration_annealed, chosen.burn_in

@@ -112,7 +112,8 @@ class InferenceOptions(Strict):
         "fitted", description="fit the output layer's bias and temperature with each candidate, or leave them"
     )
     bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")
-    trust_factor: float = Field(0.0, ge=0, description="weight of KL(new ‖ old) at the output layer")
+    trust_factor: float = Field(0.0, ge=0, description="weight of KL(old ‖ new) at the output layer")
+    trust_depth: int = Field(1, ge=1, description="fewest layers of a network whose output layer has the trust region")
     exploration: float = Field(0.0, ge=0, description="λ of the exploration reward at step 0")
     exploration_annealed: bool = Field(
         True, description="λ of the exploration reward falls linearly to 0 over the steps; false: it stays as it is"
@@ -193,7 +194,7 @@ PAPER: dict[str, Any] = {
         "prune": 0.0,
         "race": False,
         "evidence": 0,
-        "include_forward": True,
+        "include_forward": False,
         "hidden_proposals": ["prior", "labelled_prior"],
         "hidden_writer": "hidden_lm",
         "burn_in": 0.05,
@@ -204,6 +205,7 @@ PAPER: dict[str, Any] = {
         "held_out_half": True,
         "backward_examples": 20,
         "output_layer": "fixed",
+        "trust_depth": 2,
         "exploration": 0.5,
     },
 }
