@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dln.data import Task, load_task
 from dln.data.dataset import text_key
 from dln.data.paper import PAPER_TASKS
+from dln.data.paper_files import files_of, read_items
 from dln.errors import InputError
+from dln.lm.table import TableLM
+from dln.train.layout import standard_network
 
 pytestmark = pytest.mark.data
 
@@ -134,6 +138,62 @@ def test_options_are_listed_on_request(paper_data: Path) -> None:
     listed = load_task("airline", paper_data, options=True).train.inputs
     assert all(x.endswith("\nOptions:\n- positive\n- negative\n- neutral") for x in listed)
     assert "Options" in load_task("airline", paper_data, leaky=True).train[0].input
+
+
+QUESTIONS = {
+    "disaster": "Is the following tweet relevant to a disaster? ",
+    "airline": "Is the following tweet positive, negative, or neutral? ",
+}
+
+
+@pytest.mark.parametrize("name", PAPER_TASKS)
+def test_leaky_inputs_are_those_of_the_original_loader(paper_data: Path, name: str) -> None:
+    """The question, the text of the file, the options: disaster and airline have all three."""
+    task, plain = load_task(name, paper_data, leaky=True), load_task(name, paper_data, leaky=True, options=False)
+    question = QUESTIONS.get(name, "")
+    listed = name in ("mpqa", "trec", "subj", *QUESTIONS)
+    options = "\n".join(["", "Options:", *(f"- {label}" for label in task.label_names or ())]) if listed else ""
+    texts = set(raw_inputs(paper_data, name))
+    for part in ("train", "dev", "test"):
+        for whole, bare in zip(getattr(task, part).inputs, getattr(plain, part).inputs, strict=True):
+            assert whole == bare + options
+            assert bare.startswith(question)
+            if name not in ("hyperbaton", "date_understanding", "logical_deduction_seven_objects"):  # options shuffled
+                assert bare.removeprefix(question) in texts
+    if name in QUESTIONS:
+        assert not any(x.startswith(question) for x in load_task(name, paper_data).train.inputs)
+
+
+def raw_inputs(data: Path, name: str) -> list[str]:
+    """Every input of a task's files."""
+    return [item.input for path in files_of(name, data).values() for item in read_items(path)]
+
+
+def test_instructions_are_those_of_the_original(paper_data: Path) -> None:
+    """dataset_info.yaml, but for logic7, whose last layer begins with Table 4's wording: its `prefix` there."""
+    path = paper_data.parent / "original" / "dataset_info.yaml"
+    if not path.is_file():
+        pytest.skip(f"the original's dataset_info.yaml is not at {path}")
+    original = yaml.safe_load(path.read_text())
+    assert set(original) == set(PAPER_TASKS) - {"gsm8k"}
+    for name, info in original.items():
+        wanted = info["prefix" if name == "logical_deduction_seven_objects" else "instruction"]
+        for leaky in (False, True):
+            assert load_task(name, paper_data, leaky=leaky).instruction == wanted
+
+
+def test_hidden_layers_begin_with_the_prompts_of_table_4(paper_data: Path) -> None:
+    thinking = "Decompose the problem to make it simpler:"
+    wanted = {"navigate": thinking, "subj": thinking, "date": "", "logic7": ""}
+    lm = TableLM.random([" a"], 1)
+    for name, prompt in wanted.items():
+        task = load_task(name, paper_data)
+        for depth in (2, 3):
+            layers = standard_network(task, lm, depth, preset="paper").layers
+            assert [layer.prompt.instruction for layer in layers] == [*[prompt] * (depth - 1), task.instruction]
+    # a task without its own in the table has the usual one
+    disaster = standard_network(load_task("disaster", paper_data), lm, 2, preset="paper")
+    assert disaster.layers[0].prompt.instruction == thinking
 
 
 def test_labels_verbalizers_and_metrics(paper_data: Path) -> None:

@@ -96,6 +96,24 @@ def test_hidden_layers_think_where_they_are_told_to_or_cannot_copy(begins: str) 
     assert begins == "templates" or not network(questions(several=tenth - 1), 2).layers[-1].template.residual
 
 
+def test_a_task_can_have_its_own_first_prompt_of_hidden_layers() -> None:
+    for instruction, begins in ((None, DECOMPOSE), ("", ""), ("Look closely.", "Look closely.")):
+        task = replace(questions(), hidden_instruction=instruction)
+        assert instructions(network(task, 3, "paper")) == (begins, begins, task.instruction)
+        assert instructions(network(task, 2, hidden="think")) == (begins, task.instruction)
+        assert instructions(network(task, 2, hidden="copy"))[0] == COPY
+
+
+def test_hidden_texts_of_the_paper_preset_may_be_as_long_as_the_released_ones() -> None:
+    def longest(found: Sequential) -> list[int]:
+        return [layer.sampling.max_tokens for layer in found.layers if isinstance(layer, LanguageLayer)]
+
+    assert longest(network(questions(), 3, "paper")) == [256, 256]
+    assert longest(network(questions(), 3, "paper", hidden_tokens=512)) == [512, 512]
+    assert longest(network(questions(), 3, hidden="think")) == [64, 64]
+    assert longest(network(free_texts(questions()), 2, "paper")) == [256, 64]
+
+
 def test_what_hidden_layers_begin_as_can_be_asked_for() -> None:
     asked = load_task("asked")
     assert instructions(network(asked, 2, hidden="think")) == (DECOMPOSE, asked.instruction)

@@ -115,7 +115,10 @@ class NetworkConfig(Section):
         "under the default preset, else thoughts",
     )
     hidden_tokens: int | None = Field(
-        None, ge=1, description="longest hidden text and free answer, in tokens; null: 64, of a copy what it needs"
+        None,
+        ge=1,
+        description="longest hidden text and free answer, in tokens; null: 64, for hidden texts of the paper's preset "
+        "256, for a copy what it needs",
     )
     freeze: tuple[int, ...] = Field((), description="layers that are not trained, counted from 1")
 

@@ -25,7 +25,11 @@ __all__ = ["PAPER_TASKS", "paper_task"]
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """How one task is read: `splits` divides its files, `names` maps the files' labels to ours."""
+    """How one task is read: `splits` divides its files, `names` maps the files' labels to ours.
+
+    `question` is what the original loader writes before each input; `hidden` is the paper's initial prompt of a
+    hidden layer (Table 4), None where the table has none.
+    """
 
     instruction: str
     splits: Callable[[str, Mapping[str, Path], np.random.RandomState, bool], Splits]
@@ -33,6 +37,8 @@ class _Recipe:
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     input_name: str = "sentence"
     lists_options: bool = False
+    question: str = ""
+    hidden: str | None = None
 
 
 def paper_task(
@@ -43,7 +49,8 @@ def paper_task(
     Args:
         name: the task.
         data: the directory (see `dln.data.paper_files`).
-        leaky: the original's splits exactly, with what leaks from test into dev and train.
+        leaky: the original's splits exactly, with what leaks from test into dev and train, and its inputs: those of
+            disaster and airline begin with a question.
         seed: of the sampling; the original's is 42.
         options: append "Options:" and the labels to each input of mpqa, trec, subj, disaster and
             airline, as the original does; None does so with `leaky`. The instruction names the labels anyway.
@@ -66,8 +73,10 @@ def paper_task(
     if recipe.lists_options and (leaky if options is None else options) and names is not None:
         suffix = "\n".join(["", "Options:", *(f"- {label}" for label in names)])
 
+    prefix = recipe.question if leaky else ""
+
     def dataset(part: str, items: Iterable[Item]) -> Dataset:
-        examples = tuple(_example(item, recipe, suffix) for item in items)
+        examples = tuple(_example(item, recipe, prefix, suffix) for item in items)
         return Dataset(examples, names, name=f"{name}.{part}")
 
     return Task(
@@ -82,15 +91,18 @@ def paper_task(
             ["splits of the original loader, its leaks included", *notes] if leaky and name != "gsm8k" else notes
         ),
         input_name=recipe.input_name,
+        hidden_instruction=recipe.hidden,
     )
 
 
-def _example(item: Item, recipe: _Recipe, suffix: str) -> Example:
+def _example(item: Item, recipe: _Recipe, prefix: str, suffix: str) -> Example:
     if recipe.labels is None:
         rationale, _, answer = item.target.rpartition("#### ")
         return Example(item.input, answer.strip(), item.id, rationale.strip())
-    return Example(item.input + suffix, recipe.names.get(item.target, item.target), item.id)
+    return Example(prefix + item.input + suffix, recipe.names.get(item.target, item.target), item.id)
 
+
+_DECOMPOSE = "Decompose the problem to make it simpler:"
 
 _SEVEN_OBJECTS = (
     "The following paragraphs each describe a set of seven objects arranged in a fixed order. "
@@ -121,6 +133,7 @@ PAPER_TASKS: Mapping[str, _Recipe] = {
         ("subjective", "objective"),
         {"0": "subjective", "1": "objective"},
         lists_options=True,
+        hidden=_DECOMPOSE,
     ),
     "disaster": _Recipe(
         "Read the following sentence, then choose whether it is relevant to a disaster.",
@@ -128,23 +141,28 @@ PAPER_TASKS: Mapping[str, _Recipe] = {
         ("no", "yes"),
         {"Not Relevant": "no", "Relevant": "yes"},
         lists_options=True,
+        question="Is the following tweet relevant to a disaster? ",
     ),
     "airline": _Recipe(
         "Read the following sentence, then choose whether it is positive, negative, or neutral.",
         leopard,
         ("positive", "negative", "neutral"),
         lists_options=True,
+        question="Is the following tweet positive, negative, or neutral? ",
     ),
     "hyperbaton": _Recipe(
         "Which sentence has the correct adjective order:", big_bench, LETTERS[:2], input_name="question"
     ),
     "navigate": _Recipe(
-        "If you follow these instructions, do you return to the starting point?",
+        "Read the following sentence, then determine whether you return to the starting point.",
         big_bench,
         ("Yes|yes", "No|no"),
         input_name="question",
+        hidden=_DECOMPOSE,
     ),
-    "date_understanding": _Recipe("Infer the date from context.", big_bench, LETTERS[:6], input_name="question"),
-    "logical_deduction_seven_objects": _Recipe(_SEVEN_OBJECTS, big_bench, LETTERS, input_name="question"),
+    "date_understanding": _Recipe(
+        "Infer the date from context.", big_bench, LETTERS[:6], input_name="question", hidden=""
+    ),
+    "logical_deduction_seven_objects": _Recipe(_SEVEN_OBJECTS, big_bench, LETTERS, input_name="question", hidden=""),
     "gsm8k": _Recipe("Solve the problem and give the final number.", gsm8k, None, input_name="question"),
 }

@@ -32,6 +32,7 @@ class Task:
         stages: instructions of the steps that the task can be done in, in their order; each step reads only what
             the one before wrote, the last one gives the label. They are the initial prompts of a network with as
             many layers. Empty where no such steps are known.
+        hidden_instruction: the initial prompt of hidden layers that think; None where the task has none of its own.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     notes: tuple[str, ...] = ()
     input_name: str = "input"
     stages: tuple[str, ...] = ()
+    hidden_instruction: str | None = None
 
     def __post_init__(self) -> None:
         names = self.label_names

@@ -21,12 +21,14 @@ from dln.train.deepen import copyable, deepened
 __all__ = ["DECOMPOSE", "Hidden", "staged", "standard_network", "usual_template"]
 
 DECOMPOSE = "Decompose the problem to make it simpler:"
-"""Initial prompt of hidden layers that think (the paper's)."""
+"""Initial prompt of hidden layers that think, where the task has none of its own."""
 
 Hidden = Literal["copy", "think"]
 """What hidden layers can be asked to begin as."""
 
 _TOKENS = 64
+_PAPER_TOKENS = 256
+"""Longest hidden text of the released code, in tokens; its recipes for logic7 and gsm8k allow 512."""
 _STEP = "step"
 _PLAIN = ("classify", "answer", "analyse", "analyse_residual", "classify_residual", "answer_residual")
 _PAPER = ("classify_answer", "answer", "think_steps", "analyse_residual", "classify_residual_answer", "answer_residual")
@@ -57,7 +59,8 @@ def standard_network(
             preset is the default one, the task has labels, nine of ten train inputs are short and of one line, and
             neither prompts nor templates are given; else thoughts.
         last_template: of the last layer alone; empty is the usual one.
-        hidden_tokens: longest hidden text and free answer; None is 64, and of a copy what the longest input needs.
+        hidden_tokens: longest hidden text and free answer, in tokens; None is 64, for hidden texts of the paper's
+            preset 256, and for a copy what the longest input needs.
 
     Raises:
         InputError: another number of prompts or templates than layers, or copies of inputs that cannot be copied or
@@ -86,13 +89,14 @@ def standard_network(
             )
     if last_template:
         templates[-1] = last_template
-    sampling = Sampling(max_tokens=hidden_tokens or _TOKENS)
+    thoughts = Sampling(max_tokens=hidden_tokens or (_PAPER_TOKENS if preset == "paper" else _TOKENS))
     layers: list[AnyLayer] = [
-        LanguageLayer(lm, template, prompt, sampling)
+        LanguageLayer(lm, template, prompt, thoughts)
         for template, prompt in zip(templates[:-1], prompts[:-1], strict=True)
     ]
     if task.labels is None:
-        layers.append(LanguageLayer(lm, templates[-1], prompts[-1], sampling))
+        answer = Sampling(max_tokens=hidden_tokens or _TOKENS)
+        layers.append(LanguageLayer(lm, templates[-1], prompts[-1], answer))
     else:
         layers.append(ChoiceLayer(lm, templates[-1], prompts[-1], task.labels))
     return Sequential(layers)
@@ -149,4 +153,5 @@ def _templates(depth: int, task: Task, preset: str, steps: bool) -> tuple[str, .
 def _first_prompts(depth: int, task: Task, steps: bool) -> tuple[Prompt, ...]:
     if steps:
         return tuple(map(Prompt, task.stages))
-    return (*[Prompt(DECOMPOSE)] * (depth - 1), Prompt(task.instruction))
+    hidden = DECOMPOSE if task.hidden_instruction is None else task.hidden_instruction
+    return (*[Prompt(hidden)] * (depth - 1), Prompt(task.instruction))
