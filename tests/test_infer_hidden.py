@@ -22,7 +22,7 @@ from dln.infer.hidden_draws import HiddenDraw, draw_together
 from dln.infer.posterior import EStep
 from dln.infer.weights import Likelihood, MinusProposal, Prior, Weighting
 from dln.keys import Key
-from dln.lm.base import Completion
+from dln.lm.base import Completion, Sampling
 from dln.lm.table import TableLM
 from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
@@ -160,6 +160,14 @@ def test_the_edit_sees_draft_target_and_both_instructions_and_another_hint_each_
         for part in (X[i // 3], request.outputs[i // 3].text, wanted[i // 3], "p0", "out"):
             assert part in context
     assert len(set(lm.contexts[:3])) == 3
+
+
+@pytest.mark.parametrize(("own", "edited"), [(64, 128), (128, 128), (256, 256), (512, 512)])
+def test_an_edited_text_may_be_as_long_as_one_that_the_layer_writes(own, edited):
+    request = request_of(network())
+    longer = replace(request, layer=replace(request.layer, sampling=Sampling(max_tokens=own)))
+    for row in EditProposal()(Key(0), longer, 2):
+        assert [ask.writer.sampling.max_tokens for ask in row] == [edited, edited]
 
 
 def test_texts_edited_by_another_model_can_be_weighed():

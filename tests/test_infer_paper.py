@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dln.infer import vi
-from dln.infer.prompts import Proposal
+from dln.infer.prompts import Proposal, screen
 from dln.keys import Key
 from dln.lm.base import Sampling
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
@@ -142,3 +144,19 @@ def test_algorithm_2_agrees_with_plain_transformers(smollm2):
         assert layer_info.scores == pytest.approx(layer_info.objective - layer_info.penalties)
         assert layer_info.winner == int(np.argmax(layer_info.scores))
         assert np.ptp(layer_info.penalties) > 0
+
+
+def test_no_published_best_prompt_is_cut_or_dropped_by_the_preset(smollm2):
+    """The nine best prompts of the original's search over DLN-1, as tokens of the embedded model."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "original" / "one-layer-dln-hp-search-result.json"
+    if not path.is_file():
+        pytest.skip(f"the original's search results are not at {path}")
+    best = [task["best_weights"].strip() for task in json.loads(path.read_text()).values()]
+    assert len(best) == 9
+    options = resolve_options("paper").inference
+    layer = ChoiceLayer(smollm2, "classify_answer", "Classify.", ["yes", "no"])
+    proposals = [Proposal(Prompt(text), "rewrite") for text in best]
+    kept, dropped = screen(proposals, layer, options.max_prompt_tokens)
+    assert kept == proposals
+    assert not dropped
+    assert max(map(smollm2.count_tokens, best)) < options.prompt_tokens  # with its end

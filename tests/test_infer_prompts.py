@@ -114,16 +114,24 @@ def test_a_long_backward_prompt_loses_examples_until_it_fits():
     free = Writer("better")
     RewriteProposal()(Key(0), layer(free), feedback(), 1)
     whole = free.count_tokens(free.contexts[0])
-    reserve = RewriteProposal().sampling.max_tokens + 64
+    reserve = 32 + 64
     last = None
     for limit in range(whole + reserve, whole + reserve - 40, -8):
         lm = Writer("better", context_length=limit)
-        RewriteProposal()(Key(0), layer(lm), feedback(), 1)
+        RewriteProposal(sampling=Sampling(0.7, max_tokens=32))(Key(0), layer(lm), feedback(), 1)
         assert lm.count_tokens(lm.contexts[0]) + reserve <= limit
         count = len(shown(lm.contexts[0]))
         assert last is None or count <= last
         last = count
     assert last < SIZE
+
+
+@pytest.mark.parametrize("length", [None, 400, 1024, 2048, 8192])
+def test_a_long_answer_takes_a_quarter_of_the_context_at_most(length):
+    lm = Writer("better", context_length=length)
+    for longest in (8, 96, 512, 1024):
+        RewriteProposal(sampling=Sampling(0.7, max_tokens=longest))(Key(0), layer(lm), feedback(), 1)
+        assert lm.sampling.max_tokens == (longest if length is None else min(longest, length // 4))
 
 
 def test_a_prompt_that_fits_not_even_without_examples_is_one_clear_error():

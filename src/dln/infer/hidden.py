@@ -127,7 +127,7 @@ class EditProposal:
 
     Args:
         lm: the model that edits; default the layer's own.
-        sampling: how it writes; the template's stop strings are used.
+        sampling: how it writes; the template's stop strings are used. A text may also be as long as the layer's own.
         template: of kind `hidden`.
     """
 
@@ -160,7 +160,9 @@ class EditProposal:
             )
             for k in range(num)
         ]
-        editor = LanguageLayer(lm, sampling=replace(self.sampling, stop=self.sampling.stop or template.stop))
+        longest = max(self.sampling.max_tokens, request.language_layer.sampling.max_tokens)
+        stop = self.sampling.stop or template.stop
+        editor = LanguageLayer(lm, sampling=replace(self.sampling, max_tokens=longest, stop=stop))
         return _ask(key, editor, contexts, num, "edit")
 
 

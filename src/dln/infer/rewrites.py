@@ -37,7 +37,8 @@ class RewriteProposal:
 
     Args:
         lm: the model that writes; default the layer's own.
-        sampling: how it writes (paper: temperature 0.7); the template's stop strings are used.
+        sampling: how it writes (paper: temperature 0.7); the template's stop strings are used. An answer takes a
+            quarter of the model's context at most.
         template: of kind `backward`.
         subset: part of the batch that each candidate sees; 0.5 is the paper's held-out ranking.
         max_examples: at most this many examples are shown.
@@ -101,6 +102,9 @@ def _ask(
     lm = proposal.lm or layer.lm
     messages = template.messages or ("",)
     sampling = replace(proposal.sampling, stop=proposal.sampling.stop or template.stop)
+    if lm.capabilities.context_length is not None:
+        # the rest of a short context is for the examples that the answer is made from
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.capabilities.context_length // 4))
     bases = (layer.prompt, *feedback.memory) if proposal.from_memory else (layer.prompt,)
     # both go round; the shift pairs every base with every message, also where their numbers have a common factor
     period, shifts = math.lcm(len(bases), len(messages)), math.gcd(len(bases), len(messages))

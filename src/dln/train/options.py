@@ -81,7 +81,9 @@ class InferenceOptions(Strict):
         description="where prompts come from, with their shares",
     )
     prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
-    prompt_tokens: int = Field(64, ge=8, description="longest answer of the proposing model, in tokens")
+    prompt_tokens: int = Field(
+        64, ge=8, description="longest answer of the proposing model, in tokens; a quarter of its context at most"
+    )
     rewrite_memory: bool = Field(
         False, description="rewrites start from the prompts in memory in turn, not from the present prompt alone"
     )
@@ -200,7 +202,8 @@ PAPER: dict[str, Any] = {
         "burn_in": 0.05,
         "prompt_proposals": {"rewrite": 1.0},
         "rewrite_memory": True,
-        "prompt_tokens": 256,
+        "prompt_tokens": 1024,
+        "max_prompt_tokens": 1024,
         "backward_template": "backward_student",
         "held_out_half": True,
         "backward_examples": 20,

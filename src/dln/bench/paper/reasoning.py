@@ -20,13 +20,13 @@ class ChainOfThought:
     Args:
         name: in the table.
         induction: how the answer's instruction is induced; None keeps the task's.
-        thoughts: longest chain, in tokens.
+        thoughts: longest chain, in tokens; the released code's 256.
         templates: of the two layers.
     """
 
     name: str = "cot"
     induction: Induction | None = None
-    thoughts: int = 64
+    thoughts: int = 256
     templates: tuple[str, str] = ("think_steps", "classify_residual_answer")
     after: tuple[str, ...] = ()
 
