@@ -85,7 +85,8 @@ class EStep:
         weighting: how they get their weights.
         num_hidden: K, proposals per example.
         convention: how α and β are measured.
-        include_forward: whether the forward pass's own ĥ is a particle too (as in the released code).
+        include_forward: whether the forward pass's own ĥ is a particle too. The first released code has it, Algorithm 2
+            and the last released code leave it out.
     """
 
     proposal: HiddenProposal
