@@ -31,6 +31,7 @@ from dln.nn.layer import without_options
 from dln.nn.template import load_template
 from dln.train import evaluate, fit
 from dln.train.assemble import algorithm
+from dln.train.estimate import LayerSize, estimate
 from dln.train.event_log import of_kind, read_events
 from dln.train.events import StepDone
 from dln.train.options import resolve_options
@@ -492,6 +493,8 @@ def test_a_free_answer_is_the_label_that_the_greedy_text_begins_with():
     data = Dataset.from_pairs(list(zip(X, ("yes", "no", "yes", "no"), strict=True)), labels=LABELS)
     assert evaluate(free, data).accuracy.mean == 0.75
     assert evaluate(net, data).accuracy.mean == 0.5
+    # what is no label is counted as such, in one place
+    assert evaluate(free, data).confusion == {"yes": {"yes": 1, "": 1}, "no": {"no": 2}}
     assert free.with_answers("scored").predict_many(list(X)) == net.predict_many(list(X))
 
 
@@ -536,3 +539,20 @@ def test_free_answers_need_labels_and_a_known_name():
         network(TableLM.random(HIDDEN, seed=0)).with_answers("greedy")
     with pytest.raises(InputError, match="answers"):
         resolve_options("default", {"answers": "greedy"})
+
+
+def test_free_answers_are_part_of_the_estimate():
+    layers = [
+        LayerSize(context=50, demonstration=20, written=30),
+        LayerSize(context=60, demonstration=20, written=1, labels=4),
+    ]
+    costs = {}
+    for answers in ("scored", "free"):
+        options = resolve_options("default", {"answers": answers, "steps": 4})
+        costs[answers] = estimate(layers, options, train_size=40, dev_size=10, test_size=10).phases
+    examples = 4 * 20
+    assert costs["free"]["forward"].completion_tokens == costs["scored"]["forward"].completion_tokens + 20 * examples
+    assert costs["free"]["forward"].prompt_tokens == costs["scored"]["forward"].prompt_tokens - 4 * examples
+    assert costs["free"]["forward"].calls == costs["scored"]["forward"].calls
+    # a validation scores the labels and draws the answer
+    assert costs["free"]["validation"].prompt_tokens > costs["scored"]["validation"].prompt_tokens

@@ -24,13 +24,13 @@ from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["Answers", "ChoiceLayer"]
+__all__ = ["FREE_TOKENS", "Answers", "ChoiceLayer"]
 
 Answers = Literal["scored", "free"]
 """How labels are predicted: the most probable one, or the one that a freely written answer says."""
 
-# an answer that begins with a label says it at once (the original's limit)
 FREE_TOKENS = 20
+"""Longest free answer (the original's limit): one that begins with a label says it at once."""
 
 # log of the largest total mass that is still rounding; half-precision engines are this noisy, broken ones worse
 MASS_TOLERANCE = 0.05

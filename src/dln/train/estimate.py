@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dln.nn.choice import FREE_TOKENS
 from dln.train.options import Options
 
 __all__ = ["Cost", "Estimate", "LayerSize", "Speed", "estimate"]
@@ -104,7 +105,7 @@ def estimate(
     inference = improvement = proposals = forward = Cost()
     for step in range(options.steps):
         present = _present(layers, options, batch, step)
-        forward += _forward(present) * batch
+        forward += _forward(present, options) * batch
         for position in range(depth - 1):
             inference += _e_step(present[position], present[position + 1], options) * batch
         if _repeats(options, depth - 1):
@@ -115,8 +116,8 @@ def estimate(
             improvement, proposals = improvement + scored, proposals + asked
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
     at_once = 1 + min(options.ensemble - 1, options.inference.num_prompts)  # runners-up are validated too
-    validations = ((step, at_once if step else 1) for step in [0, *due])
-    validation = sum((_forward(_present(layers, options, batch, step)) * n for step, n in validations), Cost())
+    validations = ((_present(layers, options, batch, step), at_once if step else 1) for step in [0, *due])
+    validation = sum((_validate(network, options) * n for network, n in validations), Cost())
     trained = _present(layers, options, batch, options.steps)
     answering = options.ensemble if dev_size and due else 1
     return Estimate(
@@ -126,7 +127,7 @@ def estimate(
             "M-step": improvement,
             "proposals": proposals,
             "validation": validation * dev_size,
-            "test": (_forward(layers) + _forward(trained) * answering) * test_size
+            "test": (_forward(layers, options) + _forward(trained, options) * answering) * test_size
             + _fitted(layers, options, dev_size, test_size),
         }
     )
@@ -148,12 +149,24 @@ def _fitted(layers: Sequence[LayerSize], options: Options, dev_size: int, test_s
     """The initial network with a fitted output layer: measured on dev to fit it, then on test."""
     if layers[-1].labels is None or options.inference.output_layer == "fixed" or not (dev_size and test_size):
         return Cost()
-    return _forward(layers) * (dev_size + test_size)
+    return _validate(layers, options) * dev_size + _forward(layers, options) * test_size
 
 
-def _forward(layers: Sequence[LayerSize]) -> Cost:
-    """One example through all layers."""
-    return sum((_write(layer) if layer.labels is None else _score(layer) for layer in layers), Cost())
+def _forward(layers: Sequence[LayerSize], options: Options) -> Cost:
+    """One example through all layers; a free answer is drawn and not scored."""
+
+    def one(layer: LayerSize) -> Cost:
+        if layer.labels is None:
+            return _write(layer)
+        return Cost(1, layer.context, FREE_TOKENS) if options.answers == "free" else _score(layer)
+
+    return sum(map(one, layers), Cost())
+
+
+def _validate(layers: Sequence[LayerSize], options: Options) -> Cost:
+    """One example of a validation: labels are scored there even where the answer is free."""
+    scored = layers[-1].labels is not None and options.answers == "free"
+    return _forward(layers, options) + (_score(layers[-1]) if scored else Cost())
 
 
 def _write(layer: LayerSize) -> Cost:

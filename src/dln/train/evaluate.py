@@ -73,12 +73,13 @@ class Evaluation:
 
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
-        """confusion[target][prediction]: counts."""
+        """confusion[target][prediction]: counts; a prediction that is no label, or none at all, is ""."""
         table: dict[str, dict[str, int]] = {label: {} for label in self.labels or ()}
         if table:
             for example, prediction in zip(self.examples, self.predictions, strict=True):
                 row = table[example.target]
-                row[prediction.label] = row.get(prediction.label, 0) + 1
+                said = prediction.label if prediction.label in table else ""
+                row[said] = row.get(said, 0) + 1
         return table
 
     def to_record(self) -> ResultRecord:
