@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -147,10 +148,40 @@ def heavy_packages_are_imported_where_they_are_needed(path: Path):
     assert not {name.split(".")[0] for name in module_level_imports(tree_of(path))} & HEAVY
 
 
-def test_importing_the_package_loads_no_heavy_package():
-    code = f"import sys, dln; sys.exit(', '.join(sorted({HEAVY!r} & set(sys.modules))) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+AT_FIRST_USE = {*HEAVY, "numpy", "scipy", "scipy.stats", "sklearn", "pydantic", "jinja2", "openai", "httpx2"}
+
+
+@pytest.mark.parametrize(
+    ("code", "unloaded"),
+    [
+        ("import dln", AT_FIRST_USE),
+        ("from dln.cli.main import run; assert run(['--version']) == 0", AT_FIRST_USE),
+        ("from dln import *", {*HEAVY, "scipy.stats", "sklearn", "openai"}),
+    ],
+    ids=["import dln", "dln --version", "from dln import *"],
+)
+def test_starting_loads_nothing_heavy(code: str, unloaded: set[str]):
+    code = f"import sys; {code}; sys.exit(', '.join(sorted({unloaded!r} & set(sys.modules))) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_imported_when_asked_for():
+    """What a type checker reads is what there is: the same names, from the same modules, and no others."""
+    typed = {
+        name: module
+        for node in tree_of(PACKAGE / "__init__.py").body
+        if isinstance(node, ast.If)
+        for module, names in imports_of(node)
+        for name in names
+        if module.startswith("dln")
+    }
+    assert sorted(dln.__all__) == sorted([*typed, "__version__"])
+    for name, module in typed.items():
+        assert getattr(dln, name) is getattr(importlib.import_module(module), name)
+    assert set(dln.__all__) <= set(dir(dln))
+    assert dln.view is importlib.import_module("dln.view")
+    assert not hasattr(dln, "no_such_name")
 
 
 @rule
@@ -221,3 +252,38 @@ def test_the_rules_can_be_broken(tmp_path: Path):
         module_level_imports(ast.parse("class A:\n    try:\n        import torch\n    except E: ..."))
     )
     assert "torch" not in set(module_level_imports(ast.parse("if TYPE_CHECKING:\n    import torch")))
+
+
+WARNING_CASES = """
+import warnings
+import pytest
+
+KINDS = pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+
+def warn(module, kind):
+    exec("warnings.warn('this will change', kind)", {"__name__": module, "warnings": warnings, "kind": kind})
+
+@KINDS
+def test_announced_by_another_package(kind):
+    warn("some_library.core", kind)
+
+@KINDS
+@pytest.mark.parametrize("module", ["dln", "dln.lm.causal_model", "test_something"])
+def test_about_a_call_of_ours(kind, module):
+    with pytest.raises(kind):
+        warn(module, kind)
+
+def test_everything_else_is_an_error():
+    for kind in (UserWarning, RuntimeWarning, ResourceWarning):
+        with pytest.raises(kind):
+            warn("some_library.core", kind)
+"""
+
+
+def test_warnings_about_our_own_calls_are_errors_in_tests(tmp_path: Path):
+    (tmp_path / "test_warnings.py").write_text(WARNING_CASES, encoding="utf-8")
+    settings = ["-c", str(PACKAGE.parents[1] / "pyproject.toml"), "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *settings, "-p", "no:xdist", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "13 passed, 3 warnings" in done.stdout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,57 @@ def test_help_has_an_example_of_the_command_itself(cli: Shell, words: list[str])
 
 def test_version(cli: Shell):
     assert cli("--version").out == f"dln {dln.__version__}\n"
+
+
+DEPRECATED = """
+import sys
+import warnings
+import dln.cli.runs
+from dln.cli.main import main
+
+library = {"__name__": "some_library", "warnings": warnings}
+exec("def old(kind): warnings.warn(f'old is deprecated: {kind.__name__}', kind, stacklevel=STACKLEVEL)", library)
+
+def runs() -> None:
+    for _ in range(3):
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, UserWarning):
+            library["old"](kind)
+    print("done")
+
+dln.cli.runs.runs = runs
+sys.argv = ["dln", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("stacklevel", [1, 2], ids=["attributed to the library", "attributed to its caller"])
+@pytest.mark.parametrize("words", [["runs"], ["--debug", "runs"]], ids=" ".join)
+def test_warnings_of_other_packages_are_logged_once_and_not_shown(words: list[str], stacklevel: int):
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "DLN_DEBUG")}
+    code = DEPRECATED.replace("STACKLEVEL", str(stacklevel))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
+    assert done.stdout == "done\n"
+    kinds = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "UserWarning")
+    counts = [len(re.findall(rf"deprecated: {kind}$", done.stderr, re.MULTILINE)) for kind in kinds]
+    assert counts == ([1] * 4 if "--debug" in words else [0] * 4)
+    assert done.stderr or "--debug" not in words
+    if "--debug" not in words:
+        assert not done.stderr
+
+
+def test_python_warning_options_are_obeyed():
+    code = DEPRECATED.replace("STACKLEVEL", "2")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", code, "runs"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "FutureWarning" in done.stderr
 
 
 def test_usage_errors_exit_with_2(cli: Shell):

@@ -5,28 +5,32 @@
 'Answer briefly.'
 """
 
-from dln.data import Dataset, Example, Metric, Task, load_metric, load_task, task_from_file
-from dln.errors import DlnError
-from dln.lm.base import LanguageModel, Sampling
-from dln.lm.cached import Cached
-from dln.lm.load import load_lm
-from dln.lm.metered import Budget, Meter, Metered
-from dln.lm.store import Store
-from dln.lm.table import TableLM
-from dln.nn import (
-    ChoiceLayer,
-    Demonstration,
-    Ensemble,
-    LanguageLayer,
-    Prediction,
-    Prompt,
-    Sequential,
-    Template,
-    load_network,
-    load_template,
-    save_network,
-)
-from dln.train import Evaluation, FitResult, Options, compare, deepened, evaluate, fit, resolve_options
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dln.data import Dataset, Example, Metric, Task, load_metric, load_task, task_from_file
+    from dln.errors import DlnError
+    from dln.lm.base import LanguageModel, Sampling
+    from dln.lm.cached import Cached
+    from dln.lm.load import load_lm
+    from dln.lm.metered import Budget, Meter, Metered
+    from dln.lm.store import Store
+    from dln.lm.table import TableLM
+    from dln.nn import (
+        ChoiceLayer,
+        Demonstration,
+        Ensemble,
+        LanguageLayer,
+        Prediction,
+        Prompt,
+        Sequential,
+        Template,
+        load_network,
+        load_template,
+        save_network,
+    )
+    from dln.train import Evaluation, FitResult, Options, compare, deepened, evaluate, fit, resolve_options
 
 __all__ = [
     "Budget",
@@ -69,3 +73,46 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# A name is imported when it is first asked for: `import dln` alone takes milliseconds.
+_HOMES = {
+    "dln.data": ("Dataset", "Example", "Metric", "Task", "load_metric", "load_task", "task_from_file"),
+    "dln.errors": ("DlnError",),
+    "dln.lm.base": ("LanguageModel", "Sampling"),
+    "dln.lm.cached": ("Cached",),
+    "dln.lm.load": ("load_lm",),
+    "dln.lm.metered": ("Budget", "Meter", "Metered"),
+    "dln.lm.store": ("Store",),
+    "dln.lm.table": ("TableLM",),
+    "dln.nn": (
+        "ChoiceLayer",
+        "Demonstration",
+        "Ensemble",
+        "LanguageLayer",
+        "Prediction",
+        "Prompt",
+        "Sequential",
+        "Template",
+        "load_network",
+        "load_template",
+        "save_network",
+    ),
+    "dln.train": ("Evaluation", "FitResult", "Options", "compare", "deepened", "evaluate", "fit", "resolve_options"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker sees the imports above, and that there is nothing else
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME_OF:
+            globals()[name] = value = getattr(import_module(_HOME_OF[name]), name)
+            return value
+        from importlib.util import find_spec
+
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

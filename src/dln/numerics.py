@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 __all__ = ["Floats", "effective_sample_size", "entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"]
 
@@ -18,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 def logsumexp(values: npt.ArrayLike, axis: int = -1) -> Floats:
     """log Σ exp(v) along `axis`; −inf for an empty or all −inf slice."""
+    from scipy import special
+
     return np.asarray(special.logsumexp(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
 
 
@@ -31,11 +32,15 @@ def log_softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
 
 def softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
     """exp(v) / Σ exp(v) along `axis`."""
+    from scipy import special
+
     return np.asarray(special.softmax(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
 
 
 def entropy(weights: npt.ArrayLike) -> float:
     """H[w] = −Σ w log w, in nats, for weights that sum to one; 0 log 0 = 0."""
+    from scipy import special
+
     return float(cast(Floats, special.entr(np.asarray(weights, dtype=np.float64))).sum())
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from dln.bench.paper.baselines import draw_examples
 from dln.bench.paper.layers import output_layer
@@ -208,4 +207,6 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
 
 def _expected_maximum(n: int) -> float:
     """E[max of n standard normals], by Blom's approximation."""
+    from scipy import stats  # takes a second or two: not before it is needed
+
     return float(stats.norm.ppf((n - 0.375) / (n + 0.25))) if n > 1 else 0.0

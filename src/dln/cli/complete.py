@@ -1,16 +1,13 @@
-"""Shell completion of names: tasks, presets, templates, models, runs and training options."""
+"""Shell completion of names: tasks, presets, templates, models, runs and training options.
+
+Every command imports this module: what it completes from is imported when the shell asks.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import get_args
-
-from dln.data import task_names
-from dln.lm.load import ENGINES
-from dln.nn import template_names
-from dln.train.layout import Hidden
-from dln.train.options import PRESETS, InferenceOptions, Options
 
 __all__ = [
     "hidden_starts",
@@ -30,27 +27,37 @@ OPTIONS = ("timeout", "max_concurrency", "chat", "device", "dtype")
 
 def tasks(incomplete: str) -> list[str]:
     """Known tasks, and the example files that are here."""
+    from dln.data import task_names
+
     files = [str(path) for kind in ("*.csv", "*.tsv", "*.jsonl") for path in sorted(Path().glob(kind))]
     return _matching([*task_names(), *files], incomplete)
 
 
 def presets(incomplete: str) -> list[str]:
     """Named sets of options."""
+    from dln.train.options import PRESETS
+
     return _matching(list(PRESETS), incomplete)
 
 
 def hidden_starts(incomplete: str) -> list[str]:
     """What hidden layers can begin as."""
+    from dln.train.layout import Hidden
+
     return _matching(list(get_args(Hidden)), incomplete)
 
 
 def templates(incomplete: str) -> list[str]:
     """Templates of layers."""
+    from dln.nn import template_names
+
     return _matching(template_names("forward"), incomplete)
 
 
 def models(incomplete: str) -> list[str]:
     """Forms of model names, as far as they are fixed."""
+    from dln.lm.load import ENGINES
+
     return _matching([engine.form.partition("<")[0] for engine in ENGINES.values()], incomplete)
 
 
@@ -73,6 +80,8 @@ def runs(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """Training options, as `--set` takes them."""
+    from dln.train.options import InferenceOptions, Options
+
     names = [name for name in Options.model_fields if name != "inference"]
     names += [f"inference.{name}" for name in InferenceOptions.model_fields]
     return _matching([f"{name}=" for name in names], incomplete)

@@ -6,43 +6,90 @@ Exit codes: 0 ok · 1 run failed · 2 usage or bad input · 3 provider · 4 budg
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, MutableMapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command
+from typer.main import get_command, get_group
 
 import dln
-from dln.cli import (
-    bench,
-    compare,
-    doctor,
-    evaluate,
-    model,
-    predict,
-    probe_task,
-    report,
-    resume,
-    runs,
-    serve,
-    train,
-    tune,
-)
 from dln.cli.errors import UsageError, usage_error
 from dln.cli.flags import examples
 from dln.cli.show import err, note, safe
 from dln.cli.stopping import Terminated, terminable
 from dln.errors import DlnError, InputError
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app", "log_warnings", "main", "run"]
+
+
+COMMANDS = {
+    "train": "dln.cli.train:train",
+    "eval": "dln.cli.evaluate:evaluate",
+    "predict": "dln.cli.predict:predict",
+    "resume": "dln.cli.resume:resume",
+    "bench": "dln.cli.bench:app",
+    "probe-task": "dln.cli.probe_task:probe_task",
+    "tune": "dln.cli.tune:tune",
+    "doctor": "dln.cli.doctor:doctor",
+    "report": "dln.cli.report:report",
+    "runs": "dln.cli.runs:runs",
+    "compare": "dln.cli.compare:compare",
+    "serve": "dln.cli.serve:serve",
+    "model": "dln.cli.model:app",
+}
+"""Where each command is: a function, whose module has its `EPILOG`, or the application of a group."""
+
+APPEARANCE: dict[str, Any] = {"rich_markup_mode": "rich", "pretty_exceptions_enable": False}
+
+
+class CommandsByName(MutableMapping[str, Any]):
+    """The commands of a group; the module of one is imported when it is asked for."""
+
+    def __init__(self, places: dict[str, str]) -> None:
+        self._places = dict(places)
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            module_name, _, attribute = self._places[name].partition(":")
+            module = import_module(module_name)
+            found = getattr(module, attribute)
+            holder = typer.Typer(**APPEARANCE)
+            if isinstance(found, typer.Typer):
+                holder.add_typer(found, name=name)
+            else:
+                holder.command(name, epilog=module.EPILOG)(found)
+            self._made[name] = get_group(holder).commands[name]
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._places.setdefault(name, "")
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._places[name]
+        self._made.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Commands(TyperGroup):
-    """Passes an interruption on as an exit code, whatever version of Typer runs."""
+    """Finds commands by name, and passes an interruption on as an exit code, whatever version of Typer runs."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: MutableMapping[str, Any] = CommandsByName(COMMANDS)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
@@ -64,28 +111,35 @@ app = typer.Typer(
         "dln --install-completion",
     ),
     no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **APPEARANCE,
 )
-app.command("train", epilog=train.EPILOG)(train.train)
-app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
-app.command("predict", epilog=predict.EPILOG)(predict.predict)
-app.command("resume", epilog=resume.EPILOG)(resume.resume)
-app.add_typer(bench.app, name="bench")
-app.command("probe-task", epilog=probe_task.EPILOG)(probe_task.probe_task)
-app.command("tune", epilog=tune.EPILOG)(tune.tune)
-app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
-app.command("report", epilog=report.EPILOG)(report.report)
-app.command("runs", epilog=runs.EPILOG)(runs.runs)
-app.command("compare", epilog=compare.EPILOG)(compare.compare)
-app.command("serve", epilog=serve.EPILOG)(serve.serve)
-app.add_typer(model.app, name="model")
 
 
 def main() -> None:
     """The console script."""
+    log_warnings(shown=_debugging(sys.argv[1:]))
     sys.exit(run())
+
+
+def log_warnings(*, shown: bool) -> None:
+    """Send warnings, each text once, to the logger `py.warnings` instead of the terminal.
+
+    They come from other packages, mostly about names that will change, and a user of the command line can do
+    nothing about them. Whoever set Python's own warning options gets what they say.
+
+    Args:
+        shown: whether the log goes to standard error.
+    """
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("once")
+    logging.captureWarnings(True)
+    log = logging.getLogger("py.warnings")
+    log.propagate = False
+    log.addHandler(logging.StreamHandler() if shown else logging.NullHandler())
+    if not shown:  # this package logs its deprecations by itself
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +149,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `dln`; default the process's own.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words or os.environ.get("DLN_DEBUG", "") not in ("", "0")
+    debug = _debugging(words)
     try:
         with terminable():
             return _run(words)
@@ -126,6 +180,10 @@ def _run(words: list[str]) -> int:
         sys.stderr.write(str(error).strip())
         return InputError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _debugging(words: Sequence[str]) -> bool:
+    return "--debug" in words or os.environ.get("DLN_DEBUG", "") not in ("", "0")
 
 
 def _version(wanted: bool) -> None:

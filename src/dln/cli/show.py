@@ -6,14 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dln.train.events import Evaluated
 from dln.view.text import clean
+
+if TYPE_CHECKING:
+    from dln.train.events import Evaluated
 
 __all__ = [
     "duration",

@@ -16,7 +16,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from dln.nn.choice import ChoiceLayer
 from dln.numerics import Floats, log_softmax
@@ -124,6 +123,8 @@ class PenalisedLikelihood:
                 (excess * masses).sum() + (a - 1) / self.slope_scale**2,
             )
             return misfit + penalty, gradient
+
+        from scipy import optimize  # takes a second: not before it is needed
 
         bounds = [(None, None)] * classes + [(0.05, 20.0)]
         start = np.append(np.zeros(classes), 1.0)

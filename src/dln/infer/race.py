@@ -19,7 +19,6 @@ from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from dln.errors import InputError
 from dln.infer.candidates import Candidates, Scored, Stopped, comparable
@@ -93,6 +92,8 @@ class BehindLeader:
         others = np.delete(spread, leader)
         known = others[np.isfinite(others)]
         spread = np.maximum(spread, np.median(known) if len(known) else 0.0)
+        from scipy import stats  # takes a second or two: not before it is needed
+
         quantile = float(cast(float, stats.t.ppf(1 - self.error / (rivals * checks), count - 1)))
         radius = quantile * spread * np.sqrt(1 / count - 1 / total)
         # a candidate without scores compares as NaN, which is never below zero

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy import stats
 
 from dln.errors import InputError
 
 __all__ = ["Interval", "Paired", "interval", "over_runs", "paired"]
-
-_stats = cast(Any, stats)
 
 _DECIMALS = 9
 """Digits of a difference of scores that count; the rest is rounding."""
@@ -65,7 +62,7 @@ def interval(scores: Sequence[float]) -> Interval:
         raise InputError("an interval needs one score or more")
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
-        ci = _stats.binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
+        ci = _stats().binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
         return Interval(mean, float(ci.low), float(ci.high))
     half = _student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
@@ -105,13 +102,13 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     mean = float(difference.mean())
     if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-        p = float(_stats.binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
+        p = float(_stats().binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
         gained, lost, total = better + 0.5, worse + 0.5, n + 2.0
         centre = (gained - lost) / total
         half = 1.959964 * np.sqrt((gained + lost) - (gained - lost) ** 2 / total) / total
         bounds = Interval(mean, max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
         return Paired(bounds, p, better, worse, "exact McNemar")
-    p = float(_stats.wilcoxon(difference).pvalue) if better + worse else 1.0
+    p = float(_stats().wilcoxon(difference).pvalue) if better + worse else 1.0
     half = _student(difference)
     return Paired(Interval(mean, mean - half, mean + half), p, better, worse, "Wilcoxon signed rank")
 
@@ -120,4 +117,10 @@ def _student(values: Any) -> float:
     n = len(values)
     if n < 2:
         return 1.0
-    return float(_stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return float(_stats().t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+
+
+def _stats() -> Any:
+    from scipy import stats  # takes a second or two: not before a number is wanted
+
+    return cast(Any, stats)

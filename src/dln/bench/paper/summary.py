@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy import stats
 
 from dln.bench.paper.cell import CellResult
 from dln.bench.paper.comparison import COMPARISONS, Comparison, compare
@@ -184,6 +183,8 @@ def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """Student's interval; the seeds are few, so it is wide: that is what is known."""
+    from scipy import stats  # takes a second or two: not before it is needed
+
     mean, count = float(np.mean(values)), len(values)
     quantile = float(cast(Any, stats).t.ppf(0.975, count - 1))
     half = quantile * float(np.std(values, ddof=1)) / count**0.5
