@@ -9,18 +9,50 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench docs clean
+.PHONY: help demo test test-all test-latest test-lowest lock lint format bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # torch first and alone: the exact version lets pip choose a CPU build where one is offered.
-$(STAMP): pyproject.toml
+TORCH := torch==2.13.0
+PIP := -m pip --disable-pip-version-check
+
+$(STAMP): pyproject.toml requirements.lock tools/install_locked.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed: install it, or call make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	@test -x $(BIN)/python || { echo "1/4  creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "2/4  installing $(TORCH), the largest download"
+	@$(BIN)/python $(PIP) install $(TORCH)
+	@echo "3/4  installing the packages of requirements.lock"
+	@$(BIN)/python tools/install_locked.py requirements.lock
+	@echo "4/4  installing dln itself"
+	@$(BIN)/python $(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Environments of their own, made afresh: the newest versions that pyproject.toml allows, and the lowest.
+.PHONY: newest lowest
+newest:
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python $(PIP) install -q $(TORCH)
+	.venv-latest/bin/python $(PIP) install -q -e '.[dev]'
+
+lowest:
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tools/lowest_versions.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python $(PIP) install -q $(TORCH)
+	.venv-lowest/bin/python $(PIP) install -q -c .venv-lowest/lowest.txt -e '.[dev]'
+
+lock: newest  ## write requirements.lock anew, from the newest versions that pyproject.toml allows
+	@echo "# Exact versions of everything that \`make test\` and \`make demo\` install; written by \`make lock\`." > requirements.lock
+	.venv-latest/bin/python $(PIP) freeze --exclude-editable | sed 's/+[^ ;]*$$//' >> requirements.lock
+
+test-latest: newest  ## the tests with the newest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-latest/bin/pytest -n 2 --dist worksteal -W default
+
+test-lowest: lowest  ## the tests with every direct dependency at its lowest version
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist worksteal -W default
 
 demo: $(STAMP)  ## train a network on the bundled task with the embedded model, offline
 	$(BIN)/dln train --task questions --steps 6
@@ -50,5 +82,5 @@ docs: $(STAMP)  ## run every example of the documentation
 	$(BIN)/pytest tests/test_docs.py
 
 clean:  ## remove the environment, caches and build products
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-latest .venv-lowest build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
