@@ -15,7 +15,7 @@ import pytest
 import dln
 
 PACKAGE = Path(dln.__file__).parent
-LEAVES = {"answers", "errors", "keys", "numerics", "particles", "schema"}
+LEAVES = {"answers", "arguments", "errors", "keys", "numerics", "particles", "schema"}
 BELOW: dict[str, set[str]] = {
     "data": LEAVES,
     "lm": LEAVES,

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dln.data import Dataset, Example, Metric, Task, load_metric, load_task, task_from_file
-    from dln.errors import DlnError
+    from dln.data import Dataset, Example, Metric, Score, Task, load_metric, load_task, task_from_file
+    from dln.errors import DlnError, InputError
     from dln.lm.base import LanguageModel, Sampling
     from dln.lm.cached import Cached
     from dln.lm.load import load_lm
@@ -43,6 +43,7 @@ __all__ = [
     "Evaluation",
     "Example",
     "FitResult",
+    "InputError",
     "LanguageLayer",
     "LanguageModel",
     "Meter",
@@ -52,6 +53,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "Sampling",
+    "Score",
     "Sequential",
     "Store",
     "TableLM",
@@ -76,8 +78,8 @@ __version__ = "0.1.0"
 
 # A name is imported when it is first asked for: `import dln` alone takes milliseconds.
 _HOMES = {
-    "dln.data": ("Dataset", "Example", "Metric", "Task", "load_metric", "load_task", "task_from_file"),
-    "dln.errors": ("DlnError",),
+    "dln.data": ("Dataset", "Example", "Metric", "Score", "Task", "load_metric", "load_task", "task_from_file"),
+    "dln.errors": ("DlnError", "InputError"),
     "dln.lm.base": ("LanguageModel", "Sampling"),
     "dln.lm.cached": ("Cached",),
     "dln.lm.load": ("load_lm",),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dln.data.batches import batch_indices
 from dln.data.dataset import Dataset, Example
-from dln.data.metric_names import load_metric
 from dln.data.metrics import (
     ExactMatch,
     FunctionMetric,
     Metric,
+    NamedMetric,
     NumberPresence,
+    Score,
     accuracy,
     balanced_accuracy,
     confusion_matrix,
     exact_match,
+    load_metric,
     number_presence,
     scores,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "Example",
     "FunctionMetric",
     "Metric",
+    "NamedMetric",
     "NumberPresence",
+    "Score",
     "Task",
     "accuracy",
     "balanced_accuracy",

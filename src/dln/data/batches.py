@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dln.arguments import Count, checked
 from dln.data.dataset import Dataset
 from dln.errors import InputError
 from dln.keys import Key
@@ -9,7 +10,8 @@ from dln.keys import Key
 __all__ = ["batch_indices"]
 
 
-def batch_indices(dataset: Dataset, batch_size: int, key: Key, balanced: bool = True) -> tuple[int, ...]:
+@checked
+def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool = True) -> tuple[int, ...]:
     """Positions of one batch, without replacement within it, in random order.
 
     Balanced, the classes that occur take turns, in a random order of classes, until the batch is full;
@@ -32,6 +34,7 @@ def batch_indices(dataset: Dataset, batch_size: int, key: Key, balanced: bool = 
             where="batch_size",
             got=batch_size,
             expected=f"1 to {len(dataset)} ({dataset.name})",
+            fix=f"batch_size={len(dataset)}",
         )
     generator = key.generator()
     if not balanced or dataset.labels is None:

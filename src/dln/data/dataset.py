@@ -8,14 +8,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
+from dln.arguments import checked, shown
 from dln.data.labels import label_names, label_specs
 from dln.errors import InputError
 
 __all__ = ["Dataset", "Example", "text_key"]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Example:
     """One input text with the text that is wanted for it.
@@ -33,6 +35,7 @@ class Example:
     rationale: str | None = None
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Dataset(Sequence[Example]):
     """An immutable sequence of examples.
@@ -77,7 +80,21 @@ class Dataset(Sequence[Example]):
         cls, pairs: Iterable[tuple[str, str]], labels: Sequence[str] | None = None, name: str = "dataset"
     ) -> Dataset:
         """A dataset of (input, target) pairs, kept as they are."""
-        return cls(tuple(Example(x, y) for x, y in pairs), None if labels is None else tuple(labels), name=name)
+        examples: list[Example] = []
+        # an iterator is not looked at before: its pairs are, one by one
+        for position, pair in enumerate(cast("Iterable[object]", pairs)):
+            match pair:
+                case (str() as x, str() as y):
+                    examples.append(Example(x, y))
+                case _:
+                    raise InputError(
+                        "the argument 'pairs' cannot be used",
+                        where="Dataset.from_pairs",
+                        got=f"{shown(pair)} at pairs[{position}]",
+                        expected="a pair (input, target) of texts",
+                        fix='dln.Dataset.from_pairs([("an input", "its target"), …])',
+                    )
+        return cls(tuple(examples), None if labels is None else tuple(labels), name=name)
 
     @classmethod
     def from_csv(
@@ -200,7 +217,17 @@ class Dataset(Sequence[Example]):
 
     def select(self, indices: Iterable[int]) -> Dataset:
         """The examples at these positions, in this order."""
-        return replace(self, examples=tuple(self.examples[i] for i in indices))
+        chosen = list(indices)
+        wrong = [i for i in chosen if not -len(self) <= i < len(self)]
+        if wrong:
+            raise InputError(
+                "the argument 'indices' cannot be used",
+                where="Dataset.select",
+                got=f"{wrong[0]}",
+                expected=f"positions from 0 to {len(self) - 1}",
+                fix=f"the dataset has {len(self)} examples",
+            )
+        return replace(self, examples=tuple(self.examples[i] for i in chosen))
 
     def with_examples(self, examples: Iterable[Example]) -> Dataset:
         """The same description with other examples."""

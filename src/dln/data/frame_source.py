@@ -44,7 +44,13 @@ def table_of_pandas(frame: object, name: str = "data frame") -> Table:
         InputError: not a data frame, or a column name occurs twice.
     """
     if not isinstance(frame, _Frame):
-        raise InputError("this is not a pandas data frame", where=name, got=type(frame).__name__)
+        raise InputError(
+            "this is not a pandas data frame",
+            where=name,
+            got=type(frame).__name__,
+            expected="a pandas.DataFrame",
+            fix="pandas.DataFrame({'text': …, 'label': …})",
+        )
     columns = tuple(str(column) for column in frame.columns)
     repeated = sorted({c for c in columns if columns.count(c) > 1})
     if repeated:

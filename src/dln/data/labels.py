@@ -35,7 +35,11 @@ def spellings(spec: str) -> tuple[str, ...]:
     parts = tuple(dict.fromkeys(part.strip() for part in spec.split("|")))
     if not all(parts):
         raise InputError(
-            "a label has an empty spelling", where="labels", got=repr(spec), expected='a name, or "name|other spelling"'
+            "a label has an empty spelling",
+            where="labels",
+            got=repr(spec),
+            expected='a name, or "name|other spelling"',
+            fix="leave the empty text out",
         )
     return parts
 
@@ -52,7 +56,13 @@ def spelling_map(specs: Sequence[str]) -> dict[str, str]:
         InputError: no label, an empty spelling, or one spelling that belongs to two labels.
     """
     if isinstance(specs, str) or not specs:
-        raise InputError("labels must be a non-empty list of names", where="labels", got=repr(specs))
+        raise InputError(
+            "labels must be a non-empty list of names",
+            where="labels",
+            got=repr(specs),
+            expected="a list of texts",
+            fix='labels=["negative", "positive"]',
+        )
     owners: dict[str, str] = {}
     for spec in specs:
         name, *others = spellings(spec)
@@ -63,6 +73,7 @@ def spelling_map(specs: Sequence[str]) -> dict[str, str]:
                     where="labels",
                     got=f"{spelling!r} in {owners[spelling]!r} and {name!r}",
                     expected="every spelling once",
+                    fix="leave the repetition out",
                 )
             owners[spelling] = name
     return owners

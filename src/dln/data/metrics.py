@@ -1,54 +1,113 @@
 """Metrics: how good a predicted text is for a wanted one, between 0 and 1.
 
-A metric is a callable (prediction, target) -> float with a name. `accuracy` and the others
-aggregate over examples.
+A metric is any callable
+
+    metric(prediction, target) -> float | bool | Score(value, feedback)
+
+in this order of arguments, with values from 0 (wrong) to 1 (right): a function, a lambda, a `functools.partial`, an
+object with `__call__`. A name ("exact_match", "package.module:function") is accepted wherever a metric is.
+`load_metric` makes a `FunctionMetric` of a callable: it has a name for reports, and checks what the callable returns.
+
+`accuracy` and the others aggregate over examples.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from dln.answers import begins_with, labels_said
+from dln.arguments import checked, shown, unknown_name
 from dln.data.labels import spelling_map
 from dln.errors import InputError
 from dln.numerics import Floats
 
 __all__ = [
+    "METRIC_NAMES",
     "ExactMatch",
     "FunctionMetric",
     "Metric",
+    "NamedMetric",
     "NumberPresence",
+    "Score",
     "accuracy",
     "balanced_accuracy",
     "confusion_matrix",
     "exact_match",
+    "load_metric",
     "number_presence",
     "scores",
 ]
 
+METRIC_NAMES = ("exact_match", "number_presence")
+"""The built-in metrics."""
 
-@runtime_checkable
+
+@checked
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a metric may return in place of a number: the number with its reason.
+
+    Attributes:
+        value: from 0 (wrong) to 1 (right).
+        feedback: what was good or bad about the prediction, in words.
+
+    Raises:
+        InputError: the value is not a number from 0 to 1.
+    """
+
+    value: float
+    feedback: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.value <= 1.0:
+            raise InputError(
+                "the argument 'value' cannot be used",
+                where="Score",
+                got=self.value,
+                expected="a number from 0 to 1",
+                fix="divide by the largest score there is",
+            )
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
 class Metric(Protocol):
     """Score of one prediction, from 0 (wrong) to 1 (right)."""
+
+    def __call__(self, prediction: str, target: str, /) -> float | bool | Score:
+        """The score of `prediction` where `target` was wanted."""
+        ...
+
+
+@runtime_checkable
+class NamedMetric(Protocol):
+    """A metric as the library uses it: it has a name, and returns a float that was checked."""
 
     @property
     def name(self) -> str:
         """What reports call it."""
         ...
 
-    def __call__(self, prediction: str, target: str) -> float:
+    def __call__(self, prediction: str, target: str, /) -> float:
         """The score of `prediction` where `target` was wanted."""
         ...
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
     """1 if the prediction begins with the target, after normalisation; else 0.
@@ -76,6 +135,7 @@ class ExactMatch:
         return float(names.get(target, target) in labels_said(prediction, names))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class NumberPresence:
     """1 if the target number stands in the prediction as a number of its own, else 0.
@@ -102,33 +162,82 @@ class NumberPresence:
         return float(wanted[0] in _numbers(prediction))
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class FunctionMetric:
-    """A user's function (prediction, target) -> bool or float in [0, 1] as a metric.
+    """A callable (prediction, target) -> float | bool | Score as a metric.
 
     Raises:
-        InputError: the function returns something that is not a number between 0 and 1.
+        InputError: (when called) the callable returns something that is not a number from 0 to 1, or a `Score`.
     """
 
     function: Callable[[str, str], object]
     name: str
 
     def __call__(self, prediction: str, target: str) -> float:
-        """What the function says, as a float."""
-        value = self.function(prediction, target)
-        if not isinstance(value, bool | int | float | np.bool_ | np.number):
-            raise InputError("a metric must return a number", where=self.name, got=f"{type(value).__name__} {value!r}")
-        score = float(cast(float, value))
-        if not math.isfinite(score) or not 0.0 <= score <= 1.0:
-            raise InputError("a metric must return a number from 0 to 1", where=self.name, got=score)
-        return score
+        """The value of `score`."""
+        return self.score(prediction, target).value
+
+    def score(self, prediction: str, target: str) -> Score:
+        """What the callable returns for one prediction, with its feedback."""
+        value: object = self.function(prediction, target)
+        if isinstance(value, Score):
+            return value
+        is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
+        number = float(cast(float, value)) if is_number else math.nan
+        if not 0.0 <= number <= 1.0:
+            raise InputError(
+                f"the metric {self.name!r} returned something that is no score",
+                where=f"metric {self.name}",
+                got=f"{shown(value)} ({type(cast(object, value)).__name__}) for the prediction {shown(prediction, 40)} "
+                f"and the target {shown(target, 40)}",
+                expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
+                fix="return 1.0 for a right prediction and 0.0 for a wrong one",
+            )
+        return Score(number)
 
 
 exact_match = ExactMatch()
 number_presence = NumberPresence()
 
 
-def scores(predictions: Sequence[str], targets: Sequence[str], metric: Metric = exact_match) -> Floats:
+@checked
+def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> NamedMetric:
+    """The metric that is meant, with a name and checked values.
+
+    Args:
+        metric: a name of `METRIC_NAMES`; "package.module:function", also of a module in the working directory; or a
+            callable (prediction, target) -> float | bool | `Score`.
+        labels: label specifications, which make `exact_match` prefer the longest label.
+
+    Raises:
+        InputError: no such metric, module or function, or a callable that does not take two arguments.
+    """
+    if isinstance(metric, ExactMatch | NumberPresence | FunctionMetric):
+        return metric
+    if not isinstance(metric, str):
+        return FunctionMetric(_two_arguments(metric), _name_of(metric))
+    if metric == "exact_match":
+        return ExactMatch(tuple(labels or ()))
+    if metric == "number_presence":
+        return NumberPresence()
+    module_name, colon, function_name = metric.partition(":")
+    if not (colon and function_name and all(part.isidentifier() for part in module_name.split("."))):
+        raise unknown_name("metric", metric, METRIC_NAMES, where="metric", expected="{}, or package.module:function")
+    function = getattr(_module(module_name, metric), function_name, None)
+    if not callable(function):
+        raise InputError(
+            f"the module has no function {function_name!r}",
+            where=f"metric {metric}",
+            got="nothing" if function is None else shown(function),
+            expected="a function (prediction: str, target: str) -> float",
+            fix=f"def {function_name}(prediction, target): ... in {module_name}",
+        )
+    return FunctionMetric(_two_arguments(cast(Callable[[str, str], object], function)), metric)
+
+
+@checked
+def scores(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> Floats:
     """[N] metric of each prediction.
 
     Raises:
@@ -137,23 +246,30 @@ def scores(predictions: Sequence[str], targets: Sequence[str], metric: Metric = 
     if len(predictions) != len(targets) or not targets:
         raise InputError(
             "a score needs one prediction per target, and at least one",
+            where="predictions",
             got=f"{len(predictions)} predictions, {len(targets)} targets",
+            expected="as many of one as of the other",
+            fix="give one prediction per target",
         )
-    return np.array([metric(p, t) for p, t in zip(predictions, targets, strict=True)], dtype=np.float64)
+    judge = load_metric(metric)
+    return np.array([judge(p, t) for p, t in zip(predictions, targets, strict=True)], dtype=np.float64)
 
 
-def accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric = exact_match) -> float:
+@checked
+def accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> float:
     """Mean of the metric over the examples."""
     return float(scores(predictions, targets, metric).mean())
 
 
-def balanced_accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric = exact_match) -> float:
+@checked
+def balanced_accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> float:
     """Mean over classes of the mean metric in the class; classes without a target do not count."""
     values = scores(predictions, targets, metric)
     classes = np.array(targets)
     return float(np.mean([values[classes == label].mean() for label in dict.fromkeys(targets)]))
 
 
+@checked
 def confusion_matrix(
     predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]
 ) -> npt.NDArray[np.int64]:
@@ -191,3 +307,60 @@ def _numbers(text: str) -> list[Decimal]:
         negative = (match["sign"] is not None and not operand_before) or currency_sign
         found.append(-value if negative else value)
     return found
+
+
+def _two_arguments(function: Callable[..., object]) -> Callable[[str, str], object]:
+    """The function itself, if it can be called with a prediction and a target."""
+    if isinstance(function, type):
+        raise InputError(
+            "the argument 'metric' cannot be used",
+            where="metric",
+            got=f"the class {function.__name__}",
+            expected="a callable (prediction, target) -> number from 0 to 1",
+            fix=f"an object of the class: {function.__name__}(…)",
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not say what they take
+        return function
+    try:
+        signature.bind("prediction", "target")
+    except TypeError as error:
+        raise InputError(
+            "the metric cannot be called with a prediction and a target",
+            where="metric",
+            got=f"{_name_of(function)}{signature}",
+            expected="a callable (prediction, target) -> number from 0 to 1",
+            fix="lambda prediction, target: …",
+        ) from error
+    return function
+
+
+def _name_of(metric: object) -> str:
+    """What reports call a callable: its own `name`, its function's name, or the name of its class."""
+    name = getattr(metric, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    if isinstance(metric, functools.partial):
+        return _name_of(cast("functools.partial[object]", metric).func)
+    return str(getattr(metric, "__name__", type(metric).__name__))
+
+
+def _module(name: str, metric: str) -> object:
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:  # a console script, unlike `python -m`, does not look in the working directory
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise InputError(
+            "the metric's module cannot be imported",
+            where=f"metric {metric}",
+            got=f"{type(error).__name__}: {error}",
+            expected="a module that can be imported",
+            fix=f"python -c 'import {name}' in {here}",
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)

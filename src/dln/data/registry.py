@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dln.arguments import Seed, checked, unknown_name
 from dln.data.asked import asked_task
 from dln.data.corrected import corrected_task
 from dln.data.dataset import Dataset
@@ -45,12 +45,13 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(_BUNDLED)
 
 
+@checked
 def load_task(
     name: str | Path,
     data: str | Path | None = None,
     *,
     leaky: bool = False,
-    seed: int = 42,
+    seed: Seed = 42,
     options: bool | None = None,
     synthetic: bool = False,
 ) -> Task:
@@ -79,12 +80,8 @@ def load_task(
         _refuse(wanted, data=data, leaky=leaky, options=options, synthetic=synthetic)
         return _BUNDLED[wanted]()
     if wanted not in PAPER_TASKS:
-        close = difflib.get_close_matches(wanted, [*task_names(), *ALIASES], n=1)
-        raise InputError(
-            f"there is no task {str(name)!r}",
-            expected=f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file",
-            fix=f"did you mean {close[0]!r}?" if close else None,
-        )
+        expected = f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file"
+        raise unknown_name("task", str(name), [*task_names(), *ALIASES], where="task", expected=expected)
     if synthetic and wanted != "hyperbaton":
         raise InputError("only hyperbaton has a synthetic variant", where=wanted, got="synthetic=True")
     directory = data if data is not None else os.environ.get("DLN_PAPER_DATA")
@@ -98,6 +95,7 @@ def load_task(
     return paper_task(wanted, Path(directory), leaky=leaky, seed=seed, options=options, synthetic=synthetic)
 
 
+@checked
 def task_from_file(
     path: str | Path,
     input: str | None = None,  # noqa: A002
@@ -106,10 +104,10 @@ def task_from_file(
     labels: Sequence[str] | Mapping[str, str] | None = None,
     free_form: bool | None = None,
     instruction: str | None = None,
-    seed: int = 42,
+    seed: Seed = 42,
     dev_fraction: float = 0.25,
     test_fraction: float = 0.25,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
 ) -> Task:
@@ -130,7 +128,13 @@ def task_from_file(
             path, input, target, labels=labels, free_form=free_form, delimiter=divider, encoding=encoding
         )
     else:
-        raise InputError("unknown kind of file", where=path, got=suffix, expected=", ".join(_FILE_SUFFIXES))
+        raise InputError(
+            "unknown kind of file",
+            where=path,
+            got=suffix,
+            expected=", ".join(_FILE_SUFFIXES),
+            fix="save it as .csv or .jsonl",
+        )
     return Task.from_dataset(
         dataset,
         instruction=instruction,
@@ -147,4 +151,10 @@ def _refuse(name: str, **given: object) -> None:
     """An option that would have no effect is a mistake of the caller."""
     useless = [f"{option}={value!r}" for option, value in given.items() if value is not None and value is not False]
     if useless:
-        raise InputError("this task does not have that option", where=name, got=", ".join(useless))
+        raise InputError(
+            "this task does not have that option",
+            where=f"task {name}",
+            got=", ".join(useless),
+            expected="no options",
+            fix="leave it out",
+        )

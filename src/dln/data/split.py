@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dln.arguments import Count, Seed, checked
 from dln.data.dataset import Dataset, text_key
 from dln.errors import InputError
 from dln.keys import Key
@@ -16,8 +17,9 @@ from dln.keys import Key
 __all__ = ["split", "subsample"]
 
 
+@checked
 def split(
-    dataset: Dataset, sizes: Sequence[int] | Sequence[float], seed: int, *, stratify: bool = True
+    dataset: Dataset, sizes: Sequence[int] | Sequence[float], seed: Seed, *, stratify: bool = True
 ) -> tuple[Dataset, ...]:
     """Draw one dataset per size; no input text is in two of them.
 
@@ -61,7 +63,8 @@ def split(
     return tuple(result)
 
 
-def subsample(dataset: Dataset, size: int, seed: int) -> Dataset:
+@checked
+def subsample(dataset: Dataset, size: Count, seed: Seed) -> Dataset:
     """At most `size` distinct inputs with their repeats, classes in their proportions; all where there are no more.
 
     Inputs that `text_key` takes for the same count once, as in `split`. A dataset that is not cut stays in its order.
@@ -81,18 +84,30 @@ def subsample(dataset: Dataset, size: int, seed: int) -> Dataset:
 
 def _counts(dataset: Dataset, sizes: Sequence[int] | Sequence[float], total: int) -> list[int]:
     if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise InputError("split sizes must be positive numbers", where="split sizes", got=list(sizes))
+        raise InputError(
+            "split sizes must be positive numbers",
+            where="split sizes",
+            got=list(sizes),
+            expected="numbers of examples, or fractions that sum to at most 1",
+            fix="sizes=(0.5, 0.25, 0.25)",
+        )
     if all(isinstance(size, int) for size in sizes):
         counts = [int(size) for size in sizes]
     elif math.fsum(sizes) > 1 + 1e-9:
-        raise InputError("split fractions must sum to at most 1", where="split sizes", got=list(sizes))
+        raise InputError(
+            "split fractions must sum to at most 1",
+            where="split sizes",
+            got=list(sizes),
+            expected="a sum of at most 1",
+            fix="sizes=(0.5, 0.25, 0.25)",
+        )
     else:
         bounds = [round(total * min(1.0, math.fsum(sizes[: i + 1]))) for i in range(len(sizes))]
         counts = [b - a for a, b in zip([0, *bounds], bounds, strict=False)]
     if sum(counts) > total or min(counts) < 1:
         raise InputError(
             "too few distinct examples for these splits",
-            where=dataset.name,
+            where=f"split sizes of {dataset.name}",
             got=f"{total} distinct inputs",
             expected=f"splits of {', '.join(map(str, counts))} examples, each at least 1",
             fix="add examples, or ask for smaller splits",

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dln.arguments import Seed, checked
 from dln.data.dataset import Dataset
 from dln.data.labels import label_names
-from dln.data.metrics import ExactMatch, Metric
+from dln.data.metrics import ExactMatch, Metric, load_metric
 from dln.data.split import split
 from dln.errors import InputError
 
 __all__ = ["Task", "default_instruction"]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Task:
     """What is to be learnt, with the data to learn, select and test on.
@@ -26,7 +28,7 @@ class Task:
         train: examples to train on.
         dev: examples to select prompts on.
         test: examples for the final number only.
-        metric: score of one prediction, 0 to 1.
+        metric: score of one prediction, 0 to 1; a name or a callable (see `dln.data.metrics`) becomes a `NamedMetric`.
         notes: what a reader of the results should know about the data.
         input_name: what an input is, in one word ("sentence", "question").
         stages: instructions of the steps that the task can be done in, in their order; each step reads only what
@@ -41,24 +43,36 @@ class Task:
     train: Dataset
     dev: Dataset
     test: Dataset
-    metric: Metric
+    metric: Metric | str
     notes: tuple[str, ...] = ()
     input_name: str = "input"
     stages: tuple[str, ...] = ()
     hidden_instruction: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("notes", "stages"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "metric", load_metric(self.metric, self.labels))
         names = self.label_names
         for part in ("train", "dev", "test"):
             dataset: Dataset = getattr(self, part)
             if len(dataset) == 0:
-                raise InputError("a task needs examples in every split", where=f"{self.name}.{part}")
+                raise InputError(
+                    "a task needs examples in every split",
+                    where=f"{self.name}.{part}",
+                    got="no examples",
+                    expected="one example or more",
+                    fix="dln.Task.from_dataset(dataset) divides one dataset into three",
+                )
             if dataset.labels != names:
                 raise InputError(
                     "a split has other labels than the task",
                     where=f"{self.name}.{part}",
                     got=dataset.labels,
                     expected=names,
+                    fix="dataset.with_labels(labels)",
                 )
         if names is not None and len(names) < 2:
             raise InputError(
@@ -85,10 +99,10 @@ class Task:
         *,
         instruction: str | None = None,
         labels: Sequence[str] | None = None,
-        seed: int = 42,
+        seed: Seed = 42,
         dev_fraction: float = 0.25,
         test_fraction: float = 0.25,
-        metric: Metric | None = None,
+        metric: Metric | str | None = None,
         name: str | None = None,
         input_name: str = "input",
     ) -> Task:
@@ -113,6 +127,8 @@ class Task:
                 "dev_fraction and test_fraction must be positive and leave something to train on",
                 where=dataset.name,
                 got=f"{dev_fraction} and {test_fraction}",
+                expected="two numbers > 0 with a sum below 1",
+                fix="dev_fraction=0.25, test_fraction=0.25",
             )
         data = dataset if labels is None else dataset.with_labels(labels)
         specs = data.labels if labels is None else tuple(labels)
@@ -139,14 +155,14 @@ class Task:
             train=train,
             dev=dev,
             test=test,
-            metric=metric or ExactMatch(specs or ()),
+            metric=ExactMatch(specs or ()) if metric is None else load_metric(metric, specs),
             notes=(*data.notes, f"split at random with seed {seed}: {len(train)}/{len(dev)}/{len(test)}", *missing),
             input_name=input_name,
         )
 
-    def with_metric(self, metric: Metric) -> Task:
+    def with_metric(self, metric: Metric | str) -> Task:
         """The same task, judged by another metric."""
-        return replace(self, metric=metric)
+        return replace(self, metric=load_metric(metric, self.labels))
 
 
 def default_instruction(labels: Sequence[str] | None, input_name: str = "input") -> str:

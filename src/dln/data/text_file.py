@@ -24,7 +24,9 @@ def read_text(path: str | Path, encoding: str = "utf-8") -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError("there is no such file", where=path, fix="check the path") from error
+        raise InputError(
+            "there is no such file", where=path, got="nothing", expected="a text file", fix="check the path"
+        ) from error
     except OSError as error:
         raise InputError("the file cannot be read", where=path, got=error.strerror or str(error)) from error
     if not data.strip(b"\xef\xbb\xbf \t\r\n"):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from annotated_types import Gt, Le, MinLen
 
-from dln.errors import InputError
+from dln.arguments import Count, NonNegative, checked
 from dln.numerics import Floats
 
 __all__ = ["Capabilities", "Completion", "LanguageModel", "Rung", "Sampling", "Target", "TokenLogProbs", "text_of"]
@@ -21,6 +22,7 @@ Rung = Literal["target scoring", "prompt log-probs", "forced decoding", "top-k",
 """How log-probabilities are had, best first; the last is what is left where there are none."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to draw a completion.
@@ -30,22 +32,18 @@ class Sampling:
         top_p: keep the smallest set of tokens whose probability reaches this; 1 keeps all.
         max_tokens: at most this many tokens are drawn, the terminator included.
         stop: the text ends before the first of these strings.
+
+    Raises:
+        InputError: a value is out of its range, or of another kind.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()
+    temperature: NonNegative = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    max_tokens: Count = 128
+    stop: tuple[Annotated[str, MinLen(1)], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError("temperature must be finite and ≥ 0", where="sampling.temperature", got=self.temperature)
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError("top_p must lie in (0, 1]", where="sampling.top_p", got=self.top_p)
-        if self.max_tokens < 1:
-            raise InputError("max_tokens must be ≥ 1", where="sampling.max_tokens", got=self.max_tokens)
-        if any(not s for s in self.stop):
-            raise InputError("a stop string must not be empty", where="sampling.stop", got=self.stop)
+        object.__setattr__(self, "stop", tuple(self.stop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import asdict, dataclass, fields
 
-from dln.errors import BudgetReached, InputError
+from dln.arguments import NonNegative, Size, checked
+from dln.errors import BudgetReached
 
 __all__ = ["Budget", "Meter", "Usage"]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What was used: a value, to be added, subtracted and written down.
@@ -48,6 +50,7 @@ class Usage:
         return asdict(self)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Limits; None is no limit.
@@ -61,18 +64,15 @@ class Budget:
         max_tokens: tokens read and drawn.
         max_seconds: seconds inside the model; no call begins after them.
         max_usd: US dollars.
+
+    Raises:
+        InputError: a limit is negative, or no number.
     """
 
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_seconds: float | None = None
-    max_usd: float | None = None
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            limit: float | None = getattr(self, field.name)
-            if limit is not None and not limit >= 0:
-                raise InputError("a limit must be ≥ 0, or None for no limit", where=f"budget.{field.name}", got=limit)
+    max_calls: Size | None = None
+    max_tokens: Size | None = None
+    max_seconds: NonNegative | None = None
+    max_usd: NonNegative | None = None
 
     def check(self, used: Usage, wanted: Usage) -> None:
         """Raise `BudgetReached` if `wanted` does not fit any more."""
@@ -89,6 +89,7 @@ class Budget:
             raise _reached("max_seconds", f"{used.seconds:.3f} seconds used", f"{self.max_seconds:g} seconds")
 
 
+@checked
 class Meter:
     """A running total, shared by the threads and purposes that use one model.
 
@@ -101,6 +102,13 @@ class Meter:
         self._total = initial
         self._by_purpose: dict[str, Usage] = {}
         self._reserved: dict[int, Usage] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Meter:
+        """A meter with the same totals that counts on by itself; nothing is reserved in it."""
+        copied = Meter(self.snapshot())
+        copied._by_purpose = self.by_purpose()
+        memo[id(self)] = copied
+        return copied
 
     def snapshot(self) -> Usage:
         """The total so far, without what is reserved."""

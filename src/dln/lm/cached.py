@@ -14,7 +14,7 @@ from typing import Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 
-from dln.errors import InputError
+from dln.arguments import Count, checked
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.checks import check_counts
 from dln.lm.salvage import salvaging
@@ -29,6 +29,7 @@ A = TypeVar("A")
 _SCHEMA = 1  # part of every key: a change of what is stored makes old answers misses, not errors
 
 
+@checked
 class Cached(Wrapper):
     """The answers of `inner`, kept in `store`.
 
@@ -48,9 +49,7 @@ class Cached(Wrapper):
         misses: requests that the model computed.
     """
 
-    def __init__(self, inner: LanguageModel, store: Store, *, chunk: int = 256) -> None:
-        if chunk < 1:
-            raise InputError("chunk must be ≥ 1", where="Cached", got=chunk)
+    def __init__(self, inner: LanguageModel, store: Store, *, chunk: Count = 256) -> None:
         super().__init__(inner)
         self._store = store
         self._chunk = chunk

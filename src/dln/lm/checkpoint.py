@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dln.arguments import unknown_name
 from dln.errors import CorruptDataError, DlnError, InputError, ProviderError
 from dln.lm.causal_model import CausalModel
 from dln.lm.digests import file_digest
@@ -187,7 +188,9 @@ def _device(torch: Any, name: str) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError("unknown device", where="device", got=name, expected="auto, cpu, cuda, cuda:1 …") from error
+        raise InputError(
+            "unknown device", where="device", got=name, expected="auto, cpu, cuda, cuda:1 …", fix='device="cpu"'
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device that torch can use", where="device", got=name, fix="cpu")
     return device
@@ -198,7 +201,7 @@ def _dtype(torch: Any, name: str, device: Any) -> Any:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in known:
-        raise InputError("unknown dtype", where="dtype", got=name, expected=", ".join(("auto", *known)))
+        raise unknown_name("dtype", name, ("auto", *known), where="dtype")
     return getattr(torch, name)
 
 

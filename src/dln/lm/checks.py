@@ -17,7 +17,11 @@ def check_counts(what: str, contexts: Sequence[object], others: Sequence[object]
     """
     if len(contexts) != len(others):
         raise InputError(
-            f"as many {what} as contexts are needed", where=what, got=len(others), expected=f"{len(contexts)}"
+            f"as many {what} as contexts are needed",
+            where=what,
+            got=len(others),
+            expected=f"{len(contexts)}",
+            fix="give one per context",
         )
 
 

@@ -16,12 +16,12 @@ user turn and shares the weights. Hosted chat models are chat models without it;
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from dln.arguments import Count, check_options, checked, did_you_mean
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.lm.remote.dialects import DIALECTS
@@ -29,7 +29,7 @@ from dln.lm.remote.dialects import DIALECTS
 if TYPE_CHECKING:
     from dln.lm.checkpoint import Checkpoint
 
-__all__ = ["ENGINES", "Engine", "load_lm"]
+__all__ = ["ENGINES", "Engine", "as_lm", "load_lm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,12 @@ class Engine:
     load: Callable[[str, str, dict[str, Any]], LanguageModel]
 
 
+def as_lm(lm: LanguageModel | str) -> LanguageModel:
+    """A model as it is, or the one that a name means (see `load_lm`)."""
+    return load_lm(lm) if isinstance(lm, str) else lm
+
+
+@checked
 def load_lm(spec: str, **options: Any) -> LanguageModel:
     """The language model that `spec` names; the same spec twice in one process shares the weights.
 
@@ -67,19 +73,29 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
         rest = colon + variant
     engine = ENGINES.get(prefix)
     if engine is None or bool(slash) != engine.form.startswith(f"{prefix}/") or (slash and not rest):
-        close = difflib.get_close_matches(prefix, ENGINES, n=1)
+        close = did_you_mean(prefix, ENGINES)
         raise InputError(
-            "unknown model",
+            f"there is no model {spec!r}",
             where="lm",
             got=repr(spec),
             expected=", ".join(known.form for known in ENGINES.values()),
-            fix=f"did you mean {ENGINES[close[0]].form}?" if close else None,
+            fix=f"did you mean {ENGINES[close].form}?" if close else "the embedded model is called smollm2",
         )
     return engine.load(rest, spec, options)
 
 
 _loaded: WeakValueDictionary[tuple[str, str, str], Checkpoint] = WeakValueDictionary()
-IN_PROCESS_OPTIONS = ("chat", "device", "dtype", "batch_tokens", "batch_rows")
+
+
+def _in_process(
+    *,
+    chat: bool | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: Count | None = None,
+    batch_rows: Count | None = None,
+) -> None:
+    """What `load_lm` takes for a model in this process."""
 
 
 def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> LanguageModel:
@@ -87,10 +103,9 @@ def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> Langu
     from dln.lm.embedded_copy import load_embedded
     from dln.lm.transformers import TransformersLM
 
-    for option in options:
-        if option not in IN_PROCESS_OPTIONS:
-            raise InputError("unknown option", where=spec, got=option, expected=", ".join(IN_PROCESS_OPTIONS))
-    chat = bool(options.pop("chat", spec.endswith(":chat")))
+    check_options(options, _in_process, f"load_lm({spec!r})")
+    chat = options.pop("chat", None)
+    chat = spec.endswith(":chat") if chat is None else bool(chat)
     device, dtype = str(options.pop("device", "auto")), str(options.pop("dtype", "auto"))
     location = location.removesuffix(":chat")
     key = (location, device, dtype)

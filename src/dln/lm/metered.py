@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
 
+from dln.arguments import checked
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.budget import Budget, Meter, Usage
 from dln.lm.prices import FREE, Price, builtin_prices
@@ -38,6 +39,7 @@ class Bills(Protocol):
         ...
 
 
+@checked
 class Metered(Wrapper):
     """Counts every request to `inner`, and refuses those that might not fit in the budget.
 

@@ -14,7 +14,6 @@ shorter one, and a later file over an earlier one.
 from __future__ import annotations
 
 import datetime
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Annotated, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dln.arguments import NonNegative, checked
 from dln.errors import InputError
 
 __all__ = ["FREE", "HOSTED", "Price", "PriceTable", "Quote", "builtin_prices", "load_prices", "parse_price"]
@@ -38,6 +38,7 @@ MILLION = 1_000_000
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Price:
     """US dollars per million tokens.
@@ -48,15 +49,9 @@ class Price:
         cached_input: tokens read that the server had in its prompt cache; None is the price of `input`.
     """
 
-    input: float = 0.0
-    output: float = 0.0
-    cached_input: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("input", "output", "cached_input"):
-            value: float | None = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError("a price is a number ≥ 0", where=f"price.{name}", got=value)
+    input: NonNegative = 0.0
+    output: NonNegative = 0.0
+    cached_input: NonNegative | None = None
 
     def usd(self, prompt_tokens: float, completion_tokens: float, cached_tokens: float = 0.0) -> float:
         """(prompt − cached)·input + cached·cached_input + completion·output, in US dollars."""
@@ -163,6 +158,7 @@ class _File(BaseModel):
     models: Annotated[dict[str, _Entry], BeforeValidator(_not_blank)]
 
 
+@checked
 def load_prices(files: Sequence[Path] = (), given: Mapping[str, Price] | None = None) -> PriceTable:
     """The built-in table, `files` over it, and the prices `given` for this run over all.
 
@@ -186,6 +182,7 @@ def builtin_prices() -> PriceTable:
     return PriceTable((_parse(text, "built-in table"),))
 
 
+@checked
 def parse_price(text: str) -> tuple[str, Price]:
     """`NAME=INPUT/OUTPUT` or `NAME=INPUT/OUTPUT/CACHED`, in US dollars per million tokens.
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar, cast
 
+from dln.arguments import NonNegative, checked
 from dln.errors import DlnError, InputError, RunFailed
 
 __all__ = ["Store"]
@@ -32,6 +33,7 @@ _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _NO_ACCESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
 
 
+@checked
 class Store:
     """Bytes by key, in one SQLite file (or in memory for `Store(":memory:")`).
 
@@ -49,7 +51,7 @@ class Store:
         RunFailed: SQLite failed otherwise (disk full, another process holds the file for too long).
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, timeout: NonNegative = 60.0) -> None:
         self.path = os.fspath(path)
         self.notes: list[str] = []
         self.damaged = 0
@@ -59,6 +61,10 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._inherited: list[sqlite3.Connection | None] = []
         self._run(lambda _: None)  # what is wrong with the path is said now, not at the first request
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Store:
+        """The store itself: it stands for one file."""
+        return self
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The intact values among those of `keys`; missing and damaged ones are left out."""

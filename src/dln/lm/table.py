@@ -14,10 +14,11 @@ import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
+from dln.arguments import Count, Positive, Seed, checked, shown
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
@@ -29,6 +30,7 @@ from dln.numerics import Floats
 __all__ = ["TableLM"]
 
 
+@checked
 class TableLM:
     """A language model given by its conditional distributions over complete texts.
 
@@ -49,7 +51,7 @@ class TableLM:
         conditional: Callable[[str], Mapping[str, float]],
         *,
         name: str | None = None,
-        max_contexts: int = 4096,
+        max_contexts: Count = 4096,
     ) -> None:
         self._conditional = conditional
         self._name = "table" if name is None else name
@@ -64,7 +66,13 @@ class TableLM:
         *,
         name: str = "table",
     ) -> TableLM:
-        """A model from {context: {text: p}}; other contexts get `default`, or an InputError without one."""
+        """A model from {context: {text: p}}; other contexts get `default`, or an InputError without one.
+
+        Raises:
+            InputError: a row is no distribution.
+        """
+        for context, row in [*table.items(), *([] if default is None else [("default", default)])]:
+            _check_distribution(row, context)
         frozen = {context: dict(row) for context, row in table.items()}
         fallback = None if default is None else dict(default)
 
@@ -79,16 +87,22 @@ class TableLM:
         return cls(conditional, name=f"{name}-{_digest(['from_table', frozen, fallback])}")
 
     @classmethod
-    def random(cls, texts: Sequence[str], seed: int, concentration: float = 1.0, *, name: str = "random") -> TableLM:
+    def random(
+        cls, texts: Sequence[str], seed: Seed, concentration: Positive = 1.0, *, name: str = "random"
+    ) -> TableLM:
         """A model that gives every context its own Dirichlet(concentration) draw over `texts`.
 
         The draw is a function of (seed, context): any rendered prompt has one fixed distribution.
         """
         words = tuple(texts)
         if not words or len(set(words)) != len(words):
-            raise InputError("texts must be distinct, and at least one", where="TableLM.random", got=words)
-        if not 0 < concentration < math.inf:
-            raise InputError("concentration must be positive", where="TableLM.random", got=concentration)
+            raise InputError(
+                "the argument 'texts' cannot be used",
+                where="TableLM.random",
+                got=list(words),
+                expected="distinct texts, one or more",
+                fix='texts=["yes", "no"]',
+            )
 
         def conditional(context: str) -> Mapping[str, float]:
             row = Key(seed).child("context", context).generator().dirichlet([concentration] * len(words))
@@ -144,7 +158,13 @@ class TableLM:
         mass of zero is exactly −inf.
         """
         if not labels or "" in labels or len(set(labels)) != len(labels):
-            raise InputError("labels must be distinct and not empty", where="labels", got=list(labels))
+            raise InputError(
+                "labels must be distinct and not empty",
+                where="labels",
+                got=list(labels),
+                expected="each label once",
+                fix='labels=["yes", "no"]',
+            )
         paths = [split_tokens(label) for label in labels]
         longer = [{p[len(path)] for p in paths if len(p) > len(path) and p[: len(path)] == path} for path in paths]
         masses = np.zeros((len(contexts), len(labels)))
@@ -160,14 +180,7 @@ class TableLM:
 
     def _grow(self, context: str) -> PrefixTree:
         row = self._conditional(context)
-        total = math.fsum(row.values()) if all(0 <= p < math.inf for p in row.values()) else math.nan
-        if not abs(total - 1.0) <= 1e-9:
-            raise InputError(
-                "a row of the table is no distribution",
-                where=f"TableLM, context {context!r}",
-                got=f"{dict(row)!r}, total {total}",
-                expected="probabilities ≥ 0 that sum to 1",
-            )
+        total = _check_distribution(row, context)
         root = PrefixTree()
         for text, p in sorted(row.items()):  # the order of the mapping must not matter: not for ties, not for draws
             if p > 0:
@@ -234,6 +247,27 @@ class TableLM:
             finish_reason=reason,
             model=self._fingerprint,
         )
+
+
+def _check_distribution(row: object, context: str) -> float:
+    """The sum of a row of probabilities, which is 1 ± 1e-9."""
+    values: list[object] = []
+    if isinstance(row, Mapping):
+        cells = cast("Mapping[object, object]", row)
+        values = list(cells.values()) if all(isinstance(text, str) for text in cells) else []
+    kinds = (int, float, np.integer, np.floating)
+    numbers = [float(cast(float, p)) for p in values if isinstance(p, kinds) and not isinstance(p, bool)]
+    numbers = [p for p in numbers if 0 <= p < math.inf]
+    total = math.fsum(numbers) if numbers and len(numbers) == len(values) else math.nan
+    if not abs(total - 1.0) <= 1e-9:
+        raise InputError(
+            "a row of the table is no distribution",
+            where=f"TableLM, context {context!r}",
+            got=f"{shown(cast(object, row))}, total {total}",
+            expected="a dict of texts to probabilities ≥ 0 that sum to 1",
+            fix='{"yes": 0.75, "no": 0.25}',
+        )
+    return total
 
 
 def _digest(content: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from dln.arguments import Count, checked
 from dln.errors import InputError
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.causal_model import CausalModel
@@ -35,6 +36,7 @@ __all__ = ["TransformersLM"]
 ENGINE_VERSION = "1"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TransformersLM:
     """A language model in this process.
@@ -51,17 +53,18 @@ class TransformersLM:
     name: str
     checkpoint: Checkpoint
     chat: bool = False
-    batch_tokens: int | None = None
-    batch_rows: int | None = None
+    batch_tokens: Count | None = None
+    batch_rows: Count | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("batch_tokens", self.batch_tokens), ("batch_rows", self.batch_rows)):
-            if value is not None and value < 1:
-                raise InputError("must be ≥ 1", where=option, got=value)
         if self.chat and not self.codec.has_chat:
             raise InputError(
                 "this model has no chat template", where=self.name, fix="use it as a completion model (chat=False)"
             )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> TransformersLM:
+        """The model itself: its weights are shared by whatever uses it."""
+        return self
 
     def __repr__(self) -> str:
         return f"TransformersLM({self.name!r})"  # not the weights: a network is printed with its models
@@ -73,8 +76,8 @@ class TransformersLM:
         *,
         name: str,
         chat: bool = False,
-        batch_tokens: int | None = None,
-        batch_rows: int | None = None,
+        batch_tokens: Count | None = None,
+        batch_rows: Count | None = None,
     ) -> TransformersLM:
         """Load a folder, GGUF file or hub id; see `Source` for device and dtype, the class for the options."""
         return cls(name, load_checkpoint(source), chat, batch_tokens, batch_rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from dln.lm.base import Capabilities, LanguageModel
 
 __all__ = ["Wrapper"]
@@ -16,6 +18,10 @@ class Wrapper:
 
     def __init__(self, inner: LanguageModel) -> None:
         self._inner = inner
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """The model itself: it is a resource with locks and counters, shared by whatever uses it."""
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._inner!r})"

@@ -8,6 +8,7 @@ the model's own distribution, renormalised over the labels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from dln.answers import labels_said
+from dln.arguments import NonNegative, Positive, checked, unknown_name
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
+from dln.lm.load import as_lm
 from dln.nn.layer import LayerInput, render
 from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template
@@ -36,12 +39,13 @@ FREE_TOKENS = 20
 MASS_TOLERANCE = 0.05
 
 
+@checked
 @dataclass(frozen=True, eq=False, init=False)
 class ChoiceLayer:
     """A layer whose output is one of C labels.
 
     Args:
-        lm: the language model; it must be able to score labels.
+        lm: the language model, or its name (see `load_lm`); it must be able to score labels.
         template: name, path or `Template` of kind `forward`.
         prompt: the initial π.
         labels: each a name, or verbalizers `name|other wording|…` whose masses are added; the name
@@ -52,6 +56,10 @@ class ChoiceLayer:
         answers: "scored" predicts the most probable label; "free" lets the model write and looks for a label at the
             beginning of what it wrote, as the original does. A text that says no label is the prediction itself, which
             is right for no example. Scores, and with them training, go by log p(y|x,π) in both cases.
+
+    Raises:
+        InputError: an argument of another kind, no such model or template, fewer than two labels, empty or repeated
+            ones, or another number of biases.
     """
 
     lm: LanguageModel
@@ -64,15 +72,16 @@ class ChoiceLayer:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: LanguageModel | str,
         template: Template | str | Path = "classify",
         prompt: Prompt | str = "",
         labels: Sequence[str] = (),
         *,
         bias: Sequence[float] | Floats | None = None,
-        temperature: float = 1.0,
+        temperature: Positive = 1.0,
         answers: Answers = "scored",
     ) -> None:
+        lm = as_lm(lm)
         if not lm.capabilities.scores_labels:
             raise InputError(
                 "this model cannot score labels, which a ChoiceLayer needs",
@@ -95,16 +104,34 @@ class ChoiceLayer:
 
     def _check(self) -> None:
         if len(self.labels) < 2:
-            raise InputError("a ChoiceLayer needs two labels or more", where="labels", got=list(self.labels))
+            raise InputError(
+                "a ChoiceLayer needs two labels or more",
+                where="ChoiceLayer, argument 'labels'",
+                got=list(self.labels),
+                expected="a list of two texts or more",
+                fix='labels=["negative", "positive"]',
+            )
         words = [word for label in self.labels for word in label.split("|")]
         if any(not word for word in words) or len(set(words)) != len(words):
-            raise InputError("labels and verbalizers must be distinct and not empty", where="labels", got=words)
+            raise InputError(
+                "labels and verbalizers must be distinct and not empty",
+                where="ChoiceLayer, argument 'labels'",
+                got=words,
+                expected="every text once, none of them empty",
+                fix='labels=["negative|bad", "positive|good"]',
+            )
         if self.bias.shape != (len(self.labels),) or not np.isfinite(self.bias).all():
-            raise InputError("bias needs one finite number per label", where="bias", got=self.bias.tolist())
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError("temperature must be finite and > 0", where="temperature", got=self.temperature)
-        if self.answers not in get_args(Answers):
-            raise InputError("answers are scored or free", where="answers", got=self.answers, expected="scored, free")
+            raise InputError(
+                "bias needs one finite number per label",
+                where="ChoiceLayer, argument 'bias'",
+                got=self.bias.tolist(),
+                expected=f"{len(self.labels)} finite numbers",
+                fix=f"bias={[0.0] * len(self.labels)}, or leave it out",
+            )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ChoiceLayer:
+        """A layer of its own with the same model: models are resources, and are shared."""
+        return replace(self, prompt=copy.deepcopy(self.prompt, memo), template=copy.deepcopy(self.template, memo))
 
     def __repr__(self) -> str:
         what = f"{self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r}"
@@ -124,7 +151,7 @@ class ChoiceLayer:
         """The same layer under another prompt (bias and temperature are kept)."""
         return replace(self, prompt=as_prompt(prompt))
 
-    def with_calibration(self, bias: Sequence[float] | Floats, temperature: float) -> ChoiceLayer:
+    def with_calibration(self, bias: Sequence[float] | Floats, temperature: Positive) -> ChoiceLayer:
         """The same layer with another bias b and temperature T."""
         return replace(self, bias=np.asarray(bias, dtype=np.float64), temperature=temperature)
 
@@ -142,7 +169,7 @@ class ChoiceLayer:
         for i, label in enumerate(self.labels):
             if wanted == label or wanted in label.split("|"):
                 return i
-        raise InputError("not a label of this layer", got=wanted, expected=list(self.names))
+        raise unknown_name("label", wanted, self.names, where="target")
 
     def label_log_masses(self, contexts: Sequence[str]) -> Floats:
         """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats.
@@ -166,7 +193,9 @@ class ChoiceLayer:
         """[N, C] log p(y | input, π), normalised over labels, in nats."""
         return self.normalise(self.label_log_masses(self.contexts(inputs)))
 
-    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+    def sample(
+        self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
+    ) -> list[Completion]:
         """One label per input; `temperature` None or 0 takes the most probable one, else it divides log p.
 
         With free answers it is the temperature of the text.

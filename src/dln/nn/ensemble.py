@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import cast, overload
 
 import numpy as np
 
+from dln.arguments import Count, Seed, checked
 from dln.errors import InputError
 from dln.keys import Key
 from dln.nn.choice import Answers
@@ -27,6 +28,7 @@ TIE = 1e-12
 """Sums that differ by less than this part of them are equal: they differ by the order of adding."""
 
 
+@checked
 @dataclass(frozen=True, eq=False, init=False)
 class Ensemble:
     """Weighted networks with the prediction interface of one network.
@@ -73,11 +75,24 @@ class Ensemble:
         """π_1 … π_L of the heaviest member."""
         return self.heaviest.parameters()
 
-    def predict(self, x: str, *, samples: int | None = None, seed: int = 0) -> Prediction:
-        """Label (or text), probabilities and hidden texts for one input; see `predict_many`."""
-        return self.predict_many([x], samples=samples, seed=seed)[0]
+    # a text is a sequence of texts to a type checker, and one input to us
+    @overload
+    def predict(self, x: str, *, samples: int | None = None, seed: int = 0) -> Prediction: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def predict(self, x: Sequence[str], *, samples: int | None = None, seed: int = 0) -> list[Prediction]: ...
+    def predict(
+        self, x: str | Sequence[str], *, samples: Count | None = None, seed: Seed = 0
+    ) -> Prediction | list[Prediction]:
+        """Label (or text), probabilities and hidden texts: of one input, or of each input of a list.
 
-    def predict_many(self, x: Sequence[str], *, samples: int | None = None, seed: int = 0) -> list[Prediction]:
+        Raises:
+            InputError: `x` is neither a text nor a list of texts.
+        """
+        if isinstance(x, str):
+            return self.predict_many([x], samples=samples, seed=seed)[0]
+        return self.predict_many(x, samples=samples, seed=seed)
+
+    def predict_many(self, x: Sequence[str], *, samples: Count | None = None, seed: Seed = 0) -> list[Prediction]:
         """Predictions for many inputs, every member asked as `Sequential.predict_many` asks (see `average`)."""
         asked = [(m, float(w)) for m, w in enumerate(self.weights) if w > 0]
         answers = [self.members[m].predict_many(x, samples=samples, seed=seed) for m, _ in asked]
@@ -153,7 +168,13 @@ def _with_votes(asked: Sequence[tuple[int, float]], predictions: Sequence[Predic
 
 def _check_members(members: tuple[Sequential, ...]) -> None:
     if not members:
-        raise InputError("an ensemble needs at least one member", where="members", got="none")
+        raise InputError(
+            "an ensemble needs at least one member",
+            where="Ensemble, argument 'members'",
+            got="none",
+            expected="a list of networks",
+            fix="dln.Ensemble([network, …])",
+        )
     for position, member in enumerate(cast("Sequence[object]", members)):
         if not isinstance(member, Sequential):
             raise InputError(
@@ -177,10 +198,20 @@ def _shown(labels: tuple[str, ...] | None) -> str:
 def _scaled(weights: Floats, count: int) -> Floats:
     """The weights with a sum of one, read-only."""
     if weights.shape != (count,):
-        raise InputError("an ensemble needs one weight per member", where="weights", got=weights.tolist())
+        raise InputError(
+            "an ensemble needs one weight per member",
+            where="Ensemble, argument 'weights'",
+            got=weights.tolist(),
+            expected=f"{count} numbers ≥ 0",
+            fix=f"weights={[1.0] * count}, or leave it out",
+        )
     if not np.isfinite(weights).all() or (weights < 0).any() or not (weights > 0).any():
         raise InputError(
-            "weights must be finite, none below 0 and not all 0", where="weights", got=weights.tolist(), expected="≥ 0"
+            "weights must be finite, none below 0 and not all 0",
+            where="Ensemble, argument 'weights'",
+            got=weights.tolist(),
+            expected="numbers ≥ 0",
+            fix=f"weights={[1.0] * count}, or leave it out",
         )
     # the largest first becomes one: a sum of huge weights would be infinite
     largest = float(weights.max())

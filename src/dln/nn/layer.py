@@ -6,15 +6,18 @@ another layer.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from dln.arguments import NonNegative, checked
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
+from dln.lm.load import as_lm
 from dln.nn.prompt import Prompt, as_prompt
 from dln.nn.template import Template, load_template, names_of
 
@@ -23,6 +26,7 @@ __all__ = ["LanguageLayer", "Layer", "LayerInput", "render", "without_options"]
 LayerT = TypeVar("LayerT", bound="Layer")
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class LayerInput:
     """What a layer sees: the network's input x and the previous layer's output h (h_0 = x)."""
@@ -57,7 +61,9 @@ class Layer(Protocol):
         """F(h, x, π) for each input."""
         ...
 
-    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+    def sample(
+        self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
+    ) -> list[Completion]:
         """One draw h ~ p(·|input, π) per input; `temperature` overrides the layer's own."""
         ...
 
@@ -112,17 +118,21 @@ def _names(template: Template, prompt: Prompt) -> dict[str, str]:
     return names_of(prompt.wording)
 
 
+@checked
 @dataclass(frozen=True, eq=False, init=False)
 class LanguageLayer:
     """A layer whose outputs are free texts.
 
     Args:
-        lm: the language model.
+        lm: the language model, or its name (see `load_lm`).
         template: name, path or `Template` of kind `forward`.
         prompt: the initial π.
         sampling: how outputs are drawn; without stop strings of its own, the template's are used.
         strip_options: read a multiple-choice question without its options (see `without_options`), so that a hidden
             text works towards the answer and does not name one of them.
+
+    Raises:
+        InputError: an argument of another kind, or no such model or template.
     """
 
     lm: LanguageModel
@@ -133,7 +143,7 @@ class LanguageLayer:
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: LanguageModel | str,
         template: Template | str | Path = "think",
         prompt: Prompt | str = "",
         sampling: Sampling | None = None,
@@ -142,13 +152,17 @@ class LanguageLayer:
         loaded = load_template(template, "forward")
         chosen = Sampling() if sampling is None else sampling
         for name, value in (
-            ("lm", lm),
+            ("lm", as_lm(lm)),
             ("template", loaded),
             ("prompt", as_prompt(prompt)),
             ("sampling", chosen if chosen.stop else replace(chosen, stop=loaded.stop)),
             ("strip_options", strip_options),
         ):
             object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> LanguageLayer:
+        """A layer of its own with the same model: models are resources, and are shared."""
+        return replace(self, prompt=copy.deepcopy(self.prompt, memo), template=copy.deepcopy(self.template, memo))
 
     def __repr__(self) -> str:
         return f"LanguageLayer({self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r})"
@@ -174,15 +188,21 @@ class LanguageLayer:
         """What the layer reads of an input: all of it, or all but the options of a question."""
         return LayerInput(without_options(item.x), without_options(item.h)) if self.strip_options else item
 
-    def sample(self, key: Key, inputs: Sequence[LayerInput], temperature: float | None = None) -> list[Completion]:
+    def sample(
+        self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
+    ) -> list[Completion]:
         """One draw per input. The shown text is stripped; the ids stay as drawn."""
         return self.sample_contexts(key, self.contexts(inputs), temperature)
 
-    def sample_contexts(self, key: Key, contexts: Sequence[str], temperature: float | None = None) -> list[Completion]:
+    def sample_contexts(
+        self, key: Key, contexts: Sequence[str], temperature: NonNegative | None = None
+    ) -> list[Completion]:
         """The same for contexts that are rendered already (a proposal's, for example)."""
         return self.draw(contexts, key.seeds(len(contexts)), temperature)
 
-    def draw(self, contexts: Sequence[str], seeds: Sequence[int], temperature: float | None = None) -> list[Completion]:
+    def draw(
+        self, contexts: Sequence[str], seeds: Sequence[int], temperature: NonNegative | None = None
+    ) -> list[Completion]:
         """The same with a seed per context."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         draws = self.lm.sample(contexts, sampling, seeds)

@@ -82,7 +82,9 @@ def predict(
         InputError: `samples` is below 1.
     """
     if samples is not None and samples < 1:
-        raise InputError("samples must be 1 or more", where="samples", got=samples)
+        raise InputError(
+            "samples must be 1 or more", where="samples", got=samples, expected="a whole number ≥ 1", fix="samples=8"
+        )
     draws, temperature = (1, 0.0) if samples is None else (samples, 1.0)
     rows = [LayerInput(text, text) for text in x for _ in range(draws)]
     chains: list[tuple[str, ...]] = [()] * len(rows)

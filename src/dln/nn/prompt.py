@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dln.arguments import Count, checked
 from dln.schema import dump, parse
 
 __all__ = ["Demonstration", "Prompt", "as_prompt"]
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Demonstration:
     """One worked example for a layer.
@@ -25,6 +28,7 @@ class Demonstration:
     y: str
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """π = (instruction, demonstrations, wording); a layer's template decides how they are shown.
@@ -43,19 +47,24 @@ class Prompt:
     demonstrations: tuple[Demonstration, ...] = ()
     wording: tuple[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "demonstrations", tuple(self.demonstrations))
+        if self.wording is not None:
+            object.__setattr__(self, "wording", tuple(self.wording))
+
     def with_instruction(self, instruction: str) -> Prompt:
         """The same demonstrations under another instruction."""
         return replace(self, instruction=instruction)
 
-    def with_demonstrations(self, demonstrations: tuple[Demonstration, ...]) -> Prompt:
+    def with_demonstrations(self, demonstrations: Sequence[Demonstration]) -> Prompt:
         """The same instruction with other demonstrations."""
-        return replace(self, demonstrations=demonstrations)
+        return replace(self, demonstrations=tuple(demonstrations))
 
     def with_wording(self, wording: tuple[str, str] | None) -> Prompt:
         """The same prompt with other names for input and output."""
         return replace(self, wording=wording)
 
-    def abridged(self, length: int = 80) -> str:
+    def abridged(self, length: Count = 80) -> str:
         """`str(prompt)` on one line, with at most `length` characters of the instruction."""
         flat = " ".join(self.instruction.split())
         shown = flat if len(flat) <= length else flat[: length - 1] + "…"
@@ -78,7 +87,7 @@ class Prompt:
         """The inverse of `to_json`; a bare string is an instruction.
 
         Raises:
-            InputError: naming the field that is wrong.
+            InputError: naming the field that is wrong, missing or unknown.
         """
         return cls(data) if isinstance(data, str) else parse(cls, data, where)
 

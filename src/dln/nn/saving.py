@@ -15,12 +15,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from dln.arguments import checked, did_you_mean, shown
 from dln.errors import CorruptDataError, InputError
 from dln.lm.base import LanguageModel, Sampling
+from dln.lm.load import as_lm, load_lm
 from dln.nn.choice import Answers, ChoiceLayer
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layer import LanguageLayer
@@ -43,6 +45,7 @@ SCHEMA, TOGETHER = 1, 2
 """Of a file with one network, and of one with several that answer together."""
 
 
+@checked
 def save_network(network: AnyNetwork, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
     """Write `network` to `path` (JSON), atomically.
 
@@ -55,6 +58,16 @@ def save_network(network: AnyNetwork, path: str | Path, provenance: Mapping[str,
         InputError: the file cannot be written.
     """
     body = network_to_json(network) | {"provenance": dict(provenance or {})}
+    try:
+        json.dumps(body)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "the argument 'provenance' cannot be written as JSON",
+            where="save_network",
+            got=str(error),
+            expected="texts, numbers, lists and dicts of them",
+            fix='provenance={"task": "subj"}',
+        ) from error
     schema = TOGETHER if isinstance(network, Ensemble) else SCHEMA
     document = {"schema": schema, "sha256": _digest(body), **body}
     target = Path(path)
@@ -63,44 +76,91 @@ def save_network(network: AnyNetwork, path: str | Path, provenance: Mapping[str,
         draft.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         draft.replace(target)
     except OSError as error:
-        raise InputError("the network file cannot be written", where=target, got=error.strerror) from error
+        raise InputError(
+            "the network file cannot be written",
+            where=target,
+            got=error.strerror,
+            expected="the path of a file in a directory that exists",
+            fix=f"mkdir -p {target.parent}" if not target.parent.exists() else "another path",
+        ) from error
 
 
-def load_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> AnyNetwork:
-    """Read a network file: a `Sequential`, or the `Ensemble` that was saved.
+@checked
+def load_network(
+    path: str | Path, lm: LanguageModel | str | Callable[[str], LanguageModel] | None = None
+) -> AnyNetwork:
+    """Read a network: a `Sequential`, or the `Ensemble` that was saved.
 
     Args:
-        path: a file that `save_network` wrote.
-        lm: the model for all layers, or a function from the model's name in the file to a model
-            (`dln.load_lm`).
+        path: a file that `save_network` wrote, or the directory of a run, for the network that it trained.
+        lm: the model for all layers, or its name, or a function from the model's name in the file to a model. Default
+            `dln.load_lm`: the models that the file names, each loaded once.
 
     Raises:
-        InputError: the file is missing, or not a network file.
+        InputError: the file is missing, or not a network file, or no model has the name that it gives.
         CorruptDataError: its content does not match its hash.
     """
-    source = Path(path)
+    source = _network_file(Path(path))
     try:
         document: object = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("the network file cannot be read", where=source, got=error.strerror) from error
+        raise InputError(
+            "the network file cannot be read",
+            where=source,
+            got=error.strerror,
+            expected="a file that dln.save_network or `dln train` wrote, or the directory of a run",
+            fix="check the path",
+        ) from error
     except ValueError as error:
         raise CorruptDataError("the network file is not JSON", where=source, got=str(error)) from error
     if not isinstance(document, dict) or not {"layers", "members"} & set(cast("dict[str, object]", document)):
-        raise InputError("this is not a network file", where=source, expected="a file that `dln train` wrote")
+        raise InputError(
+            "this is not a network file",
+            where=source,
+            got=f"a JSON file with {', '.join(map(shown, list(document)[:5])) or 'nothing'}"
+            if isinstance(document, dict)
+            else f"JSON, but {shown(document, 40)}",
+            expected="a file that dln.save_network or `dln train` wrote",
+            fix="network.json in the directory of a run",
+        )
     body = cast(dict[str, object], document)
     schema, digest = body.pop("schema", None), body.pop("sha256", None)
     known = TOGETHER if "members" in body else SCHEMA
     if schema != known:
-        raise InputError("this network file has another schema", where=source, got=schema, expected=known)
+        raise InputError(
+            "this network file has another schema",
+            where=source,
+            got=schema,
+            expected=known,
+            fix="load it with the version of this program that wrote it",
+        )
     if digest != _digest(body):
         raise CorruptDataError(
             "the network file does not match its hash: it was changed by hand or damaged",
             where=source,
             fix="restore it from its run, or delete the field `sha256` and set it with save_network",
         )
-    return network_from_json(body, lm, str(source))
+    return network_from_json(body, load_lm if lm is None else as_lm(lm) if isinstance(lm, str) else lm, str(source))
 
 
+def _network_file(place: Path) -> Path:
+    """The file itself, or that of a run's directory."""
+    if not place.is_dir():
+        return place
+    file = place / "network.json"
+    if not file.exists():
+        unfinished = (place / "run.yaml").exists()
+        raise InputError(
+            "there is no trained network in this directory",
+            where=place,
+            got="a run that has not ended" if unfinished else "no network.json",
+            expected="a network file, or the directory of a run that has ended",
+            fix=f"dln resume {place}" if unfinished else "check the path",
+        )
+    return file
+
+
+@checked
 def network_to_json(network: AnyNetwork) -> dict[str, object]:
     """The layout and parameters of a network, or of several and their weights, as plain data."""
     if isinstance(network, Ensemble):
@@ -109,6 +169,7 @@ def network_to_json(network: AnyNetwork) -> dict[str, object]:
     return {"layers": [dump(_record(layer)) for layer in network.layers]}
 
 
+@checked
 def network_from_json(
     data: Mapping[str, object], lm: LanguageModel | Callable[[str], LanguageModel], where: str = "network"
 ) -> AnyNetwork:
@@ -117,23 +178,40 @@ def network_from_json(
     Raises:
         InputError: naming `where` and the field that is wrong.
     """
+    unknown = set(data) - {"layers", "members", "provenance"}
+    if unknown or ("members" in data) == ("layers" in data):
+        close = did_you_mean(sorted(unknown)[0], ("layers", "members", "provenance")) if unknown else None
+        raise InputError(
+            "these fields are not those of a network",
+            where=where,
+            got=", ".join(map(repr, data)) or "no field",
+            expected="'layers', or 'members', and 'provenance' beside it",
+            fix=f"did you mean {close!r}?" if close else "what network_to_json gives",
+        )
+    known: dict[str, LanguageModel] = {}
+
+    def load(name: str) -> LanguageModel:
+        if isinstance(lm, LanguageModel):
+            return lm
+        if name not in known:
+            known[name] = lm(name)
+        return known[name]
+
     if "members" in data:
         file = parse(EnsembleRecord, {"members": data["members"]}, where)
-        networks = [_network(member.layers, lm) for member in file.members]
+        networks = [_network(member.layers, load) for member in file.members]
         try:
             return Ensemble(networks, [member.weight for member in file.members])
         except InputError as error:
             place = f"{where}: {error.where}"
             raise InputError(error.message, where=place, got=error.got, expected=error.expected) from error
-    return _network(parse(NetworkRecord, {"layers": data.get("layers")}, where).layers, lm)
+    return _network(parse(NetworkRecord, {"layers": data.get("layers")}, where).layers, load)
 
 
-def _network(
-    records: Sequence[LanguageRecord | ChoiceRecord], lm: LanguageModel | Callable[[str], LanguageModel]
-) -> Sequential:
+def _network(records: Sequence[LanguageRecord | ChoiceRecord], load: Callable[[str], LanguageModel]) -> Sequential:
     layers: list[AnyLayer] = []
     for record in records:
-        model = lm if isinstance(lm, LanguageModel) else lm(record.model)
+        model = load(record.model)
         if isinstance(record, ChoiceRecord):
             layer = ChoiceLayer(model, record.template, record.prompt, record.labels, answers=record.answers)
             layers.append(layer.with_calibration(record.bias, record.temperature))
@@ -142,6 +220,7 @@ def _network(
     return Sequential(layers)
 
 
+@checked
 def load_state_dict(network: Sequential, state: Mapping[str, object]) -> Sequential:
     """A network of the same layout with the parameters of `state` (see `Sequential.state_dict`).
 
@@ -150,7 +229,13 @@ def load_state_dict(network: Sequential, state: Mapping[str, object]) -> Sequent
     """
     parameters = parse(StateRecord, dict(state), "state_dict").layers
     if len(parameters) != len(network):
-        raise InputError("the state has another number of layers", got=len(parameters), expected=len(network))
+        raise InputError(
+            "the state has another number of layers",
+            where="load_state_dict, argument 'state'",
+            got=f"{len(parameters)} layers",
+            expected=f"{len(network)} layers",
+            fix="the state_dict of a network with the same layers",
+        )
     layers: list[AnyLayer] = []
     for position, (layer, values) in enumerate(zip(network.layers, parameters, strict=True)):
         changed = layer.with_prompt(values.prompt)
@@ -218,8 +303,6 @@ class EnsembleRecord:
 @dataclass(frozen=True)
 class ParameterRecord:
     """One layer's parameters in a state."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     prompt: Prompt
     bias: list[float] | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast, overload
 
 import numpy as np
 
+from dln.arguments import Count, NonNegative, Seed, checked, shown
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion
@@ -22,6 +23,7 @@ __all__ = ["AnyLayer", "Sequential", "Trace"]
 AnyLayer = LanguageLayer | ChoiceLayer
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One forward pass: the inputs x and every layer's outputs ĥ_1 … ĥ_L = ŷ, per example."""
@@ -48,6 +50,7 @@ class Trace:
         return tuple(completion.text for completion in self.hidden[-1])
 
 
+@checked
 @dataclass(frozen=True, eq=False, init=False)
 class Sequential:
     """Stacked language layers.
@@ -61,13 +64,25 @@ class Sequential:
 
     layers: tuple[AnyLayer, ...]
 
-    def __init__(self, *layers: AnyLayer | Iterable[AnyLayer]) -> None:
+    def __init__(self, *layers: LanguageLayer | ChoiceLayer | Iterable[Any]) -> None:
         flat = _flat(layers)
         if not flat:
-            raise InputError("a network needs at least one layer")
+            raise InputError(
+                "a network needs at least one layer",
+                where="Sequential, argument 'layers'",
+                got="none",
+                expected="a LanguageLayer or a ChoiceLayer",
+                fix='dln.Sequential(dln.ChoiceLayer("smollm2", labels=["negative", "positive"]))',
+            )
         for position, layer in enumerate(flat[:-1]):
             if isinstance(layer, ChoiceLayer):
-                raise InputError("a ChoiceLayer can only be the last layer", where=f"layer {position}")
+                raise InputError(
+                    "a ChoiceLayer can only be the last layer",
+                    where=f"Sequential, layer {position}",
+                    got=f"a ChoiceLayer below {len(flat) - 1 - position} other layers",
+                    expected="a LanguageLayer",
+                    fix="put the ChoiceLayer last",
+                )
         object.__setattr__(self, "layers", tuple(flat))
 
     def __len__(self) -> int:
@@ -90,13 +105,25 @@ class Sequential:
     def with_prompts(self, prompts: Sequence[Prompt | str]) -> Sequential:
         """The same network under other prompts."""
         if len(prompts) != len(self.layers):
-            raise InputError("one prompt per layer is needed", got=len(prompts), expected=len(self.layers))
+            raise InputError(
+                "one prompt per layer is needed",
+                where="Sequential.with_prompts, argument 'prompts'",
+                got=f"{len(prompts)} prompts",
+                expected=f"{len(self.layers)} prompts",
+                fix=f"give a list of {len(self.layers)}",
+            )
         return Sequential(layer.with_prompt(p) for layer, p in zip(self.layers, prompts, strict=True))
 
     def with_layer(self, position: int, layer: AnyLayer) -> Sequential:
         """The same network with one layer (0-based) exchanged."""
         if not 0 <= position < len(self.layers):
-            raise InputError("there is no layer here", got=position, expected=f"0 to {len(self.layers) - 1}")
+            raise InputError(
+                "there is no layer here",
+                where="Sequential.with_layer, argument 'position'",
+                got=position,
+                expected=f"0 to {len(self.layers) - 1}",
+                fix=f"position={len(self.layers) - 1}, the last layer",
+            )
         return Sequential((*self.layers[:position], layer, *self.layers[position + 1 :]))
 
     def with_answers(self, answers: Answers) -> Sequential:
@@ -115,7 +142,7 @@ class Sequential:
             )
         return self.with_layer(len(self) - 1, replace(last, answers=answers))
 
-    def sample(self, key: Key, x: Sequence[str], temperature: float | None = None) -> Trace:
+    def sample(self, key: Key, x: Sequence[str], temperature: NonNegative | None = None) -> Trace:
         """A forward pass: ĥ_l ~ p(· | ĥ_{l-1}, π_l), layer after layer.
 
         `temperature` overrides every layer's own; layers are greedy by default.
@@ -134,11 +161,24 @@ class Sequential:
             total += np.array([score.log_prob for score in scores])
         return total
 
-    def predict(self, x: str, *, samples: int | None = None, seed: int = 0) -> Prediction:
-        """Label (or text), probabilities and hidden texts for one input; see `predict_many`."""
-        return self.predict_many([x], samples=samples, seed=seed)[0]
+    # a text is a sequence of texts to a type checker, and one input to us
+    @overload
+    def predict(self, x: str, *, samples: int | None = None, seed: int = 0) -> Prediction: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def predict(self, x: Sequence[str], *, samples: int | None = None, seed: int = 0) -> list[Prediction]: ...
+    def predict(
+        self, x: str | Sequence[str], *, samples: Count | None = None, seed: Seed = 0
+    ) -> Prediction | list[Prediction]:
+        """Label (or text), probabilities and hidden texts: of one input, or of each input of a list.
 
-    def predict_many(self, x: Sequence[str], *, samples: int | None = None, seed: int = 0) -> list[Prediction]:
+        Raises:
+            InputError: `x` is neither a text nor a list of texts.
+        """
+        if isinstance(x, str):
+            return self.predict_many([x], samples=samples, seed=seed)[0]
+        return self.predict_many(x, samples=samples, seed=seed)
+
+    def predict_many(self, x: Sequence[str], *, samples: Count | None = None, seed: Seed = 0) -> list[Prediction]:
         """Predictions for many inputs.
 
         Without `samples` the hidden texts are the greedy ones. With `samples=S`, S chains of hidden
@@ -162,8 +202,14 @@ def _flat(items: Iterable[object]) -> list[AnyLayer]:
     for item in items:
         if isinstance(item, LanguageLayer | ChoiceLayer):
             flat.append(item)
-        elif isinstance(item, Iterable) and not isinstance(item, str):
+        elif isinstance(item, Iterable) and not isinstance(item, str | Mapping):
             flat.extend(_flat(cast("Iterable[object]", item)))
         else:
-            raise InputError("this is no layer", got=repr(item), expected="a LanguageLayer or a ChoiceLayer")
+            raise InputError(
+                "this is no layer",
+                where="Sequential, argument 'layers'",
+                got=shown(item),
+                expected="a LanguageLayer or a ChoiceLayer",
+                fix='dln.ChoiceLayer("smollm2", labels=["negative", "positive"])',
+            )
     return flat

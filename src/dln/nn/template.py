@@ -7,19 +7,19 @@ versioned files `templates/<name>.yaml`; a path to such a file works wherever a 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import MinLen
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2 import Template as CompiledTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import ConfigDict
 
+from dln.arguments import Count, checked, did_you_mean, shown, unknown_name
 from dln.errors import InputError
 from dln.schema import dump, parse
 
@@ -34,6 +34,7 @@ VARIABLES: dict[Kind, frozenset[str]] = {
 }
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Template:
     """One versioned template.
@@ -52,10 +53,8 @@ class Template:
         about: one line for people.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    name: str
-    version: int
+    name: Annotated[str, MinLen(1)]
+    version: Count
     kind: Kind
     text: str
     target_prefix: str = ""
@@ -65,23 +64,43 @@ class Template:
     about: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("stop", "messages", "wording"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
         try:
             used = meta.find_undeclared_variables(_environment().parse(self.text))
         except TemplateError as error:
-            raise InputError("the template does not parse", where=f"template {self.name}", got=str(error)) from error
+            raise InputError(
+                "the template does not parse",
+                where=f"template {self.name}, argument 'text'",
+                got=str(error),
+                expected="a Jinja text",
+                fix="{{ prompt }}\\nInput: {{ x }}\\nLabel:",
+            ) from error
         unknown = sorted(used - VARIABLES[self.kind])
         if unknown:
+            close = did_you_mean(unknown[0], VARIABLES[self.kind])
             raise InputError(
                 f"a {self.kind} template does not know these variables",
                 where=f"template {self.name}",
                 got=unknown,
                 expected=sorted(VARIABLES[self.kind]),
+                fix=f"did you mean {close!r}?" if close else f"name one of {', '.join(sorted(VARIABLES[self.kind]))}",
+            )
+        if self.kind == "forward" and not used & {"x", "h"}:
+            raise InputError(
+                "a forward template must show the layer its input",
+                where=f"template {self.name}, argument 'text'",
+                got=shown(self.text),
+                expected="{{ x }} (the network's input) or {{ h }} (the layer's own) in the text",
+                fix="{{ prompt }}\\nInput: {{ x }}\\nLabel:",
             )
         if (self.wording is not None) != bool(used & {"input_name", "output_name"}):
             raise InputError(
                 "a template that says input_name or output_name needs their usual wording, and only such a one",
                 where=f"template {self.name}",
                 got="no wording" if self.wording is None else "a wording that the text does not use",
+                expected="a pair of names, and both in the text",
                 fix='wording: ["Input", "Label"] beside a text with {{ input_name }} and {{ output_name }}',
             )
 
@@ -119,6 +138,7 @@ class Template:
         return parse(cls, data, where)
 
 
+@checked
 def load_template(name: str | Path | Template, kind: Kind | None = None) -> Template:
     """A template by name (`think`), by name and version (`think@1`), or by path to a YAML file.
 
@@ -142,6 +162,7 @@ def load_template(name: str | Path | Template, kind: Kind | None = None) -> Temp
     return template
 
 
+@checked
 def template_names(kind: Kind | None = None) -> list[str]:
     """Names of the templates that come with the package."""
     return sorted(t.name for t in _all_packaged().values() if kind is None or t.kind == kind)
@@ -166,15 +187,17 @@ def _packaged(name: str) -> Template:
     base, _, version = name.partition("@")
     template = _all_packaged().get(base)
     if template is None:
-        close = difflib.get_close_matches(base, template_names(), n=1)
-        raise InputError(
-            "there is no such template",
-            got=base,
-            expected=f"a path to a .yaml file or one of: {', '.join(template_names())}",
-            fix=f"template={close[0]}" if close else None,
+        raise unknown_name(
+            "template", base, template_names(), where="template", expected="a path to a .yaml file or {}"
         )
     if version and version != str(template.version):
-        raise InputError("this version of the template is not here", got=name, expected=f"{base}@{template.version}")
+        raise InputError(
+            "this version of the template is not here",
+            where="template",
+            got=name,
+            expected=f"{base}@{template.version}",
+            fix=f"template={base!r}",
+        )
     return template
 
 
@@ -182,7 +205,13 @@ def _from_file(path: Path) -> Template:
     try:
         data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("the template file cannot be read", where=path, got=str(error)) from error
+        raise InputError(
+            "the template file cannot be read",
+            where=path,
+            got=str(error),
+            expected="a YAML file with the fields of a template",
+            fix="check the path; dln.nn.template_names() lists the packaged templates",
+        ) from error
     return Template.from_json(data, str(path))
 
 

@@ -23,7 +23,13 @@ def check_data(network: Sequential, train: Dataset, dev: Dataset | None) -> None
         if dataset is None:
             continue
         if not len(dataset):
-            raise InputError("there are no examples", where=name)
+            raise InputError(
+                "there are no examples",
+                where=name,
+                got="an empty dataset",
+                expected="one example or more",
+                fix='dln.Dataset.from_pairs([("an input", "its target"), …])',
+            )
         unknown = sorted(set(dataset.targets) - set(network.labels or dataset.targets))
         if unknown:
             raise InputError(
@@ -31,6 +37,7 @@ def check_data(network: Sequential, train: Dataset, dev: Dataset | None) -> None
                 where=name,
                 got=unknown[:10],
                 expected=list(network.labels or ()),
+                fix="name the labels the same, or map them: dataset.with_labels({…})",
             )
 
 

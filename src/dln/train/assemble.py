@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from dln.errors import InputError
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
 from dln.infer.demonstrations import DemonstrationProposal
@@ -30,6 +31,7 @@ from dln.infer.weights import (
 from dln.infer.wordings import WordingProposal, read_wording
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.sequential import Sequential
+from dln.nn.template import load_template
 from dln.train.options import InferenceOptions, Options
 
 __all__ = ["algorithm", "calibrator", "prepared"]
@@ -54,8 +56,13 @@ def algorithm(
         hidden_lm: the model of the "edit" proposal of hidden texts, and with `hidden_writer="hidden_lm"` of all of
             them; default each layer's own.
         longest: the longest input that learnt prompts must leave room for.
+
+    Raises:
+        InputError: an option names a template that does not exist, or one of another kind.
     """
     chosen = options.inference
+    for option in ("backward_template", "sequence_template"):
+        _check_template(option, getattr(chosen, option))
     rungs = _rungs(options, network)
     hidden = _hidden_objective(chosen, rungs, correct)
     output = _output_objective(chosen, rungs, correct)
@@ -100,6 +107,15 @@ def prepared(network: Sequential, options: Options) -> Sequential:
         for position, layer in enumerate(network.layers[:-1]):
             network = network.with_layer(position, replace(layer, strip_options=True))
     return network if options.answers == "scored" else network.with_answers(options.answers)
+
+
+def _check_template(option: str, name: str) -> None:
+    """A wrong name is an error now, and not when the first prompt is rewritten."""
+    try:
+        load_template(name, "backward")
+    except InputError as error:
+        where = f"option inference.{option}"
+        raise InputError(error.message, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
 def calibrator(options: InferenceOptions) -> Calibrator:

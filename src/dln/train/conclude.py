@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from dln.arguments import Count, checked
 from dln.data import Dataset, Metric, exact_match
 from dln.lm.metered import Meter
 from dln.nn import Sequential
@@ -20,6 +21,7 @@ from dln.train.validate import validate
 __all__ = ["conclude", "fitted_initial"]
 
 
+@checked
 def conclude(
     before: AnyNetwork | None,
     after: AnyNetwork,
@@ -27,10 +29,10 @@ def conclude(
     *,
     fitted: AnyNetwork | None = None,
     split: str = "test",
-    metric: Metric = exact_match,
-    samples: int | None = None,
+    metric: Metric | str = exact_match,
+    samples: Count | None = None,
     meter: Meter | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Evaluated:
     """Evaluate `after`, and `before` and `fitted` on the same examples if they are given.
 
@@ -60,7 +62,10 @@ def conclude(
     )
 
 
-def fitted_initial(initial: Sequential, dev: Dataset | None, metric: Metric, options: Options) -> Sequential | None:
+@checked
+def fitted_initial(
+    initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options
+) -> Sequential | None:
     """The initial network with its output layer fitted on the dev set, or None where nothing is fitted."""
     if dev is None or options.inference.output_layer == "fixed" or not isinstance(initial.layers[-1], ChoiceLayer):
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from dln.arguments import Count, Size, checked
 from dln.errors import InputError
 from dln.lm.base import Sampling
 from dln.nn import Demonstration, LanguageLayer, Prompt, Sequential
@@ -33,7 +34,10 @@ _ROOM = 1.25
 """Longest answer over longest input: what a layer learns to write may be longer than what it reads."""
 
 
-def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6, max_tokens: int | None = None) -> Sequential:
+@checked
+def deepened(
+    network: Sequential, inputs: Sequence[str], shown: Size = 6, max_tokens: Count | None = None
+) -> Sequential:
     """`network` on top of a layer that copies its input, with the model of its first layer.
 
     Args:
@@ -54,7 +58,8 @@ def deepened(network: Sequential, inputs: Sequence[str], shown: int = 6, max_tok
     if several or not texts:
         raise InputError(
             "a layer that copies needs inputs of one line",
-            where="deepened",
+            where="deepened, argument 'inputs'",
+            expected="texts of one line",
             got=f"an input of several lines: {several[0][:80]!r}" if several else "no inputs",
             fix="begin with a network whose layers think: dln.Sequential, or `dln train --layers 2 --hidden think`",
         )

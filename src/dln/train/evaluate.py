@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from dln.data import Dataset, Example, Metric, exact_match
+from dln.arguments import Count, Seed, checked
+from dln.data import Dataset, Example, FunctionMetric, Metric, NamedMetric, Score, exact_match, load_metric
 from dln.errors import InputError
 from dln.nn import Prediction
 from dln.nn.ensemble import AnyNetwork
 from dln.train.records import ComparedRecord, ResultRecord
 from dln.train.statistics import Interval, Paired, interval, paired
 
-__all__ = ["Evaluation", "compare", "evaluate", "judge"]
+__all__ = ["Evaluation", "compare", "evaluate", "graded", "judge"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Evaluation:
         predictions: one each.
         scores: metric of each prediction, 0 to 1; an example that could not be scored counts 0.
         labels: label names, None for free text.
+        feedback: what a metric that returns `Score` said of each prediction; empty texts from other metrics.
     """
 
     examples: tuple[Example, ...]
     predictions: tuple[Prediction, ...]
     scores: tuple[float, ...]
     labels: tuple[str, ...] | None
+    feedback: tuple[str, ...] = ()
 
     @cached_property
     def accuracy(self) -> Interval:
@@ -102,23 +106,25 @@ class Evaluation:
         return f"accuracy {self.accuracy}  n={len(self.examples)}"
 
 
+@checked
 def evaluate(
     network: AnyNetwork,
     dataset: Dataset,
     *,
-    metric: Metric = exact_match,
-    samples: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    chunk: int = 64,
+    metric: Metric | str = exact_match,
+    samples: Count | None = None,
+    seed: Seed = 0,
+    progress: Callable[[int, int], object] | None = None,
+    chunk: Count = 64,
 ) -> Evaluation:
     """Predict every example and score it.
 
     Args:
         network: what to evaluate: one network, or several that answer together.
         dataset: labelled examples; of a network with labels, the targets are those labels.
-        metric: (prediction, target) → 0 to 1. Networks with labels are right when the label is equal,
-            unless another metric than `exact_match` is given.
+        metric: a name ("exact_match", "package.module:function") or a callable (prediction, target) -> float, bool
+            or `dln.Score`, from 0 to 1. Networks with labels are right when the label is equal, unless another
+            metric than `exact_match` is given.
         samples: average over this many hidden draws instead of the greedy hidden text.
         seed: of those draws.
         progress: called with (done, total) after each chunk.
@@ -128,8 +134,14 @@ def evaluate(
         InputError: the dataset is empty, or a target is not among the network's labels.
     """
     if not len(dataset):
-        raise InputError("there is nothing to evaluate on", where=dataset.name, got="no examples")
-    score = judge(metric, network.labels)
+        raise InputError(
+            "there is nothing to evaluate on",
+            where=f"dataset {dataset.name}",
+            got="no examples",
+            expected="one example or more",
+            fix='dln.Dataset.from_pairs([("an input", "its target"), …])',
+        )
+    score = graded(metric, network.labels)
     if network.labels is not None:
         unknown = sorted(set(dataset.targets) - set(network.labels))
         if unknown:
@@ -147,18 +159,42 @@ def evaluate(
         if progress is not None:
             progress(len(predictions), len(dataset))
     scores = tuple(score(p.label, e.target) for p, e in zip(predictions, dataset, strict=True))
-    return Evaluation(tuple(dataset), tuple(predictions), scores, network.labels)
+    values, feedback = tuple(s.value for s in scores), tuple(s.feedback for s in scores)
+    return Evaluation(tuple(dataset), tuple(predictions), values, network.labels, feedback)
 
 
-def judge(metric: Metric, labels: Sequence[str] | None) -> Callable[[str, str], float]:
+def judge(metric: Metric | str, labels: Sequence[str] | None) -> NamedMetric:
     """How a prediction is scored: closed label sets by equality, anything else by the metric."""
-    if labels is not None and metric is exact_match:
-        return lambda prediction, target: float(prediction == target)
-    return metric
+    if labels is not None and (metric is exact_match or (isinstance(metric, str) and metric == exact_match.name)):
+        return FunctionMetric(operator.eq, exact_match.name)
+    return load_metric(metric)
 
 
+def graded(metric: Metric | str, labels: Sequence[str] | None) -> Callable[[str, str], Score]:
+    """`judge` with the feedback that the metric gives."""
+    scored = judge(metric, labels)
+    if isinstance(scored, FunctionMetric):
+        return scored.score
+    return lambda prediction, target: Score(scored(prediction, target))
+
+
+@checked
 def compare(before: Evaluation | None, after: Evaluation) -> tuple[Paired | None, list[ComparedRecord]]:
-    """The paired test of two evaluations of the same dataset, and all examples side by side."""
+    """The paired test of two evaluations of the same dataset, and all examples side by side.
+
+    Raises:
+        InputError: the two are of different examples.
+    """
+    if before is not None and [(e.input, e.target) for e in before.examples] != [
+        (e.input, e.target) for e in after.examples
+    ]:
+        raise InputError(
+            "evaluations of different examples cannot be compared",
+            where="compare, arguments 'before' and 'after'",
+            got=f"{len(before.examples)} and {len(after.examples)} examples, not the same ones",
+            expected="two evaluations of one dataset",
+            fix="dln.evaluate both networks on the same dataset",
+        )
     rows: list[ComparedRecord] = []
     for i, (example, prediction, score) in enumerate(zip(after.examples, after.predictions, after.scores, strict=True)):
         rows.append(

@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dln.arguments import Seed, Size, checked
 from dln.data import Dataset, Metric, exact_match
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.infer import vi
 from dln.lm.base import LanguageModel
+from dln.lm.load import as_lm
 from dln.lm.metered import Meter
 from dln.nn import Sequential
 from dln.nn.ensemble import Ensemble
@@ -32,25 +34,26 @@ from dln.train.run import Run
 
 __all__ = ["Callback", "fit"]
 
-Callback = Callable[[Event], None]
+Callback = Callable[[Event], object]
 """Sees every event right after it was written."""
 
 
+@checked
 def fit(
     network: Sequential,
     train: Dataset,
     dev: Dataset | None = None,
     *,
     preset: str = "default",
-    steps: int | None = None,
-    seed: int | None = None,
+    steps: Size | None = None,
+    seed: Seed | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     options: Options | Mapping[str, Any] | None = None,
-    metric: Metric = exact_match,
+    metric: Metric | str = exact_match,
     callbacks: Sequence[Callback] = (),
-    prompt_lm: LanguageModel | None = None,
-    hidden_lm: LanguageModel | None = None,
+    prompt_lm: LanguageModel | str | None = None,
+    hidden_lm: LanguageModel | str | None = None,
     meter: Meter | None = None,
     task: str = "",
     config: Mapping[str, Any] | None = None,
@@ -69,10 +72,11 @@ def fit(
         run_dir: where events, checkpoints and the result go; None keeps nothing.
         resume: go on with the run in `run_dir` instead of starting one.
         options: an `Options`, or changes to the preset as nested dictionaries.
-        metric: (prediction, target) → 0 to 1; right is ≥ 0.5.
+        metric: a name ("exact_match", "package.module:function") or a callable (prediction, target) -> float, bool
+            or `dln.Score`, from 0 to 1; right is ≥ 0.5.
         callbacks: called with each event.
-        prompt_lm: the model that proposes prompts; default each layer's own.
-        hidden_lm: the model of the "edit" proposal, and of all hidden proposals with
+        prompt_lm: the model that proposes prompts, or its name; default each layer's own.
+        hidden_lm: the model of the "edit" proposal, or its name, and of all hidden proposals with
             `inference.hidden_writer="hidden_lm"`; default each layer's own.
         meter: whose usage is written into the events.
         task: a name for reports.
@@ -96,17 +100,17 @@ def fit(
             chosen,
             lambda p, y: score(p, y) >= 0.5,
             network=network,
-            prompt_lm=prompt_lm,
-            hidden_lm=hidden_lm,
+            prompt_lm=None if prompt_lm is None else as_lm(prompt_lm),
+            hidden_lm=None if hidden_lm is None else as_lm(hidden_lm),
             longest=max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len),
         ),
         calibrator=calibrator(chosen.inference),
         options=chosen,
         train=train,
         dev=dev,
-        metric=metric,
+        metric=score,
     )
-    meta = {**provenance(network, train, dev, chosen, metric, task, config), **(record or {})}
+    meta = {**provenance(network, train, dev, chosen, score, task, config), **(record or {})}
     meta["rungs"] = rungs_record(recipe.algorithm.rungs).model_dump(mode="json")
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
@@ -199,7 +203,13 @@ def _open(
 ) -> tuple[Run | None, Progress | None]:
     if run_dir is None:
         if resume:
-            raise InputError("there is nothing to resume without a run directory", where="run_dir")
+            raise InputError(
+                "there is nothing to resume without a run directory",
+                where="run_dir",
+                got="None",
+                expected="the directory of a run",
+                fix='run_dir="runs/a"',
+            )
         return None, None
     if not resume:
         return stack.enter_context(Run.create(run_dir, meta)), None

@@ -6,13 +6,15 @@ option here, with its reason in `docs/design.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from dln.errors import InputError
+from dln.arguments import checked, unknown_name
 from dln.infer.wordings import WORDINGS
+from dln.schema import input_error
 
 __all__ = ["PRESETS", "InferenceOptions", "Options", "dotted_names", "merge_options", "nested", "resolve_options"]
 
@@ -22,9 +24,33 @@ Term = Literal["likelihood", "prior", "minus_proposal", "mutual_information"]
 
 
 class Strict(BaseModel):
-    """Frozen, and unknown names are errors."""
+    """Frozen; unknown names are errors, and so are texts and truth values in the place of numbers.
+
+    Raises:
+        InputError: (when made) naming the option, what was got, what was expected, and the name that was meant.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise input_error(error, type(self), "options") from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic would read "3" and True as numbers."""
+        kinds = _leaves(cls.model_fields[info.field_name or ""].annotation)
+        if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+            return value  # a section checks its own fields
+        if kinds == {bool} and not isinstance(value, bool):
+            raise PydanticCustomError("bool_type", "Input should be True or False")
+        for leaf in _values(value):
+            if (isinstance(leaf, bool) and bool not in kinds) or (isinstance(leaf, str) and str not in kinds):
+                raise PydanticCustomError("number_type", "Input should be a number, without quotes")
+        return value
 
 
 class InferenceOptions(Strict):
@@ -216,29 +242,38 @@ PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"default": {"preset": "default"}, "paper": PAPER}
 
 
-def resolve_options(preset: str = "default", *changes: dict[str, Any]) -> Options:
+@checked
+def resolve_options(preset: str = "default", *changes: Mapping[str, Any]) -> Options:
     """The preset with changes on top, later ones over earlier ones; nested dictionaries are merged.
 
     Raises:
         InputError: an unknown preset or option, or a value that is not possible.
     """
     if preset not in PRESETS:
-        raise InputError("there is no such preset", where="preset", got=preset, expected=", ".join(PRESETS))
+        raise unknown_name("preset", preset, PRESETS, where="preset")
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset], *changes):
         merged = merge_options(merged, layer)
-    try:
-        return Options.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = InferenceOptions.model_fields if place.startswith("inference.") else Options.model_fields
-        raise InputError(
-            f"this option is not possible: {first['msg']}",
-            where=place,
-            got=first["input"],
-            expected=", ".join(known) if first["type"] == "extra_forbidden" else None,
-        ) from error
+    return Options(**merged)
+
+
+def _leaves(annotation: Any) -> set[object]:
+    """The types at the leaves of an annotation; the choices of a `Literal` count as their types."""
+    if get_origin(annotation) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    arguments = get_args(annotation)
+    return {leaf for argument in arguments for leaf in _leaves(argument)} if arguments else {annotation}
+
+
+def _values(value: object) -> Iterator[object]:
+    """The values at the leaves of plain data; keys of mappings are names."""
+    if isinstance(value, Mapping):
+        value = list(cast("Mapping[object, object]", value).values())
+    if isinstance(value, list | tuple):
+        for one in cast("Sequence[object]", value):
+            yield from _values(one)
+    else:
+        yield value
 
 
 def merge_options(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

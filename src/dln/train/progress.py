@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dln.data import Dataset, Metric, batch_indices, split
+from dln.data import Dataset, NamedMetric, batch_indices, split
 from dln.data.dataset import text_key
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator
@@ -32,7 +32,31 @@ class Recipe:
     options: Options
     train: Dataset
     dev: Dataset | None
-    metric: Metric
+    metric: NamedMetric
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """A network at a validation, in a checkpoint."""
+
+    parameters: dict[str, Any]
+    score: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    """A run between two steps, in a checkpoint."""
+
+    step: int
+    parameters: dict[str, Any]
+    memory: list[SnapshotRecord]
+    kept: list[SnapshotRecord]
+    reservoir: Reservoir
+    replay: Replay
+    best: SnapshotRecord | None
+    last_gain: int
+    stale: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +105,22 @@ class Progress:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], layout: Sequential) -> Progress:
-        """The inverse of `to_json` for a network of the same layout."""
+        """The inverse of `to_json` for a network of the same layout.
+
+        Raises:
+            InputError: naming the field that is wrong, missing or unknown.
+        """
+        record = parse(ProgressRecord, data, "checkpoint")
         state = vi.State(
-            network=load_state_dict(layout, data["parameters"]),
-            step=int(data["step"]),
-            memory=tuple(_snapshot_from_json(row, layout) for row in data["memory"]),
-            reservoir=parse(Reservoir, data["reservoir"], "checkpoint.reservoir"),
-            replay=parse(Replay, data["replay"], "checkpoint.replay"),
+            network=load_state_dict(layout, record.parameters),
+            step=record.step,
+            memory=tuple(_snapshot(row, layout) for row in record.memory),
+            reservoir=record.reservoir,
+            replay=record.replay,
         )
-        best = None if data["best"] is None else _snapshot_from_json(data["best"], layout)
-        kept = tuple(_snapshot_from_json(row, layout) for row in data["kept"])
-        return cls(state, best, int(data["last_gain"]), int(data["stale"]), kept)
+        best = None if record.best is None else _snapshot(record.best, layout)
+        kept = tuple(_snapshot(row, layout) for row in record.kept)
+        return cls(state, best, record.last_gain, record.stale, kept)
 
 
 def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
@@ -178,5 +207,5 @@ def _snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"parameters": snapshot.network.state_dict(), "score": snapshot.score, "step": snapshot.step}
 
 
-def _snapshot_from_json(data: Mapping[str, Any], layout: Sequential) -> Snapshot:
-    return Snapshot(load_state_dict(layout, data["parameters"]), float(data["score"]), int(data["step"]))
+def _snapshot(record: SnapshotRecord, layout: Sequential) -> Snapshot:
+    return Snapshot(load_state_dict(layout, record.parameters), record.score, record.step)

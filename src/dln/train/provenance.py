@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from dln.data import Dataset, Metric
+from dln.data import Dataset, NamedMetric
 from dln.nn import Sequential
 from dln.nn.saving import network_to_json
 from dln.train.options import Options
@@ -21,7 +21,7 @@ def provenance(
     train: Dataset,
     dev: Dataset | None,
     options: Options,
-    metric: Metric,
+    metric: NamedMetric,
     task: str,
     config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:

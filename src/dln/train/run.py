@@ -25,6 +25,7 @@ from typing import IO, Any, Self, cast
 
 import yaml
 
+from dln.arguments import checked
 from dln.errors import CorruptDataError, InputError
 from dln.nn import AnyNetwork, save_network
 from dln.train.event_log import of_kind, read_events, to_line
@@ -35,6 +36,7 @@ __all__ = ["Run"]
 SCHEMA = 1
 
 
+@checked
 class Run:
     """An open run directory; one process at a time.
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from dln.arguments import checked
 from dln.errors import InputError
 
 __all__ = ["Interval", "Paired", "interval", "over_runs", "paired"]
@@ -50,6 +51,7 @@ class Paired:
     test: str
 
 
+@checked
 def interval(scores: Sequence[float]) -> Interval:
     """Mean of per-example scores in [0, 1]: Wilson's interval for 0/1 scores, Student's for graded ones.
 
@@ -68,6 +70,7 @@ def interval(scores: Sequence[float]) -> Interval:
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
+@checked
 def over_runs(values: Sequence[float]) -> Interval:
     """Mean of one number per run, with Student's 95 % interval of what another run gives; NaN bounds for one run.
 
@@ -84,6 +87,7 @@ def over_runs(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+@checked
 def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
     """Compare per-example scores of two networks on the same examples.
 

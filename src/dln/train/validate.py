@@ -11,7 +11,7 @@ from dln.infer.calibrate import Calibrator
 from dln.keys import Key
 from dln.nn import ChoiceLayer, LayerInput, Sequential
 from dln.nn.predict import free_prediction, label_prediction
-from dln.train.evaluate import Evaluation, evaluate, judge
+from dln.train.evaluate import Evaluation, evaluate, graded
 
 __all__ = ["Validation", "validate"]
 
@@ -38,7 +38,7 @@ class Validation:
         return self.evaluation.accuracy.mean, "accuracy"
 
 
-def validate(network: Sequential, dev: Dataset, metric: Metric, calibrator: Calibrator) -> Validation:
+def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator) -> Validation:
     """Measure `network` on `dev`, with one forward pass."""
     last = network.layers[-1]
     if not isinstance(last, ChoiceLayer):
@@ -64,10 +64,16 @@ def validate(network: Sequential, dev: Dataset, metric: Metric, calibrator: Cali
         predictions = tuple(free_prediction(fitted, [text], (h,)) for text, h in zip(texts, hidden, strict=True))
     else:
         predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
-    right = judge(metric, network.labels)
+    right = graded(metric, network.labels)
     scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
     return Validation(
         network=network.with_layer(len(network) - 1, fitted),
-        evaluation=Evaluation(tuple(dev), predictions, scores, network.labels),
+        evaluation=Evaluation(
+            tuple(dev),
+            predictions,
+            tuple(score.value for score in scores),
+            network.labels,
+            tuple(score.feedback for score in scores),
+        ),
         log_likelihood=float(judged.mean()),
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
 
+from dln.arguments import Count, Positive, Size, checked
 from dln.errors import InputError
 from dln.lm.remote.credentials import header_value, key_of
 
@@ -24,6 +25,7 @@ SHORTEST_SECRET = 8
 """Characters of a part of a header that may be a key; "Bearer" and "Basic" are none."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How hard, and how long, a server is asked.
@@ -38,22 +40,13 @@ class Patience:
         max_retries: of one call.
     """
 
-    connect_seconds: float = 4.0
-    read_seconds: float = 120.0
-    deadline_seconds: float = 600.0
-    unreachable_seconds: float = 3.0
-    longest_wait_seconds: float = 60.0
-    max_concurrency: int = 64
-    max_retries: int = 8
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            least = {"max_concurrency": 1, "max_retries": 0}.get(item.name)
-            if least is not None and (not isinstance(value, int) or value < least):
-                raise InputError(f"a whole number ≥ {least} is needed", where=item.name, got=value)
-            if least is None and not 0 < value < float("inf"):
-                raise InputError("a number of seconds > 0 is needed", where=item.name, got=value)
+    connect_seconds: Positive = 4.0
+    read_seconds: Positive = 120.0
+    deadline_seconds: Positive = 600.0
+    unreachable_seconds: Positive = 3.0
+    longest_wait_seconds: Positive = 60.0
+    max_concurrency: Count = 64
+    max_retries: Size = 8
 
 
 @dataclass(frozen=True, slots=True)

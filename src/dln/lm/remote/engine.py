@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dln.arguments import Size, checked
 from dln.errors import ProviderError
 from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
 from dln.lm.budget import Usage
@@ -36,6 +37,7 @@ COUNTED_BYTES = 256
 """Texts up to this size are counted by the server."""
 
 
+@checked
 class RemoteLM:
     """A model on a server.
 
@@ -61,7 +63,7 @@ class RemoteLM:
         chat: bool = False,
         revision: str | None = None,
         best_rung: Rung = "target scoring",
-        draws: int = 16,
+        draws: Size = 16,
     ) -> None:
         self.chat = chat
         self.sender = sender
@@ -72,6 +74,10 @@ class RemoteLM:
         self._draws = draws
         self._probing = threading.Lock()
         self._probed: Probed | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RemoteLM:
+        """The model itself: its connections are shared by whatever uses it."""
+        return self
 
     @property
     def name(self) -> str:

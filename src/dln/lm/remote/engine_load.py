@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any
 
+from pydantic import SecretStr
+
+from dln.arguments import Count, Positive, Size, check_options
 from dln.errors import InputError
 from dln.lm.base import Rung
 from dln.lm.remote.dialect import Dialect
@@ -23,18 +27,29 @@ PATIENCE = {
     "max_concurrency": "max_concurrency",
     "max_retries": "max_retries",
 }
-OPTIONS = (
-    "base_url",
-    "api_key",
-    "chat",
-    *PATIENCE,
-    "headers",
-    "api_version",
-    "revision",
-    "best_rung",
-    "label_draws",
-)
-"""What `load_lm` takes for a model on a server."""
+
+
+def _options(
+    *,
+    base_url: str | Sequence[str] | None = None,
+    api_key: str | SecretStr | None = None,
+    chat: bool | None = None,
+    timeout: Positive | None = None,
+    connect_timeout: Positive | None = None,
+    deadline: Positive | None = None,
+    max_concurrency: Count | None = None,
+    max_retries: Size | None = None,
+    headers: Mapping[str, str | SecretStr] | None = None,
+    api_version: str | None = None,
+    revision: str | None = None,
+    best_rung: Rung = "target scoring",
+    label_draws: Size = 16,
+) -> None:
+    """What `load_lm` takes for a model on a server; times in seconds."""
+
+
+OPTIONS = tuple(inspect.signature(_options).parameters)
+"""The names of these options."""
 
 AZURE_VERSION = "2024-10-21"
 FALLBACK_URL, FALLBACK_KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
@@ -56,19 +71,13 @@ def open_remote(
     Raises:
         InputError: an unknown option, no address, no key, or values that cannot be used.
     """
-    for option in options:
-        if option not in OPTIONS:
-            raise InputError("unknown option", where=spec, got=option, expected=", ".join(OPTIONS))
+    check_options(options, _options, f"load_lm({spec!r})")
     dialect = DIALECTS[kind]
     variables = os.environ if environment is None else environment
     model, chat = _chat(dialect, rest, options.get("chat"))
     urls, fallback = _addresses(dialect, spec, options.get("base_url"), variables)
-    best = options.get("best_rung", "target scoring")
-    if best not in get_args(Rung):
-        raise InputError("no such rung", where=f"{spec}, best_rung", got=best, expected=", ".join(get_args(Rung)))
-    draws = options.get("label_draws", 16)
-    if not isinstance(draws, int) or draws < 0:
-        raise InputError("a whole number ≥ 0 is needed", where=f"{spec}, label_draws", got=draws)
+    best: Rung = options.get("best_rung", "target scoring")
+    draws: int = options.get("label_draws", 16)
     patience = {field: options[name] for name, field in PATIENCE.items() if options.get(name) is not None}
     azure = kind == "azure" and not any("/openai" in url for url in urls)
     endpoint = endpoint_of(
@@ -89,7 +98,7 @@ def open_remote(
         servers=endpoint.base_urls,
         chat=chat,
         revision=options.get("revision"),
-        best_rung=cast("Rung", best),
+        best_rung=best,
         draws=draws,
     )
 
