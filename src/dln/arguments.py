@@ -407,14 +407,19 @@ def _instance_test(kind: type) -> Callable[[object], bool]:
 
 
 def _protocol_test(kind: type) -> Callable[[object], bool]:
-    """Whether an object has every member of a protocol; properties are looked up and not computed."""
+    """Whether an object is meant to satisfy a protocol: it has half of its members or more.
+
+    A model that only draws, or only scores, is of use to what asks no more of it. Properties are looked up and not
+    computed.
+    """
     parents = [base for base in kind.__mro__ if getattr(base, "_is_protocol", False) and base is not typing.Protocol]
     names = {n for base in parents for n in vars(base) if not n.startswith("_") or n == "__call__"}
 
     def test(value: object) -> bool:
         if isinstance(value, type):
             return False
-        return all(hasattr(type(value), n) or n in getattr(value, "__dict__", ()) or hasattr(value, n) for n in names)
+        own = getattr(value, "__dict__", {})
+        return 2 * sum(hasattr(type(value), n) or n in own or hasattr(value, n) for n in names) >= len(names)
 
     return callable if names == {"__call__"} else test
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from dln.answers import labels_said
-from dln.arguments import NonNegative, Positive, checked, unknown_name
+from dln.arguments import NonNegative, Positive, checked, did_you_mean
 from dln.errors import InputError
 from dln.keys import Key
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
@@ -169,7 +169,14 @@ class ChoiceLayer:
         for i, label in enumerate(self.labels):
             if wanted == label or wanted in label.split("|"):
                 return i
-        raise unknown_name("label", wanted, self.names, where="target")
+        close = did_you_mean(wanted, self.names)
+        raise InputError(
+            "not a label of this layer",
+            where="target",
+            got=wanted,
+            expected=list(self.names),
+            fix=f"did you mean {close!r}?" if close else f"for example {self.names[0]!r}",
+        )
 
     def label_log_masses(self, contexts: Sequence[str]) -> Floats:
         """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats.
