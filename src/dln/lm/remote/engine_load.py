@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,8 @@ def _options(
     max_concurrency: Count | None = None,
     max_retries: Size | None = None,
     headers: Mapping[str, str | SecretStr] | None = None,
-    api_version: str | None = None,
-    revision: str | None = None,
+    api_version: str | datetime.date | None = None,
+    revision: str | int | float | None = None,
     best_rung: Rung = "target scoring",
     label_draws: Size = 16,
 ) -> None:
@@ -97,7 +98,8 @@ def open_remote(
         name=f"{kind}/{model}{_suffix(dialect, chat)}",
         servers=endpoint.base_urls,
         chat=chat,
-        revision=options.get("revision"),
+        # the command line reads `revision=1` as a number, and a version as a date
+        revision=None if options.get("revision") is None else str(options["revision"]),
         best_rung=best,
         draws=draws,
     )
