@@ -90,7 +90,7 @@ def test_paths_of_a_file_are_relative_to_that_file(cli: Shell):
         ({"task": {"nmae": "subj"}}, ["task.nmae", "did you mean task.name?"]),
         ({"network": {"layers": "two"}}, ["network.layers", "a whole number"]),
         ({"options": {"stpes": 2}}, ["stpes", "did you mean steps?"]),
-        ({"options": {"inference": {"num_hidden": 0}}}, ["inference.num_hidden", "greater than or equal to 1"]),
+        ({"options": {"inference": {"num_hidden": 0}}}, ["inference.num_hidden", "a number ≥ 1"]),
         ([1, 2], ["not a mapping"]),
     ],
     ids=str,

@@ -244,6 +244,11 @@ def _resolved(config: RunConfig, where: str) -> Options:
         return resolve_options(preset, changes)
     except InputError as error:
         place = setting_name(["options", *str(error.where).split(".")], where)
+        if isinstance(error.__cause__, ValidationError):
+            first = error.__cause__.errors(include_url=False)[0]
+            raise InputError(
+                "this value is not possible", where=place, got=error.got, expected=expectation(first), fix=error.fix
+            ) from None
         raise InputError(error.message, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
 
 

@@ -38,9 +38,10 @@ EPILOG = examples(
     "dln predict runs/questions --file questions.txt --json",
     "dln predict network.json --file mail.csv --column message --samples 8",
     "dln predict runs/mail --base-url http://127.0.0.1:8000/v1 --file mail.txt",
-    "cat questions.txt | dln predict runs/questions",
+    "cat questions.txt | dln predict runs/questions -",
 )
 CHUNK = 64
+STANDARD_INPUT = Path("-")
 
 
 def predict(
@@ -49,10 +50,13 @@ def predict(
         typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
     ],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; default: lines of standard input.")
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; - or none: lines of standard input.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Inputs: one per line, or a .csv, .tsv or .jsonl file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Inputs: one per line (- is standard input), or a .csv, .tsv or .jsonl file."
+        ),
     ] = None,
     column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the inputs in that file.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
@@ -91,14 +95,25 @@ def predict(
 def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[Example]:
     """What is to be predicted, each with its place as its id."""
     if file is not None and texts:
-        raise InputError("inputs are given twice", got="texts and --file")
+        raise InputError(
+            "inputs are given twice",
+            where="TEXT and --file",
+            got=f"{texts[0]!r} and {file}",
+            fix="leave out one of them",
+        )
     if column is not None and file is None:
         raise InputError("a column is one of a file", where="--column", got=column, fix="name it with --file")
+    if file == STANDARD_INPUT and column is None:
+        file, texts = None, ["-"]
+    if len(texts) > 1 and "-" in texts:
+        raise InputError(
+            "inputs are given twice", where="TEXT", got="- and other texts", expected="texts, or - for standard input"
+        )
     if file is not None:
         found = _read(file, column)
-    elif texts:
+    elif texts and texts != ["-"]:
         found = [Example(text, "", f"text {n}") for n, text in enumerate(texts, 1)]
-    elif sys.stdin.isatty():
+    elif not texts and sys.stdin.isatty():
         raise InputError(
             "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE
         )

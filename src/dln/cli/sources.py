@@ -16,7 +16,7 @@ from dln.errors import InputError
 from dln.lm.prices import parse_price
 from dln.train.options import nested
 
-__all__ = ["PROJECT_FILE", "lm_settings", "load_config", "parse_setting", "user_file"]
+__all__ = ["PROJECT_FILE", "lm_settings", "load_config", "named_file", "parse_setting", "user_file"]
 
 PROJECT_FILE = Path("dln.yaml")
 
@@ -52,12 +52,14 @@ def load_config(
     """
     merged: dict[str, Any] = {}
     project = (directory or Path()) / PROJECT_FILE
-    for source, needed in ((user_file(), False), (project, False), (file, True)):
+    given_file = None if file is None else Path(named_file(file))
+    for source, needed in ((user_file(), False), (project, False), (given_file, True)):
         if source is None or (not needed and not source.is_file()):
             continue
         layer = _read(source)
         parse_config(layer, str(source))
-        merged = _merge(merged, _absolute(layer, source.resolve().parent))
+        folder = Path() if source == Path(named_file("-")) else source.parent
+        merged = _merge(merged, _absolute(layer, folder.resolve()))
     given = _given(flags)
     for setting in settings:
         given = _merge(given, {"options": parse_setting(setting)})
@@ -67,6 +69,15 @@ def load_config(
 def user_file() -> Path:
     """The user's own settings."""
     return Path(platformdirs.user_config_dir("dln", appauthor=False)) / "config.yaml"
+
+
+def named_file(name: object) -> str:
+    """The path that a name of a file means: `-` is standard input.
+
+    >>> named_file("-"), named_file("mail.csv")
+    ('/dev/stdin', 'mail.csv')
+    """
+    return "/dev/stdin" if str(name) == "-" else str(name)
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
@@ -212,5 +223,5 @@ def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
     for section, field in _PATHS:
         values = cast(dict[str, Any], result.get(section) or {})
         if values.get(field) is not None:
-            values[field] = str(base / Path(str(values[field])).expanduser())
+            values[field] = str(base / Path(named_file(values[field])).expanduser())
     return result

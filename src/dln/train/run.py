@@ -175,7 +175,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError("there is no run here", where=path, got=error.strerror) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _damaged(source, str(error)) from error
+        raise _damaged(source, " ".join(str(error).split())) from error
     if not isinstance(meta, dict):
         raise _damaged(source, "not a mapping")
     return cast(dict[str, Any], meta)
