@@ -170,6 +170,18 @@ def test_an_edited_text_may_be_as_long_as_one_that_the_layer_writes(own, edited)
         assert [ask.writer.sampling.max_tokens for ask in row] == [edited, edited]
 
 
+def test_the_edit_sees_input_and_the_text_below_where_they_differ():
+    lm = Recording(TableLM.random(HIDDEN, seed=0))
+    request = request_of(network())
+    for below in ("the text below", None):
+        lm.contexts.clear()
+        inputs = tuple(LayerInput(x, below or x) for x in X)
+        draw_together(EditProposal(lm)(Key(0), replace(request, inputs=inputs), 1))
+        for x, context in zip(X, lm.contexts, strict=True):
+            assert f"Input: {x}\n" in context
+            assert ("the text below" in context) == (below is not None)
+
+
 def test_texts_edited_by_another_model_can_be_weighed():
     """Their ids are not this layer's: they are scored as plain texts, with the template's separator."""
     net = network()

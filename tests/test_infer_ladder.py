@@ -19,13 +19,16 @@ from dln.data import Dataset, Example
 from dln.errors import InputError
 from dln.infer.candidates import Candidates
 from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
-from dln.infer.hidden import PriorProposal
+from dln.infer.feedback import layer_feedback
+from dln.infer.hidden import LabelledPriorProposal, PriorProposal
 from dln.infer.ladder import Rungs
+from dln.infer.memory import Reservoir
 from dln.infer.objective import Accuracy, ExpectedLogProb
 from dln.infer.posterior import EStep
 from dln.infer.race import Race
 from dln.infer.regularize import TrustRegion
-from dln.infer.weights import UniformWeights
+from dln.infer.rewrites import RewriteProposal
+from dln.infer.weights import Weighting
 from dln.keys import Key
 from dln.lm.base import Sampling
 from dln.lm.table import TableLM
@@ -113,10 +116,33 @@ def network(depth, *, labels=True, rung="top-k", hidden_scores=False):
 
 
 class Teacher(Wrapper):
-    """Proposes prompts: answers every backward prompt by an instruction of some skill."""
+    """Writes prompts of as much skill as the backward prompt that it reads allows.
+
+    Of an example that went wrong it must see the item, the wanted text, and that this is another text than the
+    one that was written. Without such an example it knows of no better instruction than those without skill.
+    """
 
     def __init__(self):
-        super().__init__(TableLM(lambda _: {f"skill {s}": 0.25 for s in (0, 1, 2, 4)}, name="teacher"))
+        super().__init__(TableLM(self.instructions, name="teacher"))
+
+    @staticmethod
+    def lessons(context):
+        """(item, what was written, what was wanted) of each example under "wrong", in either template."""
+        inline = re.findall(r"- Input: (.*) => Output: (.*) \(should be: (.*)\)", context)
+        wrong = context.partition("got wrong")[2]
+        blocks = re.findall(r"## Input\n> ((?:.|\n)*?)\n## Student's output\n> (.*)\n## Right output\n> (.*)", wrong)
+        return [
+            (int(item.group(1)), written.strip(), wanted.strip())
+            for shown, written, wanted in (*inline, *blocks)
+            if (item := re.search(r"item(\d+)", shown))
+        ]
+
+    @classmethod
+    def instructions(cls, context):
+        names = {0: ("hint0", "yes"), 1: ("hint1", "no")}
+        told = [wanted in names[item % 2] for item, written, wanted in cls.lessons(context) if wanted != written]
+        able = bool(told) and sum(told) > len(told) / 2
+        return {f"skill {s}": 1 / 3 for s in (1, 2, 4)} if able else {"skill 0": 1.0}
 
     def sample(self, contexts, sampling, seeds):
         return self.inner.sample(contexts, sampling, seeds)
@@ -167,12 +193,15 @@ def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_pa
     lost = " ".join(steps[0].rungs.lost)
     assert len(steps) == 4
     if depth > 1:
-        assert all(step.rungs.weights == "uniform" and step.elbo is None for step in steps)
-        assert "equal posterior weights" in lost
+        made = "answer likelihood" if labels else "answer correctness"
+        assert all(step.rungs.weights == made and step.elbo is None for step in steps)
+        assert "hidden texts are weighed by" in lost
         for step in steps:
             for row in step.hidden:
-                assert row.weights == pytest.approx([1 / len(row.texts)] * len(row.texts))
-                assert set(row.alpha) == set(row.beta) == {None}
+                assert set(row.alpha) == {None}
+                assert None not in row.beta
+                order = np.argsort(row.beta, kind="stable")
+                assert (np.diff(np.array(row.weights)[order]) >= 0).all()
     assert ("accuracy" in lost) == (not labels)
     assert steps[0].rungs.output == ("top-k" if labels else "accuracy")
     names = {event.select_by for event in events if isinstance(event, Validated)}
@@ -205,13 +234,13 @@ def test_a_fully_scoring_network_loses_nothing():
 @pytest.mark.parametrize(
     ("net", "weights", "hidden", "output"),
     [
-        (network(2), "uniform", "Monte-Carlo", "top-k"),
-        (network(2, labels=False), "uniform", "accuracy", "accuracy"),
+        (network(2), "answer likelihood", "Monte-Carlo", "top-k"),
+        (network(2, labels=False), "answer correctness", "accuracy", "accuracy"),
         (network(2, hidden_scores=True), "target scoring", "target scoring", "top-k"),
-        (network(2, hidden_scores=True, labels=False), "uniform", "accuracy", "accuracy"),
+        (network(2, hidden_scores=True, labels=False), "prior and answer correctness", "accuracy", "accuracy"),
         (network(1, rung="Monte-Carlo"), None, None, "Monte-Carlo"),
         (network(1, labels=False), None, None, "accuracy"),
-        (network(3, rung="forced decoding"), "uniform", "Monte-Carlo", "forced decoding"),
+        (network(3, rung="forced decoding"), "answer likelihood", "Monte-Carlo", "forced decoding"),
     ],
 )
 def test_rungs_follow_the_capabilities(net, weights, hidden, output):
@@ -222,7 +251,6 @@ def test_rungs_follow_the_capabilities(net, weights, hidden, output):
     judge = {"target scoring": ExpectedLogProb, "Monte-Carlo": DownstreamLogProb, "accuracy": DownstreamAccuracy}
     if hidden:
         assert isinstance(chosen.m_step.hidden_objective, judge[hidden])
-        assert isinstance(chosen.e_step.weighting, UniformWeights) == (weights == "uniform")
     assert isinstance(chosen.m_step.output_objective, Accuracy if output == "accuracy" else ExpectedLogProb)
 
 
@@ -246,6 +274,93 @@ def test_the_paper_preset_has_a_trust_region_in_deep_networks_only_and_says_so()
     assert not any("trust region" in sentence for sentence in one.rungs.lost)
 
 
+# ---------------------------------------------------------------- weights of texts that cannot be scored
+
+
+def inferred(net, proposal=None, seed=0, size=40, **choices):
+    x = tuple(f"item{i}" for i in range(size))
+    y = tuple(LABELS[i % 2] for i in range(size))
+    trace = net.sample(Key(seed), x, 0.0)
+    e_step = EStep(proposal or LabelledPriorProposal(1.0), Weighting(**choices), 5, "log_prob")
+    return trace, y, e_step(Key(seed), net, trace, y)
+
+
+def answers(net, position, x, h):
+    """What the layers above `position` make of a text, greedily."""
+    item = LayerInput(x, h)
+    for layer in net.layers[position + 1 :]:
+        (text,) = layer.sample(Key(0), [item], 0.0)
+        item = LayerInput(x, text.text)
+    return item.h
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_wanted_text_leads_to_the_right_answer_wherever_a_proposal_does(depth, labels):
+    """Not to the text that was written: that led astray."""
+    net = network(depth, labels=labels).with_prompts(["skill 0"] * (depth - 1) + ["skill 4"])
+    net = net if depth == 2 else net.with_layer(1, net.layers[1].with_prompt("skill 4"))
+    trace, y, posterior = inferred(net)
+    helped = 0
+    for position, level in enumerate(posterior.hidden):
+        for i, row in enumerate(level.proposals):
+            right = [answers(net, position, trace.x[i], h.text) == y[i] for h in row]
+            assert level.weights[i].sum() == pytest.approx(1)
+            if any(right):
+                wanted = str(posterior.levels[position + 1][i].mode)
+                assert answers(net, position, trace.x[i], wanted) == y[i]
+                helped += not right[0]  # the forward text is the first
+    assert helped > 5
+
+
+def test_the_likelihood_of_the_answer_makes_the_weights_where_labels_are_scored():
+    net = network(2).with_prompts(["skill 1", "skill 2"])
+    trace, y, posterior = inferred(net, size=6, temperature=0.5)
+    (level,) = posterior.hidden
+    top = net.layers[1]
+    for i, row in enumerate(level.proposals):
+        beta = [top.label_log_probs([LayerInput(trace.x[i], h.text)])[0][top.index(y[i])] for h in row]
+        assert level.beta[i] == pytest.approx(beta)
+        assert level.weights[i] == pytest.approx(np.exp(2 * np.array(beta)) / np.exp(2 * np.array(beta)).sum())
+        assert np.isnan(level.alpha[i]).all()
+
+
+def test_texts_that_can_be_scored_are_weighed_by_prior_and_correctness():
+    net = network(2, hidden_scores=True, labels=False).with_prompts(["skill 1", "skill 4"])
+    trace, y, posterior = inferred(net, size=8)
+    (level,) = posterior.hidden
+    for i, row in enumerate(level.proposals):
+        right = np.array([answers(net, 0, trace.x[i], h.text) == y[i] for h in row])
+        assert level.beta[i] == pytest.approx((right - 1.0) / 0.1)
+        assert np.isfinite(level.alpha[i]).all()
+        logits = level.alpha[i] + level.beta[i]
+        assert level.weights[i] == pytest.approx(np.exp(logits - logsumexp(logits)))
+
+
+def test_a_scale_of_rewards_that_is_no_scale_is_refused():
+    for value in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match="reward_scale"):
+            Weighting(reward_scale=value)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_teacher_learns_the_hidden_layers_task_from_what_is_wanted_of_it(labels):
+    """From "wanted: what you wrote" it could not."""
+    lm = Teacher()
+    contexts = []
+    lm.sample = lambda c, sampling, seeds: contexts.extend(c) or lm.inner.sample(c, sampling, seeds)
+    net = network(2, labels=labels).with_prompts(["skill 0", "skill 4"])
+    trace, y, posterior = inferred(net, size=12)
+    correct = [p == t for p, t in zip(trace.predictions, y, strict=True)]
+    assert not all(correct)
+    told = layer_feedback(Key(0), 0, trace, posterior, correct, (), Reservoir())
+    proposals = RewriteProposal(lm)(Key(0), net.layers[0], told, 6)
+    assert {p.prompt.instruction for p in proposals} <= {"skill 1", "skill 2", "skill 4"}
+    lessons = [lesson for context in contexts for lesson in Teacher.lessons(context)]
+    assert lessons
+    assert all(written != wanted for _, written, wanted in lessons)
+
+
 # ---------------------------------------------------------------- what a hidden layer leads to
 
 
@@ -253,7 +368,7 @@ def situation(net, position, prompts, seed=0):
     x = tuple(f"item{i}" for i in range(6))
     y = tuple(LABELS[i % 2] for i in range(6))
     trace = net.sample(Key(seed), x)
-    posterior = EStep(PriorProposal(1.0), UniformWeights(), 3, "log_prob")(Key(seed), net, trace, y)
+    posterior = EStep(PriorProposal(1.0), Weighting(), 3, "log_prob")(Key(seed), net, trace, y)
     layer = net.layers[position]
     return Candidates(
         key=Key(seed).child("m"),

@@ -15,7 +15,7 @@ from dln.infer.prompts import Proposal
 from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
 from dln.keys import Key
 from dln.lm.table import TableLM
-from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Prompt, Sequential
 from dln.nn.layer import LayerInput
 from dln.numerics import logsumexp
 from dln.particles import Particles
@@ -159,16 +159,42 @@ def test_mutual_information_is_zero_when_the_text_says_nothing_of_the_input():
     assert second.posterior.hidden[0].weights == pytest.approx(first.posterior.hidden[0].weights)
 
 
+def unshown(net: Sequential) -> list[tuple[str, str]]:
+    """The examples that no prompt of the network shows."""
+    shown = {d.x for layer in net.layers for d in layer.prompt.demonstrations}
+    return [(x, y) for x, y in zip(X, Y, strict=True) if x not in shown]
+
+
 @pytest.mark.parametrize("seed", range(12))
-def test_the_elbo_is_a_bound_whatever_the_candidates_show(seed):
-    """Demonstrations decide who may judge, never what the bound is a mean of."""
-    net = network(2, seed)
+def test_an_example_that_a_prompt_of_the_network_shows_has_no_part_in_the_elbo(seed):
+    """With the exact posterior the bound is log p(y|x), averaged over the examples that no layer shows."""
+    start = Prompt("out", (Demonstration(X[0], "a", Y[0]),))
+    state = vi.init(network(2, seed).with_prompts(["p0", start]))
     choices = vi.build(q_prompt=DemonstrationProposal((1, 2)), q_hidden=Enumerate(), include_forward=False)
-    state = vi.init(net)
     for step in range(4):
-        exact = np.mean([exact_log_likelihood(state.network, x, y) for x, y in zip(X, Y, strict=True)])
+        net = state.network
         state, info = vi.update(state, vi.Batch(X, Y), Key(step), choices)
-        assert info.elbo == pytest.approx(exact, abs=1e-9)
+        rest = unshown(net)
+        assert len(rest) < len(X)
+        exact = [exact_log_likelihood(net, x, y) for x, y in rest]
+        assert info.elbo == pytest.approx(np.mean(exact) if rest else np.nan, abs=1e-9, nan_ok=True)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 4), st.sampled_from([0, 1]), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_any_posterior_bounds_the_log_likelihood_of_the_examples_that_no_prompt_shows(seed, shown, position, num):
+    """Whichever layer shows them, and whatever q is; shown answers never raise the bound."""
+    plain = network(2, seed)
+    told = Prompt("told", tuple(Demonstration(x, x, y) for x, y in zip(X[:shown], Y[:shown], strict=True)))
+    net = plain.with_layer(position, plain.layers[position].with_prompt(told))
+    choices = algorithm(q_hidden=MixtureProposal((PriorProposal(1.5), LabelledPriorProposal(1.0))), num_hidden=num)
+    _, info = vi.update(vi.init(net), vi.Batch(X, Y), Key(seed), choices)
+    rest = unshown(net)
+    assert len(rest) == len(X) - shown
+    if rest:
+        assert info.elbo <= np.mean([exact_log_likelihood(net, x, y) for x, y in rest]) + 1e-9
+    else:
+        assert np.isnan(info.elbo)
 
 
 def test_a_prompt_that_shows_the_batch_is_dropped():

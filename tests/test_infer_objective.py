@@ -65,8 +65,8 @@ def network(depth=2, seed=0, holes=()):
     return Sequential(*layers, ChoiceLayer(output, "classify_residual" if depth > 1 else "classify", "out", LABELS))
 
 
-def candidates(net, position, prompts=("q1", "q2"), counted=None, step=0, y=Y):
-    trace = net.sample(Key(0), X)
+def candidates(net, position, prompts=("q1", "q2"), counted=None, step=0, y=Y, x=X):
+    trace = net.sample(Key(0), x)
     e_step = EStep(PriorProposal(1.0), Weighting(), 3, "log_prob")
     posterior = e_step(Key(1), net, trace, y)
     layer = net.layers[position]
@@ -344,3 +344,33 @@ def test_a_candidate_without_any_score_is_out_and_changes_nothing_for_the_others
     assert math.isnan(with_it.scores[2])
     assert with_it.used.all()
     assert BestByMargin(0.0)(with_it.scores, with_it.per_example) == int(np.argmax(without.scores))
+
+
+def test_accuracy_under_a_fitted_output_layer_ranks_random_prompts_near_chance():
+    """Labels that have nothing to do with the inputs: a layer fitted to the judged examples would find 0.3."""
+    labels = tuple(f"l{i}" for i in range(6))
+    judge, cross_fitted, in_sample = Accuracy(str.__eq__, PenalisedLikelihood()), [], []
+    for seed in range(10):
+        x = tuple(f"item {i}" for i in range(20))
+        y = tuple(labels[i] for i in Key(seed).generator().integers(0, 6, 20))
+        layer = ChoiceLayer(TableLM.random([f" {name}" for name in labels], seed), "classify", "p", labels)
+        situation = candidates(Sequential(layer), 0, ("q1", "q2"), x=x, y=y)
+        scored = judge(situation)
+        cross_fitted.extend(scored.scores)
+        for fitted in scored.layers:
+            answers = [c.text for c in fitted.sample(Key(0), situation.trace.inputs(0))]
+            in_sample.append(np.mean([a == t for a, t in zip(answers, y, strict=True)]))
+    assert np.mean(in_sample) > 0.25
+    assert np.mean(cross_fitted) == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_accuracy_answers_each_example_by_numbers_fitted_without_it():
+    situation = candidates(network(1, 2), 0)
+    pairs = situation.pairs
+    targets = np.array([LABELS.index(str(y)) for y in pairs.outputs])
+    calibrator = PenalisedLikelihood(folds=4)
+    scored = Accuracy(str.__eq__, calibrator)(situation)
+    for n, layer in enumerate(situation.layers):
+        masses = layer.label_log_masses(layer.contexts(pairs.inputs))
+        rows = calibrator.cross_fitted(masses, targets, pairs.weights, pairs.examples)
+        assert scored.per_example[n].tolist() == (rows.argmax(axis=1) == targets).tolist()

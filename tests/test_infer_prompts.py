@@ -19,9 +19,11 @@ from dln.keys import Key
 from dln.lm.base import Completion, Sampling
 from dln.lm.table import TableLM
 from dln.lm.wrapper import Wrapper
-from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, load_template
+from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, Template, load_template
+from dln.nn.template import template_names
 
 SIZE = 8
+X_ALONE = Template("x alone", 1, "forward", "{{ prompt }} {{ x }}", target_prefix=" ")
 
 
 class Writer(Wrapper):
@@ -83,6 +85,38 @@ def test_a_rewrite_shows_what_was_right_and_wrong_and_the_present_instruction(te
         for i in range(SIZE):
             assert f"wanted{i}." in context
             assert (f"said{i}." in context) == (i % 2 == 1)  # an own output is news only where it was wrong
+
+
+@pytest.mark.parametrize("template", template_names("backward"))
+@pytest.mark.parametrize(
+    ("reads", "with_x", "with_h"),
+    [
+        ("classify_residual", True, True),
+        ("think_residual", True, True),
+        ("classify", False, True),
+        (X_ALONE, True, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_writer_sees_of_an_example_what_the_layer_reads(template, reads, with_x, with_h):
+    """A layer above another one may read x, the text below, or both: so does who rewrites its instruction."""
+    lm = Writer("better")
+    above = ChoiceLayer(lm, reads, "the present instruction", ("yes", "no"))
+    told = replace(feedback(), inputs=tuple(LayerInput(f"question{i}.", f"thought{i}.") for i in range(SIZE)))
+    RewriteProposal(template=template)(Key(0), above, told, 2)
+    for context in lm.contexts:
+        assert shown(context) == (set(range(SIZE)) if with_x else set())
+        assert all((f"thought{i}." in context) == with_h for i in range(SIZE))
+        assert not re.search(r"(?i)thoughts", context) or (with_x and with_h)
+
+
+@pytest.mark.parametrize("template", template_names("backward"))
+def test_the_input_of_a_first_layer_is_shown_once(template):
+    """Its template may name x and h, which are the same text there."""
+    lm = Writer("better")
+    first = ChoiceLayer(lm, "classify_residual", "the present instruction", ("yes", "no"))
+    RewriteProposal(template=template)(Key(0), first, feedback(), 1)
+    assert all(lm.contexts[0].count(f"question{i}.") == 1 for i in range(SIZE))
 
 
 def test_candidates_differ_in_subset_and_meta_instruction():

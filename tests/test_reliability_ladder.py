@@ -60,8 +60,8 @@ def test_networks_learn_by_lower_rungs_and_the_run_says_which_and_what_was_lost(
         assert step.rungs.output == rung
         assert step.rungs.lost
         if layers == 2:
-            assert step.rungs.weights == "uniform"
-            assert any("equal posterior weights" in line for line in step.rungs.lost)
+            assert step.rungs.weights == "answer likelihood"
+            assert any("weighed by log p of the wanted output" in line for line in step.rungs.lost)
             assert step.elbo is None  # no bound is claimed where there is none
     assert any(record.candidates for step in steps for record in step.layers)
     recorded = yaml.safe_load((run / "run.yaml").read_text("utf-8"))["rungs"]

@@ -59,3 +59,18 @@ def test_what_is_missing_counts_as_a_guess_and_is_not_left_out():
         if i not in missing
     ]
     assert part.log_likelihood == pytest.approx((sum(known) - len(missing) * math.log(3)) / len(DEV))
+
+
+def test_dev_accuracy_is_that_of_numbers_fitted_without_the_example():
+    """Random prompts on labels that nothing tells apart: an accuracy in sample would be well above chance."""
+    found = []
+    for seed in range(12):
+        targets = np.random.default_rng(seed).integers(0, 3, 12)
+        dev = Dataset.from_pairs([(f"item {i}", LABELS[t]) for i, t in enumerate(targets)], LABELS)
+        lm = TableLM.random([f" {label}" for label in LABELS], seed=seed)
+        found.append(
+            validate(
+                Sequential(ChoiceLayer(lm, "classify", "sort", LABELS)), dev, exact_match, PenalisedLikelihood()
+            ).score("accuracy")[0]
+        )
+    assert np.mean(found) == pytest.approx(1 / 3, abs=0.1)

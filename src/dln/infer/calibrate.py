@@ -31,11 +31,19 @@ class Calibration:
 
     Attributes:
         layer: with the new bias and temperature.
-        log_prob: [P] log p(y_p | x_p), each by numbers fitted without that example, in nats.
+        label_log_probs: [P, C] log p(y | x_p) of every label, each row by numbers fitted without that example, in nats.
+        log_prob: [P] the same of the wanted label, log p(y_p | x_p).
     """
 
     layer: ChoiceLayer
+    label_log_probs: Floats
     log_prob: Floats
+
+    @classmethod
+    def of(cls, layer: ChoiceLayer, label_log_probs: Floats, targets: Integers) -> Calibration:
+        """From the rows and the [P] indices of the wanted labels."""
+        chosen = np.take_along_axis(label_log_probs, targets[:, None], axis=1)[:, 0]
+        return cls(layer, label_log_probs, chosen)
 
 
 class Calibrator(Protocol):
@@ -56,8 +64,7 @@ class FixedOutput:
         self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
         """The layer unchanged."""
-        rows = layer.normalise(log_masses)
-        return Calibration(layer, np.take_along_axis(rows, targets[:, None], axis=1)[:, 0])
+        return Calibration.of(layer, layer.normalise(log_masses), targets)
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,10 @@ class PenalisedLikelihood:
     ) -> Calibration:
         """Fit on all pairs; judge every example by a fit that left its fold out. Without a pair nothing changes."""
         if not len(targets):
-            return Calibration(layer, np.zeros(0))
+            return Calibration.of(layer, np.zeros(log_masses.shape), targets)
         bias, slope = self.fit(log_masses, targets, weights)
         rows = self.cross_fitted(log_masses, targets, weights, groups)
-        judged = np.take_along_axis(rows, targets[:, None], axis=1)[:, 0]
-        return Calibration(layer.with_calibration(bias, 1.0 / slope), judged)
+        return Calibration.of(layer.with_calibration(bias, 1.0 / slope), rows, targets)
 
     def cross_fitted(self, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers) -> Floats:
         """[P, C] log p(y | x_p) of every label, in nats, by numbers fitted without the example that p is of.

@@ -3,6 +3,10 @@
     ELBO = E_q[ Σ_l log p(h_l | h_{l-1}, π_l) ] + H[q]  ≤  log p(y|x)
 
 for any q, with equality at the exact posterior. Only `log_prob` (a sum over tokens) may enter it.
+
+An example that a prompt of the network shows among its demonstrations does not count: its answer stands in
+the prompt, so its log p(y|x) says nothing of examples that are not shown. What is left is a mean over fewer
+examples, and a bound of log p(y|x) on these.
 """
 
 from __future__ import annotations
@@ -23,10 +27,21 @@ Bound = Callable[[Sequential, Trace, Posterior], float]
 
 
 def elbo(network: Sequential, trace: Trace, posterior: Posterior) -> float:
-    """Mean over the examples of the batch that every layer can score, in nats; NaN if there is none."""
+    """Bound of the mean log p(y|x) over the examples that every layer can score and no prompt shows, in nats.
+
+    Args:
+        network: the present network; its prompts decide which examples are shown.
+        trace: the forward pass of the batch.
+        posterior: q, of the same batch.
+
+    Returns:
+        NaN if no example counts.
+    """
+    shown = {d.x for prompt in network.parameters() for d in prompt.demonstrations}
+    counted = posterior.scored & np.array([x not in shown for x in trace.x], dtype=np.bool_)
     total = np.array([sum(level[i].entropy for level in posterior.levels) for i in range(len(trace))])
     for position, layer in enumerate(network.layers):
-        pairs = Pairs.of(position, trace, posterior, posterior.scored)
+        pairs = Pairs.of(position, trace, posterior, counted)
         scores = score_pairs([layer], pairs.inputs, pairs.outputs)
         values = np.where(scores.usable, scores.log_prob, np.nan)
         total = total + pairs.sum_by_example(values, len(trace))[0]

@@ -40,6 +40,7 @@ class HiddenRequest:
         outputs: ĥ, what it wrote in the forward pass.
         wanted: h* of the level above (y under the output layer).
         y: the network's wanted output.
+        beyond: the layers over `above`, the output layer last; empty where `above` is the output layer.
     """
 
     layer: AnyLayer
@@ -48,6 +49,7 @@ class HiddenRequest:
     outputs: tuple[Completion, ...]
     wanted: tuple[Target, ...]
     y: tuple[str, ...]
+    beyond: tuple[AnyLayer, ...] = ()
 
     def subset(self, members: Sequence[int]) -> HiddenRequest:
         """The same request for some of the examples."""

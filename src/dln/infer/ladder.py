@@ -5,12 +5,12 @@ hidden layers) and log p of the wanted output. A model behind an API often answe
 neither. Training goes on all the same:
 
     hidden texts   target scoring, prompt log-probs, forced decoding
-                   else: equal weights, and prompts are judged by what is drawn from them (Monte-Carlo)
+                   else: weights by the answer alone, and prompts are judged by what is drawn from them (Monte-Carlo)
     outputs        the same, top-k, Monte-Carlo
                    else: accuracy
 
-Both are looked at together: a hidden text is weighed by its own log-probability and by that of the
-output above it, so weights need both.
+A hidden text is weighed by its own log-probability and by that of the output above it, or by what stands
+for them: see `dln.infer.weights.Weighting`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dln.lm.base import Rung
 from dln.nn.choice import ChoiceLayer
 from dln.nn.sequential import AnyLayer, Sequential
 
-__all__ = ["Rungs"]
+__all__ = ["Rungs", "scores_outputs"]
 
 CENSORED: dict[Rung, str] = {
     "top-k": "labels beyond the model's most probable tokens are only known to be less probable than those",
@@ -35,7 +35,10 @@ class Rungs:
     """By which rung each part of a step goes.
 
     Attributes:
-        weights: how hidden texts are weighed; "uniform" where they cannot be, None without hidden layers.
+        weights: how the weights of hidden texts are made: by the rung that scores the texts; by "answer
+            likelihood", log p of the wanted output, or "answer correctness" where texts cannot be scored; by
+            "prior and answer correctness" where texts can be scored and the output cannot. None without
+            hidden layers.
         hidden: how prompts of hidden layers are judged; None without hidden layers.
         output: how prompts of the output layer are judged.
         lost: what the lower rungs cost, in sentences; empty where nothing is lost.
@@ -59,12 +62,14 @@ class Rungs:
             worst = next((layer.lm.capabilities.target_rung for layer in below), "target scoring")
             return cls(worst, worst, output, lost)
         judged = "accuracy" if output == "accuracy" else "Monte-Carlo"
-        return cls("uniform", judged, output, (*_lost_hidden(mute, judged), *lost))
+        answer = "answer correctness" if output == "accuracy" else "answer likelihood"
+        weights = answer if mute else f"prior and {answer}"
+        return cls(weights, judged, output, (*_lost_hidden(mute, judged), *lost))
 
     @property
-    def weighs(self) -> bool:
-        """Whether hidden texts, if there are any, have posterior weights."""
-        return self.weights != "uniform"
+    def scores_hidden(self) -> bool:
+        """Whether hidden texts, if there are any, are weighed and judged by log-probabilities of their own."""
+        return self.hidden not in ("Monte-Carlo", "accuracy")
 
     @property
     def scores(self) -> bool:
@@ -76,6 +81,11 @@ class Rungs:
         return replace(self, lost=(*self.lost, what))
 
 
+def scores_outputs(layer: AnyLayer) -> bool:
+    """Whether what the layer puts out has a log-probability: its labels, or any text."""
+    return _output(layer) != "accuracy"
+
+
 def _output(layer: AnyLayer) -> Rung:
     can = layer.lm.capabilities
     if isinstance(layer, ChoiceLayer):
@@ -85,10 +95,11 @@ def _output(layer: AnyLayer) -> Rung:
 
 def _lost_hidden(mute: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
     names = ", ".join(dict.fromkeys(layer.lm.name for layer in mute))
-    why = f"{names} cannot score given texts" if names else "the output has no log-probability to weigh them by"
+    why = f"{names} cannot score given texts" if names else "the output has no log-probability"
+    answer = "whether the answer that they lead to is right" if judged == "accuracy" else "log p of the wanted output"
     how = "the part of right answers" if judged == "accuracy" else "log p of the wanted output"
     return (
-        f"hidden texts have equal posterior weights: {why}",
+        f"hidden texts are weighed by {answer}" + (", not by their own probability" if mute else "") + f": {why}",
         f"prompts of hidden layers are judged by {how} after texts drawn from them, which is noisier than their scores",
         "the evidence lower bound is not known",
     )

@@ -59,7 +59,7 @@ class ExpectedLogProb:
         """One request to the model for all candidates and pairs."""
         pairs = candidates.pairs
         scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs, self.burn_in)
-        layers, values = calibrated(self.calibrator, candidates.layers, scores, pairs, self.convention)
+        layers, values, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, self.convention)
         size = len(candidates.trace)
         return Scored(layers, pairs.sum_by_example(values, size))
 
@@ -104,7 +104,13 @@ class NoiseContrastive:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The part of right answers of an output layer, for models whose log-probabilities cannot be had.
+    """The part of right answers of an output layer.
+
+    A fitted output layer answers each example with numbers that were fitted without it, as in
+    `ExpectedLogProb`: bias and temperature fitted to twenty examples raise the accuracy on these same
+    examples for any prompt. Where every label is equally frequent by design, leaving an example out makes
+    its label the rarer one of the rest, so that the cross-fitted accuracy of a prompt that tells nothing
+    apart lies below chance, never above.
 
     Args:
         correct: (prediction, target) → whether it is right.
@@ -124,16 +130,14 @@ class Accuracy:
         layers = candidates.layers
         if isinstance(first, ChoiceLayer) and first.answers == "scored":
             scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
-            layers, _ = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
+            layers, _, answers = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
             rows = [
                 [
                     # an empty draw is an input that the model could not score: excluded, not wrong
                     float(self.correct(c.text, first.names[first.index(target)])) if c.text else np.nan
-                    for c, target in zip(
-                        layer.draw(candidates.key, layer.normalise(masses), 0.0), pairs.outputs, strict=True
-                    )
+                    for c, target in zip(first.draw(candidates.key, row, 0.0), pairs.outputs, strict=True)
                 ]
-                for layer, masses in zip(_choices(layers), _masses(scores), strict=True)
+                for row in answers
             ]
         else:
             rows = [
@@ -148,30 +152,36 @@ class Accuracy:
 
 def calibrated(
     calibrator: Calibrator, layers: Sequence[AnyLayer], scores: PairScores, pairs: Pairs, convention: Convention
-) -> tuple[tuple[AnyLayer, ...], Floats]:
-    """Candidates with fitted output numbers, and [N, P] their (held-out) scores; NaN where unusable."""
+) -> tuple[tuple[AnyLayer, ...], Floats, Floats]:
+    """Candidates with fitted output numbers, and what those say of the pairs.
+
+    Returns:
+        The fitted candidates; [N, P] scores of the wanted outputs, NaN where unusable; and [N, P, C] log p(y|x) of
+        every label, NaN where a model gave none. Both are held out: no pair is judged by numbers that were
+        fitted to its example. Without labels C is 0.
+    """
     if scores.label_log_masses is None or scores.targets is None:
-        return tuple(layers), np.where(scores.usable, scores.by(convention), np.nan)
+        values = np.where(scores.usable, scores.by(convention), np.nan)
+        return tuple(layers), values, np.zeros((*values.shape, 0))
     usable = comparable(scores.usable)
     values = np.full(scores.log_prob.shape, np.nan)
+    rows = np.full(scores.label_log_masses.shape, np.nan)
     fitted: list[AnyLayer] = []
     for n, (layer, masses) in enumerate(zip(_choices(layers), scores.label_log_masses, strict=True)):
         if not scores.usable[n].any():
+            rows[n] = layer.normalise(masses)
             fitted.append(layer)
             continue
         calibration = calibrator(
             layer, masses[usable], scores.targets[usable], pairs.weights[usable], pairs.examples[usable]
         )
         values[n, usable] = calibration.log_prob
+        rows[n, usable] = calibration.label_log_probs
+        # a pair without a usable score had no part in the fit
+        rows[n, ~usable] = calibration.layer.normalise(masses[~usable])
         fitted.append(calibration.layer)
-    return tuple(fitted), values
+    return tuple(fitted), values, rows
 
 
 def _choices(layers: Sequence[AnyLayer]) -> list[ChoiceLayer]:
     return [layer for layer in layers if isinstance(layer, ChoiceLayer)]
-
-
-def _masses(scores: PairScores) -> Floats:
-    if scores.label_log_masses is None:
-        raise InputError("the output layer has no labels", where="accuracy objective")
-    return scores.label_log_masses

@@ -5,7 +5,7 @@
     h*_l = the heaviest particle, and the next layer below is told to reach it
 
 (paper: Algorithm 2, lines 2–3; Algorithm 3 of Appendix E for any depth). Which terms enter log w is
-the choice of a `Weighting`.
+the choice of a `Weighting`, and so is what stands for β where h*_{l+1} cannot be scored.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class HiddenLevel:
     Attributes:
         proposals: [B][K] the texts, in proposal order, before equal ones are merged.
         sources: [B][K] which proposal each comes from.
-        alpha: [B, K] log p(h^k | ĥ below, π) under the step's scoring convention; NaN = unusable.
-        beta: [B, K] log p(h* above | h^k, π above), likewise.
+        alpha: [B, K] log p(h^k | ĥ below, π) under the step's scoring convention; NaN = unusable or unknown.
+        beta: [B, K] log p(h* above | h^k, π above), likewise, or what stands for it (see `Weighting`).
         weights: [B, K] posterior weights q^k; rows sum to one.
     """
 
@@ -116,6 +116,7 @@ class EStep:
                 outputs=trace.outputs(position),
                 wanted=tuple(particles.mode for particles in levels[position + 2]),
                 y=tuple(y),
+                beyond=network.layers[position + 2 :],
             )
             draws = self._draws(key.child("hidden", position), request, rewrite)
             level = self._weigh(request, draws)

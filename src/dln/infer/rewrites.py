@@ -21,9 +21,17 @@ __all__ = ["RewriteProposal", "SequenceProposal"]
 
 @dataclass(frozen=True)
 class Student:
-    """One example as a backward template shows it."""
+    """One example as a backward template shows it.
+
+    Attributes:
+        input: what the layer below wrote (x for a first layer), or x where the layer's template reads x alone.
+        x: the network's input, where the layer reads it beside `input`; else empty.
+        output: what the layer wrote.
+        target: what it should have written.
+    """
 
     input: str
+    x: str
     output: str
     target: str
 
@@ -142,11 +150,9 @@ def _context(
 ) -> str:
     """The backward prompt, with examples left out from the end until it fits the model's context."""
     limit = lm.capabilities.context_length
-    inputs = [layer.reads(item) if isinstance(layer, LanguageLayer) else item for item in feedback.inputs]
+    students_of = _students(layer, feedback)
     for size in range(len(chosen), -1, -1):
-        students = [
-            (feedback.correct[i], Student(inputs[i].h, feedback.outputs[i], feedback.wanted[i])) for i in chosen[:size]
-        ]
+        students = [(feedback.correct[i], students_of[i]) for i in chosen[:size] if _tells(feedback, i)]
         text = template.render(
             prompt=layer.prompt.instruction,
             examples=[student for _, student in students],
@@ -165,6 +171,26 @@ def _context(
         expected=f"at most {limit} tokens altogether",
         fix="a shorter instruction, or --set inference.max_prompt_tokens=…",
     )
+
+
+def _tells(feedback: Feedback, example: int) -> bool:
+    """Whether there is something to learn from an example.
+
+    Where the network was wrong and nothing better than ĥ was found, the wanted text would be what the layer wrote.
+    """
+    return feedback.correct[example] or feedback.outputs[example].strip() != feedback.wanted[example].strip()
+
+
+def _students(layer: AnyLayer, feedback: Feedback) -> list[Student]:
+    """[B] the examples with all that the layer reads."""
+    reads = layer.template.variables
+    # a first layer's h is x itself: nothing is shown twice
+    both = layer.template.residual and any(item.h != item.x for item in feedback.inputs)
+    inputs = [layer.reads(item) if isinstance(layer, LanguageLayer) else item for item in feedback.inputs]
+    return [
+        Student(item.h if "h" in reads else item.x, item.x if both else "", output, wanted)
+        for item, output, wanted in zip(inputs, feedback.outputs, feedback.wanted, strict=True)
+    ]
 
 
 def _clean(text: str) -> str:

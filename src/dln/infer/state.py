@@ -59,8 +59,8 @@ class Info:
         correct: [B] whether each prediction was right.
         posterior: the inferred hidden texts.
         layers: M-steps in the order they were taken; a frozen layer has none.
-        elbo: of the batch before the M-step, in nats per example (see `dln.infer.elbo`); NaN if no
-            example could be scored.
+        elbo: of the batch before the M-step, in nats per example, without the examples that a prompt of the
+            network shows (see `dln.infer.elbo`); NaN if no example is left that could be scored.
         excluded: examples left out because a score was missing or not finite.
         rungs: how texts and outputs were scored, and what that lost.
     """

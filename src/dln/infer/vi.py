@@ -111,7 +111,7 @@ def build(
     return VariationalInference(
         e_step=EStep(
             proposal=q_hidden or MixtureProposal((PriorProposal(), LabelledPriorProposal())),
-            weighting=weighting or Weighting(),
+            weighting=weighting or Weighting(correct=correct),
             num_hidden=num_hidden,
             convention=score,
             include_forward=include_forward,

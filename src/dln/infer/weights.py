@@ -6,10 +6,14 @@
 paper calls this posterior sharpening; its α is 1 / temperature). The usual sets of terms:
 likelihood + prior (the paper), the likelihood alone, and likelihood + prior − log q (self-normalised
 importance weights, the exact posterior as K grows).
+
+A model behind an API often cannot score a given text. Then the weights are made of what is known: a text is
+worth as much as the answer that it leads to (see `Weighting`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +21,11 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.infer.hidden import HiddenRequest
+from dln.infer.ladder import scores_outputs
 from dln.infer.score import Convention, score_pairs
+from dln.keys import Key
 from dln.lm.base import Completion
+from dln.nn.choice import ChoiceLayer
 from dln.nn.layer import LayerInput
 from dln.numerics import Floats, logsumexp, softmax
 
@@ -28,7 +35,6 @@ __all__ = [
     "MinusProposal",
     "MutualInformation",
     "Prior",
-    "UniformWeights",
     "Weigher",
     "WeightTerm",
     "Weighting",
@@ -46,12 +52,13 @@ class Evidence:
     Attributes:
         request: the layer, its inputs and what is wanted above.
         proposals: [B][K] texts.
-        alpha: [B, K] log prior, NaN where unusable.
-        beta: [B, K] log-likelihood of what is wanted above, NaN where unusable.
+        alpha: [B, K] log prior, NaN where unusable, and where the layer's model cannot score texts.
+        beta: [B, K] log-likelihood of what is wanted above, or what stands for it, NaN where unusable.
         log_q: [B, K] log-probability under the proposal that drew each text, in nats (a sum over tokens);
             NaN where it is not known.
         convention: how alpha and beta are measured.
         burn_in: leading fraction of a text's tokens that a mean leaves out.
+        prior_known: whether the layer's model can score the texts, so that alpha says something.
     """
 
     request: HiddenRequest
@@ -61,6 +68,7 @@ class Evidence:
     log_q: Floats
     convention: Convention
     burn_in: float = 0.0
+    prior_known: bool = True
 
 
 class Weigher(Protocol):
@@ -159,6 +167,16 @@ class MutualInformation:
 class Weighting:
     """Terms, temperature, and whether only the best particle counts.
 
+    β^k is the first of these that the models at hand allow, ĥ(h^k) being the text that the layers above write
+    from h^k greedily, and ŷ(h^k) the answer:
+
+        log p(h* above | h^k)            the layer above can score what is wanted of it
+        log p(y | ĥ(h^k))                the output layer can
+        (R(ŷ(h^k)) − 1) / τ              else; R is 1 for a right answer and 0 for a wrong one
+
+    Where a layer's model cannot score the texts that it writes, α is not known and β alone makes the weights.
+    Texts that are all equally wrong then weigh the same.
+
     Args:
         terms: what is added up.
         temperature: > 0; below 1 sharpens.
@@ -166,6 +184,8 @@ class Weighting:
         prune: a particle lighter than min(prune, 1/2K) weighs nothing, and the M-step need not score it;
             0 keeps all. What is left is renormalised: another q, and the ELBO of any q is a bound.
         burn_in: leading fraction of a text's tokens that a mean leaves out (see `score_pairs`).
+        correct: R, (prediction, target) → whether it is right.
+        reward_scale: τ; a wrong answer is worth 1/τ nats less than a right one.
 
     What pruning changes: let ε be the weight of an example's dropped particles, ε ≤ (K − 1) · prune. For any
     numbers f^k (log p under one candidate, say) whose mean over the kept particles is f̄ and over the dropped
@@ -180,6 +200,8 @@ class Weighting:
     argmax_only: bool = False
     prune: float = 0.0
     burn_in: float = 0.0
+    correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip()
+    reward_scale: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -190,6 +212,8 @@ class Weighting:
             raise InputError("prune must lie in [0, 1)", where="prune", got=self.prune)
         if not 0 <= self.burn_in < 1:
             raise InputError("burn_in must lie in [0, 1)", where="burn_in", got=self.burn_in)
+        if not (np.isfinite(self.reward_scale) and self.reward_scale > 0):
+            raise InputError("reward_scale must be finite and > 0", where="reward_scale", got=self.reward_scale)
 
     def evidence(
         self,
@@ -198,24 +222,49 @@ class Weighting:
         log_q: Floats,
         convention: Convention,
     ) -> Evidence:
-        """Scores all particles under their own layer (α) and what is wanted after them (β)."""
+        """Score all particles under their own layer (α) and by what they lead to (β), as far as the models can."""
         shape = (len(proposals), len(proposals[0]))
         flat = [completion for row in proposals for completion in row]
         below = [item for item in request.inputs for _ in range(shape[1])]
-        above = [LayerInput(item.x, completion.text) for item, completion in zip(below, flat, strict=True)]
-        wanted = [target for target in request.wanted for _ in range(shape[1])]
-        alpha, beta = (
-            np.where(scores.usable[0], scores.by(convention)[0], np.nan).reshape(shape)
-            for scores in (
-                score_pairs([request.layer], below, flat, self.burn_in),
-                score_pairs([request.above], above, wanted, self.burn_in),
-            )
+        read = [LayerInput(item.x, completion.text) for item, completion in zip(below, flat, strict=True)]
+        alpha, known = np.full(len(flat), np.nan), scores_outputs(request.layer)
+        if known:
+            scores = score_pairs([request.layer], below, flat, self.burn_in)
+            alpha = np.where(scores.usable[0], scores.by(convention)[0], np.nan)
+        if scores_outputs(request.above):
+            wanted = [target for target in request.wanted for _ in range(shape[1])]
+            scores = score_pairs([request.above], read, wanted, self.burn_in)
+            beta = np.where(scores.usable[0], scores.by(convention)[0], np.nan)
+        else:
+            beta = self._answered(request, read, [y for y in request.y for _ in range(shape[1])])
+        return Evidence(
+            request, proposals, alpha.reshape(shape), beta.reshape(shape), log_q, convention, self.burn_in, known
         )
-        return Evidence(request, proposals, alpha, beta, log_q, convention, self.burn_in)
+
+    def _answered(self, request: HiddenRequest, read: list[LayerInput], y: list[str]) -> Floats:
+        """[B · K] the worth of the answers that the layers above give from what they read."""
+        *between, top = (request.above, *request.beyond)
+        greedy = Key(0)  # at temperature 0 the seed has no effect
+        for layer in between:
+            written = layer.sample(greedy, read, 0.0)
+            read = [LayerInput(item.x, h.text) for item, h in zip(read, written, strict=True)]
+        if scores_outputs(top):
+            scores = score_pairs([top], read, y)
+            return np.where(scores.usable[0], scores.log_prob[0], np.nan)
+        answers = top.sample(greedy, read, 0.0)
+        # an empty answer over labels is an input that the model could not score: excluded, not wrong
+        labels = isinstance(top, ChoiceLayer)
+        rewards = [
+            np.nan if labels and not answer.text else float(self.correct(answer.text, target))
+            for answer, target in zip(answers, y, strict=True)
+        ]
+        return (np.array(rewards) - 1.0) / self.reward_scale
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
-        total = np.asarray(np.sum([term(evidence) for term in self.terms], axis=0), dtype=np.float64)
+        # the other terms are made of scores of the texts themselves
+        terms = self.terms if evidence.prior_known else (Likelihood(),)
+        total = np.asarray(np.sum([term(evidence) for term in terms], axis=0), dtype=np.float64)
         usable = np.isfinite(total)
         weights = np.full(total.shape, np.nan)
         some = usable.any(axis=1)
@@ -232,27 +281,3 @@ class Weighting:
         kept = np.where(weights < min(self.prune, 0.5 / total.shape[1]), 0.0, weights)
         kept[some] /= kept[some].sum(axis=1, keepdims=True)
         return kept
-
-
-@dataclass(frozen=True)
-class UniformWeights:
-    """q^k = 1/K: for models that cannot score a given text. Nothing is asked of them.
-
-    Texts drawn from the prior stand for p(h|x) then, and the output layer's objective is a bound of
-    log p(y|x); of those drawn with a look at the label nothing like it can be said.
-    """
-
-    def evidence(
-        self,
-        request: HiddenRequest,
-        proposals: tuple[tuple[Completion, ...], ...],
-        log_q: Floats,
-        convention: Convention,
-    ) -> Evidence:
-        """No scores: α and β are NaN."""
-        unknown = np.full((len(proposals), len(proposals[0])), np.nan)
-        return Evidence(request, proposals, unknown, unknown, log_q, convention)
-
-    def __call__(self, evidence: Evidence) -> Floats:
-        """[B, K] equal weights."""
-        return np.full(evidence.alpha.shape, 1.0 / evidence.alpha.shape[1])

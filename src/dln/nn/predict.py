@@ -104,13 +104,19 @@ def predict(
     return [_from_texts([a.text for a in answers[i * draws : (i + 1) * draws]], groups[i]) for i in range(len(x))]
 
 
-def label_prediction(layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...]) -> Prediction:
-    """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats."""
+def label_prediction(
+    layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...], label_log_probs: Floats | None = None
+) -> Prediction:
+    """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats.
+
+    `label_log_probs`, [S, C] normalised over labels, stand in for those of the layer (cross-fitted ones, say).
+    """
     # a draw without a finite score says nothing about the label: it is left out of the mean
     usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
     if not usable.any():
         return Prediction("", {}, hidden, None, 0)
-    log_probs = logsumexp(layer.normalise(masses[usable]), axis=0) - np.log(usable.sum())
+    rows = layer.normalise(masses[usable]) if label_log_probs is None else label_log_probs[usable]
+    log_probs = logsumexp(rows, axis=0) - np.log(usable.sum())
     probabilities = np.exp(log_softmax(log_probs))
     return Prediction(
         label=layer.names[int(np.argmax(log_probs))],

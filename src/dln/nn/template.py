@@ -107,7 +107,12 @@ class Template:
     @property
     def residual(self) -> bool:
         """Whether the layer sees the network's input beside its own (names both `x` and `h`)."""
-        return {"x", "h"} <= meta.find_undeclared_variables(_environment().parse(self.text))
+        return {"x", "h"} <= self.variables
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that the text names."""
+        return _variables(self.text)
 
     def render(self, **values: object) -> str:
         """The text with `values` filled in; values are data and are never rendered themselves.
@@ -219,6 +224,11 @@ def _from_file(path: Path) -> Template:
 def _environment() -> ImmutableSandboxedEnvironment:
     # autoescape is for HTML; contexts are plain text for a model
     return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+@cache
+def _variables(text: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
 
 
 @cache

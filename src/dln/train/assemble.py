@@ -24,7 +24,6 @@ from dln.infer.weights import (
     MinusProposal,
     MutualInformation,
     Prior,
-    UniformWeights,
     Weighting,
     WeightTerm,
 )
@@ -74,10 +73,10 @@ def algorithm(
             tuple(_prompt(name, chosen, prompt_lm) for name in chosen.prompt_proposals),
             tuple(chosen.prompt_proposals.values()),
         ),
-        weighting=_weighting(chosen) if rungs.weighs else UniformWeights(),
+        weighting=_weighting(chosen, correct),
         score=chosen.score,
         # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
-        hidden_objective=hidden if chosen.exploration and rungs.weighs else _raced(hidden, chosen, 4),
+        hidden_objective=hidden if chosen.exploration and rungs.scores_hidden else _raced(hidden, chosen, 4),
         output_objective=output if _trusted(chosen, network) else _raced(output, chosen, _fewest(chosen, network)),
         penalties=_penalties(options, rungs),
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
@@ -92,7 +91,7 @@ def algorithm(
         worked=chosen.worked,
         evidence=chosen.evidence,
         correct=correct,
-        bound=elbo if rungs.weighs and rungs.scores else unknown_bound,
+        bound=elbo if rungs.scores_hidden and rungs.scores else unknown_bound,
         rungs=rungs,
     )
 
@@ -164,9 +163,9 @@ def _term(name: str, options: InferenceOptions) -> WeightTerm:
     return terms[name]
 
 
-def _weighting(options: InferenceOptions) -> Weighting:
+def _weighting(options: InferenceOptions, correct: Callable[[str, str], bool]) -> Weighting:
     terms = tuple(_term(name, options) for name in options.posterior_terms)
-    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in)
+    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in, correct)
 
 
 def _rungs(options: Options, network: Sequential | None) -> Rungs:
@@ -176,7 +175,7 @@ def _rungs(options: Options, network: Sequential | None) -> Rungs:
             "the trust region is not applied: the network has fewer layers than inference.trust_depth "
             f"({options.inference.trust_depth})"
         )
-    if options.inference.exploration and not rungs.weighs:
+    if options.inference.exploration and not rungs.scores_hidden:
         return rungs.without("the exploration reward is not applied: it is made of scores of hidden texts")
     return rungs
 
@@ -189,7 +188,7 @@ def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
 def _hidden_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
     if not rungs.scores:
         return DownstreamAccuracy(correct, options.num_hidden)
-    if not rungs.weighs:
+    if not rungs.scores_hidden:
         return DownstreamLogProb(options.num_hidden)
     if options.hidden_objective == "nce":
         return NoiseContrastive(options.score, options.burn_in)
@@ -219,7 +218,7 @@ def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:
     penalties: list[Penalty] = []
     if chosen.trust_factor:
         penalties.append(TrustRegion(chosen.trust_factor, chosen.trust_depth))
-    if chosen.exploration and rungs.weighs:
+    if chosen.exploration and rungs.scores_hidden:
         total = max(1, options.steps)
         annealed, burn_in = chosen.exploration_annealed, chosen.burn_in
         penalties.append(Exploration(chosen.exploration, total, chosen.score, annealed, burn_in))

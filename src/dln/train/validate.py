@@ -22,7 +22,7 @@ class Validation:
 
     Attributes:
         network: with the output layer fitted on the dev set, where it is fitted at all.
-        evaluation: its predictions there (those of the fitted layer, so slightly optimistic).
+        evaluation: its predictions there, each by numbers fitted without that example.
         log_likelihood: mean log p(y|x), each example judged by numbers fitted without it, in nats; one that could
             not be scored counts as a guess, −log C. None for free text.
     """
@@ -43,13 +43,13 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
     last = network.layers[-1]
     if not isinstance(last, ChoiceLayer):
         return Validation(network, evaluate(network, dev, metric=metric), None)
-    rows = [LayerInput(x, x) for x in dev.inputs]
-    hidden: list[tuple[str, ...]] = [()] * len(rows)
+    items = [LayerInput(x, x) for x in dev.inputs]
+    hidden: list[tuple[str, ...]] = [()] * len(items)
     if len(network) > 1:
         trace = Sequential(network.layers[:-1]).sample(Key(0).child("validate"), dev.inputs, temperature=0.0)
-        rows = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
-        hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(rows))]
-    masses = last.label_log_masses(last.contexts(rows))
+        items = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
+        hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(items))]
+    masses = last.label_log_masses(last.contexts(items))
     targets = np.array([last.index(target) for target in dev.targets], dtype=np.int64)
     usable = np.isfinite(masses[np.arange(len(targets)), targets])
     calibration = calibrator(
@@ -60,10 +60,14 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
     judged = np.full(len(targets), -np.log(len(last.labels)))
     judged[usable] = calibration.log_prob
     if fitted.answers == "free":
-        texts = [answer.text for answer in fitted.write(fitted.contexts(rows), [0] * len(rows))]
+        texts = [answer.text for answer in fitted.write(fitted.contexts(items), [0] * len(items))]
         predictions = tuple(free_prediction(fitted, [text], (h,)) for text, h in zip(texts, hidden, strict=True))
     else:
-        predictions = tuple(label_prediction(fitted, m[None], (h,)) for m, h in zip(masses, hidden, strict=True))
+        rows = fitted.normalise(masses)
+        rows[usable] = calibration.label_log_probs
+        predictions = tuple(
+            label_prediction(fitted, m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
+        )
     right = graded(metric, network.labels)
     scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
     return Validation(

@@ -77,9 +77,9 @@ class ProbeReport:
         lines: list[str] = []
         if self.target_rung == "accuracy":
             lines.append(
-                "Texts cannot be scored: hidden texts have no posterior weights (they are uniform), and prompts of "
-                "hidden layers cannot be ranked by likelihood. One-layer networks over labels lose nothing by this. "
-                "A server with prompt log-probabilities (vLLM, SGLang, `dln serve`) can do both."
+                "Texts cannot be scored: hidden texts are weighed by the answers that they lead to, and prompts of "
+                "hidden layers cannot be ranked by their likelihood. One-layer networks over labels lose nothing by "
+                "this. A server with prompt log-probabilities (vLLM, SGLang, `dln serve`) can do both."
             )
         if self.rung == "top-k":
             lines.append(
