@@ -64,7 +64,7 @@ test: $(STAMP)  ## lint, types and tests
 	$(PYTEST)
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
-	$(PYTEST) -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .

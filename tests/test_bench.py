@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def test_a_workload_has_every_candidate_input_and_hidden_text(setting, tiny):
 
 
 def test_scoring_reports_what_was_measured(setting, tiny):
-    result = measure_scoring(tiny, setting.workload(), repeat=2)
+    result = measure_scoring(tiny, setting.workload(prompts=2, batch=2, hidden=2), repeat=2)
     machine = result.machine
     assert result.work.needed <= result.evaluated < result.work.asked
     assert 0.95 <= result.planner_efficiency <= 1
@@ -289,28 +290,44 @@ def test_the_performance_page_has_a_place_for_every_table(tmp_path: Path):
     assert page.read_text(encoding="utf-8").count("\nmeasured\n") == 8
 
 
-def test_the_command_measures_prints_and_writes(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.fixture
+def command(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a benchmark by its name; what it has measured and the page that it has written."""
     monkeypatch.delenv("DLN_PAPER_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    places = [f"<!-- measured: cpu {name} -->\n<!-- end of cpu {name} -->" for name in ("step", "scaling")]
-    (tmp_path / "page.md").write_text("\n".join(places), encoding="utf-8")
-    words = ["step", "scaling", "--quick", "--repeat", "1", "--model", "llama-tiny", "--tokenizer", str(tiny_folder)]
-    assert main([*words, "--json", "out.json", "--write", "page.md"]) == 0
-    shown = capsys.readouterr().out
-    assert "whole DLN-2 training step" in shown
-    record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert {result["preset"] for result in record["step"]} == {"paper", "default"}
-    for result in record["step"]:
+
+    def run(name: str) -> tuple[Any, str]:
+        place = f"<!-- measured: cpu {name} -->\n<!-- end of cpu {name} -->"
+        (tmp_path / "page.md").write_text(place, encoding="utf-8")
+        words = [name, "--quick", "--repeat", "1", "--model", "llama-tiny", "--tokenizer", str(tiny_folder)]
+        assert main([*words, "--json", "out.json", "--write", "page.md"]) == 0
+        record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        page = (tmp_path / "page.md").read_text(encoding="utf-8")
+        assert "--write page.md" in page
+        return record[name], page
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_step_prints_and_writes(command, capsys: pytest.CaptureFixture[str]):
+    results, page = command("step")
+    assert "whole DLN-2 training step" in capsys.readouterr().out
+    assert "| paper: engine, in full |" in page
+    assert {result["preset"] for result in results} == {"paper", "default"}
+    for result in results:
         assert math.isclose(result["speed_up"], result["plain"]["seconds"] / result["full"]["seconds"])
         assert result["full"]["hidden_tokens"] == result["saving"]["hidden_tokens"]  # the same draws
         assert all(result[way]["flops"] > 0 for way in ("plain", "full", "saving"))
-    doubled = [p for p in record["scaling"] if p["what"] in "NBK"]
+
+
+def test_the_command_doubles_one_size_at_a_time_prints_and_writes(command, capsys: pytest.CaptureFixture[str]):
+    points, page = command("scaling")
+    assert "layers" in capsys.readouterr().out
+    assert "layers" in page
+    doubled = [p for p in points if p["what"] in "NBK"]
+    assert len(doubled) == 6
     assert all(b["size"] == 2 * a["size"] for a, b in zip(doubled[::2], doubled[1::2], strict=True))
-    page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "| paper: engine, in full |" in page
-    assert "--write page.md" in page
 
 
 def test_a_step_on_a_machine_that_slowed_down_is_compared_at_equal_speed():
@@ -327,7 +344,13 @@ def test_a_mistake_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str
     assert "no such tokenizer" in capsys.readouterr().err
 
 
+def test_a_tiny_model_agrees_with_plain_batches_on_a_real_workload(tiny):
+    workload = one_layer(tiny, choose_subject(6, None), 2, 2, "default")
+    assert np.abs(answers(tiny, workload) - answers(PlainLM(tiny), workload)).max() < 1e-4
+
+
 @pytest.mark.model
+@pytest.mark.slow
 def test_the_embedded_model_agrees_with_plain_batches_on_a_real_workload(smollm2):
     workload = one_layer(smollm2, choose_subject(6, None), 2, 2, "default")
     difference = np.abs(answers(smollm2, workload) - answers(PlainLM(smollm2), workload)).max()

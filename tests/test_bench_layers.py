@@ -94,7 +94,9 @@ def test_examples_without_a_score_are_left_out_of_the_fit_and_judged_as_guesses(
 
 
 def test_the_ensemble_row_answers_with_several_prompts_of_one_training(setup, task):
-    few = Protocol(train_size=40, dev_size=30, test_size=20, options={"steps": 3, "val_every": 1})
+    few = Protocol(
+        train_size=40, dev_size=30, test_size=20, options={"steps": 2, "val_every": 1, "inference": {"num_prompts": 2}}
+    )
     asked = replace(setup, task=few.examples(task, 13), seed=13, options=few.options)
     alone, together = (method_named(name)(asked) for name in ("dln-1", "dln-1-ensemble"))
     assert isinstance(alone.predictor, Sequential)

@@ -65,9 +65,19 @@ def cell(method, seed, correct, task="a", tokens=100):
     )
 
 
-def test_every_method_answers_every_test_example_and_its_cell_says_what_it_cost(fake, task, tmp_path):
-    methods = ["majority", "0-shot", "0-shot-fitted", "icl-5", "icl-5-fitted", "kate-5", "cot", "ape-15", "cot+ape"]
-    methods += ["dln-1", "random-demonstrations", "dln-2-fix", "dln-2"]
+@pytest.mark.parametrize(
+    "others",
+    [
+        (),
+        pytest.param(
+            ("icl-5-fitted", "kate-5", "cot", "ape-15", "cot+ape", "dln-2-fix", "dln-2"),
+            marks=pytest.mark.slow,
+            id="and all others",
+        ),
+    ],
+)
+def test_every_method_answers_every_test_example_and_its_cell_says_what_it_cost(fake, task, tmp_path, others):
+    methods = ["majority", "0-shot", "0-shot-fitted", "icl-5", "dln-1", "random-demonstrations", *others]
     results = {r.method: r for r in bench(fake, task, methods, tmp_path).run(quiet)}
     assert set(results) == set(methods)
     for result in results.values():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from dln import errors
 from dln.errors import DlnError, InputError
@@ -93,6 +94,19 @@ def test_log_softmax_normalises_along_any_axis(row, axis):
 
 def test_logsumexp_of_nothing_is_no_mass():
     assert logsumexp([-math.inf, -math.inf]) == -math.inf
+    assert logsumexp(np.zeros((2, 0))).tolist() == [-math.inf, -math.inf]
+
+
+@given(
+    st.lists(
+        st.one_of(st.floats(-1e3, 1e3), st.sampled_from([-math.inf, math.inf, math.nan, 0.0])), min_size=6, max_size=6
+    ),
+    st.sampled_from([0, 1, -1]),
+)
+def test_logsumexp_is_that_of_scipy(row, axis):
+    values = np.array(row).reshape(2, 3)
+    expected = special.logsumexp(values, axis=axis)
+    assert logsumexp(values, axis=axis) == pytest.approx(expected, rel=1e-14, abs=1e-14, nan_ok=True)
 
 
 @given(rows(), rows())

@@ -217,10 +217,14 @@ def test_a_hub_id_without_network_is_one_clear_error(monkeypatch: pytest.MonkeyP
 
 def test_a_spec_loaded_twice_shares_its_weights(tiny_folder: Path) -> None:
     one = load_lm(f"hf/{tiny_folder}", device="cpu")
-    two = load_lm(f"hf/{tiny_folder}:chat", device="cpu", batch_rows=2)
+    two = load_lm(f"hf/{tiny_folder}:chat", device="cpu", dtype="float32", batch_rows=2)
     assert isinstance(one, TransformersLM)
     assert isinstance(two, TransformersLM)
     assert one.checkpoint is two.checkpoint
+    device = str(one.network.device)
+    usual = load_lm(f"hf/{tiny_folder}")
+    assert isinstance(usual, TransformersLM)
+    assert (usual.checkpoint is one.checkpoint) == (str(usual.network.device) == device), "auto is another name for it"
     assert (one.chat, two.chat) == (False, True)
     assert (one.name, two.name) == (f"hf/{tiny_folder}", f"hf/{tiny_folder}:chat")
     with pytest.raises(InputError, match="batch_tokens"):

@@ -162,7 +162,7 @@ def test_a_greedy_prediction_follows_the_greedy_trace():
         assert 0 < prediction.label_mass < 1
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_marginal_predictions_converge_to_the_exact_ones(depth):
     net = network(depth, 13)
     for x in ("one", "two"):

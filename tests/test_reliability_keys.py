@@ -23,6 +23,7 @@ from fault_server import FaultServer
 from fault_training import agreed, shell, train
 
 CANARY = "sk-canary-7f3/q+Zx=="
+FAULTY = ("wrong key", "500 that repeats our headers", "HTML that repeats our headers", "body drips for ever")
 PLACES = ("environment", "named variable", "configuration", "base URL", "base URL in the environment", "header")
 
 
@@ -98,7 +99,13 @@ def assert_silent(done: Done, log: io.StringIO) -> None:
     assert not lines, lines[:3]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(p, marks=() if p in {"environment", "configuration", "base URL"} else pytest.mark.slow)
+        for p in PLACES
+    ],
+)
 def test_a_key_is_used_and_written_nowhere(cli: Shell, monkeypatch: pytest.MonkeyPatch, log: io.StringIO, place: str):
     with FaultServer(Manners(key=CANARY)) as server:
         url, words = put(place, server.base_url, cli, monkeypatch)
@@ -111,9 +118,14 @@ def test_a_key_is_used_and_written_nowhere(cli: Shell, monkeypatch: pytest.Monke
     assert not files_with_the_key(cli.folder, but=("settings.yaml",))
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
-    "fault", ["wrong key", "500 that repeats our headers", "HTML that repeats our headers", "body drips for ever"]
+    ("place", "fault"),
+    [
+        # every place and every fault once; the other pairs are slow
+        pytest.param(place, fault, marks=() if i % len(FAULTY) == j else pytest.mark.slow)
+        for i, place in enumerate(PLACES)
+        for j, fault in enumerate(FAULTY)
+    ],
 )
 def test_a_key_is_in_no_error_though_the_server_repeats_it(
     cli: Shell, monkeypatch: pytest.MonkeyPatch, log: io.StringIO, place: str, fault: str

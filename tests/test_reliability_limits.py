@@ -48,9 +48,17 @@ def test_a_reply_that_is_delivered_twice_never_answers_another_request(concurren
     assert ids == [TRUTH.count_tokens(f"{'no ' * i}word") for i in range(20)]
 
 
-@pytest.mark.parametrize("name", ["NaN", "+inf", "-inf", "-9999", "null", "positive"])
-@pytest.mark.parametrize("k", [2, 5])
-@pytest.mark.parametrize("manners", [Manners(), Manners(chosen_ids=False)], ids=["chosen ids", "scored texts"])
+@pytest.mark.parametrize(
+    ("name", "k", "manners"),
+    [
+        # every bad value once, in one of the four ways; the others are slow
+        pytest.param(
+            name, k, Manners(chosen_ids=ids), marks=() if i % 4 == way else pytest.mark.slow, id=f"{name}-{way}"
+        )
+        for i, name in enumerate(["NaN", "+inf", "-inf", "-9999", "null", "positive"])
+        for way, (k, ids) in enumerate([(2, True), (5, False), (5, True), (2, False)])
+    ],
+)
 def test_some_bad_values_never_make_a_plausible_wrong_one(name: str, k: int, manners: Manners):
     """A bad value in the middle of a label or text could be added to good ones and look like a log-probability."""
     labels, contexts = [" deep thought of", " deep quick", " yes", " yes no please"], CONTEXTS[:8]

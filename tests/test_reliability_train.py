@@ -82,7 +82,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("fault", ENDS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault in {"401", "500"} else pytest.mark.slow) for fault in ENDS]
+)
 def test_a_run_that_ends_in_an_error_goes_on_to_the_result_of_an_undisturbed_one(cli: Shell, calm: Calm, fault: str):
     run = cli.folder / "runs/cut"
     with FaultServer() as server:
@@ -124,7 +126,13 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(cli: Shell, calm: Calm)
     assert agreed(run) == calm.result
 
 
-@pytest.mark.parametrize("fault", ["log-probs NaN", "log-probs -9999", "log-probs positive", "log-probs +inf"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "log-probs NaN",
+        *(pytest.param(f"log-probs {value}", marks=pytest.mark.slow) for value in ("-9999", "positive", "+inf")),
+    ],
+)
 def test_values_that_are_none_are_left_out_and_counted(cli: Shell, calm: Calm, fault: str):
     with FaultServer() as server:
         third = calm.requests // 3

@@ -24,7 +24,7 @@ from dln.lm.query import Query
 from dln.lm.scoring import answer
 from dln.lm.tokens import Codec, Tokenizer
 
-__all__ = ["Checkpoint", "Source", "load_checkpoint"]
+__all__ = ["Checkpoint", "Source", "load_checkpoint", "resolve_device"]
 
 IDENTITY_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.gguf")
 LOCAL_EXTRA = "pip install 'dln[local]'"
@@ -63,17 +63,13 @@ def load_checkpoint(source: Source) -> Checkpoint:
         InputError: no such folder or file, an unknown device or dtype, or not a causal language model.
         CorruptDataError: the files are there and cannot be read.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ProviderError("models in this process need the extra `local`", got=str(error), fix=LOCAL_EXTRA) from error
+    torch, transformers = _engine()
     device = _device(torch, source.device)
     dtype = _dtype(torch, source.dtype, device)
     folder, options = _resolve(source.location)
     with _quiet():
         try:
-            tokenizer = cast(Any, transformers.AutoTokenizer).from_pretrained(folder, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
                 # Always plain weights: blocks kept packed would be computed by kernels fetched from the network.
                 options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -85,12 +81,34 @@ def load_checkpoint(source: Source) -> Checkpoint:
             raise ProviderError(message, where=source.location, got=_first_line(error), fix=LOCAL_EXTRA) from error
         except Exception as error:  # loaders raise anything; every case becomes one typed error
             raise _load_error(source.location, options, error) from error
-    model = cast(Any, model).to(device).eval()
+    model = model.to(device).eval()
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
         raise _not_causal(source.location, type(model).__name__)
     network = CausalModel(model, source.identity or _identity(source.location, model))
     _check_causal(network, source.location, type(model).__name__)
     return Checkpoint(network, Codec(cast(Tokenizer, tokenizer), _eos_ids(model)))
+
+
+def resolve_device(device: str, dtype: str) -> tuple[str, str]:
+    """The device and dtype that two names mean on this machine: ("auto", "auto") is ("cpu", "float32") without a GPU.
+
+    Raises:
+        ProviderError: extra `local` not installed.
+        InputError: an unknown device or dtype.
+    """
+    torch, _ = _engine()
+    chosen = _device(torch, device)
+    return str(chosen), str(_dtype(torch, dtype, chosen)).removeprefix("torch.")
+
+
+def _engine() -> tuple[Any, Any]:
+    """(torch, transformers)."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ProviderError("models in this process need the extra `local`", got=str(error), fix=LOCAL_EXTRA) from error
+    return torch, transformers
 
 
 def _resolve(location: str) -> tuple[str, dict[str, Any]]:

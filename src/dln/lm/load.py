@@ -99,7 +99,7 @@ def _in_process(
 
 
 def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> LanguageModel:
-    from dln.lm.checkpoint import Source, load_checkpoint
+    from dln.lm.checkpoint import Source, load_checkpoint, resolve_device
     from dln.lm.embedded_copy import load_embedded
     from dln.lm.transformers import TransformersLM
 
@@ -108,7 +108,7 @@ def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> Langu
     chat = spec.endswith(":chat") if chat is None else bool(chat)
     device, dtype = str(options.pop("device", "auto")), str(options.pop("dtype", "auto"))
     location = location.removesuffix(":chat")
-    key = (location, device, dtype)
+    key = (location, *resolve_device(device, dtype))
     checkpoint = _loaded.get(key)
     if checkpoint is None:
         checkpoint = load_checkpoint(Source(location, device, dtype)) if location else load_embedded(device, dtype)

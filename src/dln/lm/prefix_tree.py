@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 __all__ = ["END", "TERMINATOR_ID", "PrefixTree", "id_of", "split_tokens"]
 
@@ -23,11 +24,13 @@ TERMINATOR_ID = 0
 _WORD = re.compile(r"\s*\S+|\s+")
 
 
+@lru_cache(maxsize=4096)  # a table asks for the words of the same few texts in every context
 def split_tokens(text: str) -> tuple[str, ...]:
     """Words with the white space before them; `"".join(split_tokens(text)) == text`."""
     return tuple(_WORD.findall(text))
 
 
+@lru_cache(maxsize=4096)
 def id_of(token: str) -> int:
     """A stable 48-bit id, 0 for the terminator alone.
 
