@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from dln.errors import ProviderError
 
-__all__ = ["Call", "MalformedReply", "Sender"]
+__all__ = ["Call", "MalformedReply", "Reply", "Sender", "Silence"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,24 @@ class Call:
     route: str = ""
     weight: int = 0
     draws: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete reply; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)  # may quote a key
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Why no complete reply came: kind is "connect", "no trust" (TLS), "read time-out" or "broken off"."""
+
+    kind: str
+    reason: str
+    timed_out: bool = False
 
 
 class Sender(Protocol):

@@ -11,10 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from dln.lm.remote.call import Call, MalformedReply
-from dln.lm.remote.connection import Connection, Reply
+from dln.lm.remote.call import Call, MalformedReply, Reply
 from dln.lm.remote.counters import Counters
 from dln.lm.remote.endpoint import Endpoint
 from dln.lm.remote.faults import (
@@ -30,6 +29,9 @@ from dln.lm.remote.limiter import Gate, Window
 from dln.lm.remote.merging import Merger
 from dln.lm.remote.replicas import Health, assign, rendezvous
 from dln.lm.remote.retry import back_off, wait_asked
+
+if TYPE_CHECKING:
+    from dln.lm.remote.transport import Connection
 
 __all__ = ["Exchange", "encoded"]
 
@@ -209,6 +211,8 @@ class Exchange:
             return fault_of_reading(error, where, secrets=self._secrets)
 
     def _connection(self, chosen: int) -> Connection:
+        from dln.lm.remote.transport import Connection
+
         if chosen not in self._connections:
             self._connections[chosen] = Connection(self.endpoint, self.endpoint.base_urls[chosen])
         return self._connections[chosen]

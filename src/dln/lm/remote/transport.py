@@ -1,0 +1,307 @@
+"""Requests to one base URL: the `openai` SDK builds them, `aiohttp` sends them, and no reply is taken for another.
+
+The SDK is never given the key. The transport below it adds the key to each request at the last moment, so that no
+option, header table, exception or log line of the SDK can hold it.
+
+**Replies delivered twice.** HTTP/1.1 has no numbers by which a reply finds its request. A server or proxy that
+delivers a reply twice would shift every later answer on that connection by one. Three rules prevent this:
+
+- A kept connection on which bytes arrived between two requests is closed, not used.
+- A copy that arrives after the next request was sent is known by its bytes: a reply that this connection has brought
+  before, to another request or with an id, is not believed. The request is sent again over a new connection. A server
+  whose new connection says the very same a few times gives equal replies to different requests; then bytes tell
+  nothing, and it is believed from there on.
+- After a refusal (status 300 and above) the connection is closed: refusals are alike, so a copy could not be told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import select
+from collections import OrderedDict
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import httpx2
+import yarl
+
+from dln.lm.remote.call import Reply, Silence
+from dln.lm.remote.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    import ssl
+
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.client_reqrep import ClientRequest
+    from aiohttp.connector import Connection as PooledConnection
+    from aiohttp.tracing import Trace
+    from openai import AsyncOpenAI
+
+__all__ = ["Connection"]
+
+_IDLE_SECONDS = 4.0  # many servers close idle connections after 5: do not race them
+_REMEMBERED = 32  # replies per connection: copies come soon
+_ALIKE = 3  # confirmations that a server gives equal replies to different requests
+_GIVEN_LATER = "given-when-sent"
+_IN_USE = -1
+
+
+class Connection:
+    """Sends calls to one base URL over pooled connections; made and used on the background loop."""
+
+    def __init__(self, endpoint: Endpoint, base_url: str) -> None:
+        self.base_url = base_url
+        self._root = base_url.removesuffix("/v1")
+        self._transport = _Transport(endpoint, base_url)
+        self._client = _sdk(endpoint, base_url, self._transport)
+
+    async def send(self, path: str, payload: bytes | None) -> Reply | Silence:
+        """Make one attempt; never raises for what the network or the server does.
+
+        Args:
+            path: as a `Call` has it.
+            payload: JSON to post; None to get.
+        """
+        from openai import APIConnectionError, APIStatusError
+
+        url = self._root + path[1:] if path.startswith("//") else path
+        try:
+            if payload is None:
+                response = await self._client.get(url, cast_to=httpx2.Response)
+            else:
+                response = await self._client.post(url, cast_to=httpx2.Response, content=payload)
+        except APIStatusError as error:
+            response = error.response
+        except APIConnectionError as error:
+            return _silence(error.__cause__ or error, self._transport.read_seconds)
+        except (aiohttp.ClientError, httpx2.HTTPError, TimeoutError, OSError, ValueError) as error:
+            return _silence(error, self._transport.read_seconds)
+        return Reply(response.status_code, response.headers, response.content)
+
+    def begin_anew(self) -> None:
+        """Close the connections that are idle now: what came over one of them was no answer."""
+        self._transport.leave_idle()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+
+def _sdk(endpoint: Endpoint, base_url: str, transport: httpx2.AsyncBaseTransport) -> AsyncOpenAI:
+    from openai import AsyncAzureOpenAI, AsyncOpenAI
+
+    http = httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False, trust_env=False)
+    if endpoint.azure is not None:
+        return AsyncAzureOpenAI(
+            azure_endpoint=base_url,
+            azure_deployment=endpoint.azure.deployment,
+            api_version=endpoint.azure.api_version,
+            api_key=_GIVEN_LATER,
+            max_retries=0,
+            http_client=http,
+        )
+    return AsyncOpenAI(base_url=base_url, api_key=_GIVEN_LATER, max_retries=0, http_client=http)
+
+
+def _silence(error: BaseException, read_seconds: float) -> Silence:
+    reason = str(error) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error")).lower()
+    if isinstance(error, aiohttp.ClientSSLError):
+        return Silence("no trust", reason)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Silence("connect", "no connection in time", True)
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+        return Silence("connect", reason)
+    if isinstance(error, TimeoutError):
+        return Silence("read time-out", f"nothing came for {read_seconds:g} s", True)
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return Silence("broken off", "the server broke off before it answered")
+    return Silence("broken off", reason)
+
+
+@dataclass(slots=True, weakref_slot=True)
+class _Past:
+    """What one connection has brought.
+
+    Attributes:
+        ready: the pool's epoch in which the connection was last found in order; `_IN_USE` until its reply was judged.
+        brought: reply → request, as digests.
+    """
+
+    ready: int = _IN_USE
+    brought: OrderedDict[bytes, bytes] = field(default_factory=OrderedDict[bytes, bytes])
+
+    def again(self, request: bytes, reply: httpx2.Response) -> bool | None:
+        """Remember this reply; whether it is an earlier one, delivered again, or None where that cannot be told.
+
+        Equal requests may have equal replies where the server gives them no id. Such a reply answers this request
+        in any case, but a second copy may follow it.
+        """
+        asked, came = _digest(request), _digest(repr(reply.headers.raw).encode() + reply.content)
+        earlier = self.brought.get(came)
+        if earlier == asked and b'"id"' not in reply.content:
+            return None
+        self.brought[came] = asked
+        if len(self.brought) > _REMEMBERED:
+            self.brought.popitem(last=False)
+        return earlier is not None
+
+
+_used: ContextVar[_Past] = ContextVar("used")
+"""The connection that the request of this task was sent over."""
+
+
+class _Pool(aiohttp.TCPConnector):
+    """Gives out new connections, and kept ones that are in order and silent."""
+
+    def __init__(self, tls: ssl.SSLContext | bool, *, keep: bool) -> None:
+        if keep:
+            super().__init__(limit=0, ssl=tls, keepalive_timeout=_IDLE_SECONDS)
+        else:
+            super().__init__(limit=0, ssl=tls, force_close=True)
+        self.epoch = 0
+        self._pasts: WeakKeyDictionary[ResponseHandler, _Past] = WeakKeyDictionary()
+
+    async def connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> PooledConnection:
+        """Called by the session."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            handler = connection.protocol
+            assert handler is not None  # noqa: S101 — of a connection that is open
+            past = self._pasts.get(handler)
+            if past is None:
+                past = self._pasts[handler] = _Past()
+            elif past.ready != self.epoch or not _silent(handler):
+                connection.close()
+                continue
+            past.ready = _IN_USE
+            _used.set(past)
+            return connection
+
+
+class _Transport(httpx2.AsyncBaseTransport):
+    """Adds the key, sends over aiohttp, and doubts replies that came before."""
+
+    def __init__(self, endpoint: Endpoint, base_url: str) -> None:
+        patience = endpoint.patience
+        self.read_seconds = patience.read_seconds
+        self._endpoint = endpoint
+        self._secure = base_url.lower().startswith("https:")
+        self._proxy, self._proxy_auth = _proxy(base_url)
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=patience.connect_seconds, sock_read=patience.read_seconds
+        )
+        self._open: tuple[aiohttp.ClientSession, _Pool] | None = None
+        self._alike = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """The complete reply.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError, OSError: no connection, no complete reply in time, or no HTTP.
+        """
+        session, pool = self._open or self._begin()
+        headers = self._headers(request)
+        body = request.content
+        digested = request.method.encode() + request.url.raw_path + body
+        reply, past = await self._exchange(session, request, headers, body)
+        if reply.status_code >= 300:
+            return reply
+        again = past.again(digested, reply) if self._alike < _ALIKE else False
+        if again:
+            pool.epoch += 1
+            doubted = reply.content
+            reply, past = await self._exchange(session, request, headers, body)
+            if reply.status_code >= 300:
+                return reply
+            self._alike += reply.content == doubted
+            again = past.again(digested, reply)
+        if again is not None:
+            past.ready = pool.epoch
+        return reply
+
+    def leave_idle(self) -> None:
+        """Use no connection again that is idle now."""
+        if self._open is not None:
+            self._open[1].epoch += 1
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._open is not None:
+            session, self._open = self._open[0], None
+            await session.close()
+
+    def _begin(self) -> tuple[aiohttp.ClientSession, _Pool]:
+        tls = httpx2.create_ssl_context() if self._secure else True
+        # a proxy may mix up replies of several servers: no connection through one is used twice
+        pool = _Pool(tls, keep=self._proxy is None)
+        session = aiohttp.ClientSession(
+            connector=pool, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=self._timeout
+        )
+        self._open = session, pool
+        return self._open
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, request: httpx2.Request, headers: list[tuple[str, str]], body: bytes
+    ) -> tuple[httpx2.Response, _Past]:
+        async with session.request(
+            request.method,
+            yarl.URL(str(request.url), encoded=True),
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
+            proxy=self._proxy,
+            proxy_auth=self._proxy_auth,
+        ) as response:
+            content = await response.read()
+        return httpx2.Response(response.status, headers=response.raw_headers, content=content), _used.get()
+
+    def _headers(self, request: httpx2.Request) -> list[tuple[str, str]]:
+        """The request's own, with the key and the extra ones in place of its placeholder."""
+        endpoint = self._endpoint
+        secret: dict[str, str] = {}
+        if endpoint.key is not None:
+            key = endpoint.key.get_secret_value()
+            secret = {"api-key": key} if endpoint.azure is not None else {"authorization": f"Bearer {key}"}
+        secret |= {name.lower(): value.get_secret_value() for name, value in endpoint.headers.items()}
+        own = [
+            (name, value)
+            for name, value in request.headers.multi_items()
+            if name not in secret and name not in ("authorization", "api-key")
+        ]
+        return [*own, *secret.items()]
+
+
+def _proxy(base_url: str) -> tuple[str | None, aiohttp.BasicAuth | None]:
+    """The proxy that the environment names for this address."""
+    parts = urlsplit(base_url)
+    named = getproxies()
+    found = named.get(parts.scheme) or named.get("all")
+    if not found or proxy_bypass(parts.hostname or ""):
+        return None, None
+    url = yarl.URL(found if "://" in found else f"http://{found}")
+    auth = None if url.user is None else aiohttp.BasicAuth(url.user, url.password or "")
+    return str(url.with_user(None)), auth
+
+
+def _silent(handler: ResponseHandler) -> bool:
+    """Whether nothing has come since the last reply: nothing parsed, nothing waiting, the end included."""
+    socket = None if handler.transport is None else handler.transport.get_extra_info("socket")
+    if socket is None or socket.fileno() < 0 or handler.should_close:
+        return False
+    if not hasattr(select, "poll"):
+        return not select.select([socket.fileno()], [], [], 0)[0]
+    waiting = select.poll()
+    waiting.register(socket.fileno(), select.POLLIN)
+    return not waiting.poll(0)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
