@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dln.errors import InputError
 from dln.lm.load import ENGINES
-from dln.lm.prices import FREE, HOSTED, Price, PriceTable, Quote, builtin_prices, load_prices, parse_price
+from dln.lm.prices import FREE, HOSTED, Price, PriceTable, Quote, list_price, load_prices, parse_price
 
 amounts = st.floats(0, 1e4, allow_nan=False)
 tokens = st.integers(0, 10**7)
@@ -42,31 +42,68 @@ def test_a_price_is_a_number(value: float):
         Price(1.0, value)
 
 
-def test_the_built_in_table_is_dated_and_knows_hosted_models_only():
-    (quotes,) = builtin_prices().lists
-    assert all(name.partition("/")[0] in HOSTED for name in quotes)
-    assert all(isinstance(quote.date, datetime.date) for quote in quotes.values())
-    assert all(quote.price.output > 0 for quote in quotes.values())
-    snapshot = builtin_prices().find("openai/gpt-4o-mini-2024-07-18")
-    assert snapshot == builtin_prices().find("openai/gpt-4o-mini")
+KNOWN = {
+    "openai/gpt-5": Price(1.25, 10.0, 0.125),
+    "openai/gpt-4.1-nano": Price(0.10, 0.40, 0.025),
+    "openai/gpt-4o-mini": Price(0.15, 0.60, 0.075),
+    "openai/gpt-3.5-turbo-instruct": Price(1.50, 2.00),
+    "openai/davinci-002": Price(2.00, 2.00),
+    "openai/o4-mini": Price(1.10, 4.40, 0.275),
+    "azure/gpt-4o": Price(2.50, 10.00, 1.25),
+    "together/meta-llama/Llama-3.3-70B-Instruct-Turbo": Price(0.88, 0.88),
+    "fireworks/accounts/fireworks/models/llama-v3p1-8b-instruct": Price(0.20, 0.20),
+}
+
+
+@pytest.mark.parametrize("spec", KNOWN)
+def test_list_prices_name_their_package_and_version(spec: str):
+    quote = PriceTable().needed(spec)
+    assert quote.price == KNOWN[spec]
+    assert re.fullmatch(r"genai-prices \d+\.\d+.*", quote.source)
+    assert PriceTable().find(f"{spec}:chat") == PriceTable().find(f"{spec}:completion") == quote
+
+
+def test_a_dated_snapshot_costs_what_its_family_costs():
+    assert PriceTable().find("openai/gpt-4o-mini-2024-07-18") == PriceTable().find("openai/gpt-4o-mini")
+    own = PriceTable(({"openai/gpt-4o-mini": Quote(Price(9, 9), "test")},))
+    assert own.needed("openai/gpt-4o-mini-2024-07-18").price == Price(9, 9)
+
+
+def test_of_prices_that_depend_on_length_the_highest_counts():
+    from genai_prices.data_snapshot import get_snapshot
+    from genai_prices.types import ModelPrice, TieredPrices
+
+    seen = 0
+    for provider in get_snapshot().providers:
+        if provider.id not in ("openai", "azure", "together", "fireworks"):
+            continue
+        for model in provider.models:
+            prices = model.get_prices(datetime.datetime.now(datetime.UTC))
+            assert isinstance(prices, ModelPrice)
+            tiers = prices.input_mtok
+            quote = list_price(f"{provider.id}/{model.id}")
+            if isinstance(tiers, TieredPrices) and quote is not None and model.match.is_match(model.id):
+                assert quote.price.input == float(max(tier.price for tier in tiers.tiers)) > float(tiers.base)
+                seen += 1
+    assert seen
 
 
 @pytest.mark.parametrize("spec", ["smollm2", "smollm2:chat", "hf/org/name", "vllm/x", "sglang/x", "ollama/x", "fake/1"])
 def test_models_on_ones_own_machines_are_free(spec: str):
-    assert builtin_prices().needed(spec).price == FREE
+    assert PriceTable().needed(spec).price == FREE
 
 
 @pytest.mark.parametrize("prefix", HOSTED)
 def test_an_unknown_hosted_model_has_no_price(prefix: str):
     spec = f"{prefix}/never-heard-of"
-    assert builtin_prices().find(spec) is None
+    assert PriceTable().find(spec) is None
     with pytest.raises(InputError, match=rf"{spec}(.|\n)*--price {spec}=INPUT/OUTPUT"):
-        builtin_prices().needed(spec)
+        PriceTable().needed(spec)
 
 
 def test_every_engine_is_either_hosted_or_free():
     for prefix in ENGINES:
-        assert (builtin_prices().find(f"{prefix}/zzz") is None) == (prefix in HOSTED)
+        assert (PriceTable().find(f"{prefix}/zzz") is None) == (prefix in HOSTED)
 
 
 def test_exact_names_beat_patterns_and_later_lists_beat_earlier_ones(tmp_path: Path):

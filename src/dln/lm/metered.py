@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from dln.arguments import checked
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.budget import Budget, Meter, Usage
-from dln.lm.prices import FREE, Price, builtin_prices
+from dln.lm.prices import FREE, Price, PriceTable
 from dln.lm.wrapper import Wrapper
 from dln.numerics import Floats
 
@@ -51,7 +51,7 @@ class Metered(Wrapper):
         budget: what may be used, counted from the meter's zero.
         meter: a meter to share; otherwise a new one.
         purpose: the name under which this wrapper's use is listed.
-        price: of `inner`'s tokens; None looks it up in the built-in table. If it stands nowhere, and no limit
+        price: of `inner`'s tokens; None looks up the list price. If there is none, and no limit
             in money is set, no money is counted.
 
     Raises:
@@ -73,7 +73,7 @@ class Metered(Wrapper):
         self.meter = meter or Meter()
         self.purpose = purpose
         if price is None:
-            table = builtin_prices()
+            table = PriceTable()
             quote = table.find(inner.name) if self.budget.max_usd is None else table.needed(inner.name)
             price = FREE if quote is None else quote.price
         self.price = price

@@ -1,4 +1,4 @@
-"""What tokens cost: a dated table of list prices, the user's own files over it, and prices given for one run.
+"""Token prices: list prices from `genai-prices`, the user's own files over them, and prices given for one run.
 
 A price file is YAML:
 
@@ -8,7 +8,8 @@ A price file is YAML:
       azure/*: {input: 0.20, output: 0.80}
 
 A name is a model's spec; `*` stands for any text. An exact name wins over a pattern, a longer pattern over a
-shorter one, and a later file over an earlier one.
+shorter one, and a later file over an earlier one. The list prices come inside the package `genai-prices`: nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib import resources
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -29,10 +30,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dln.arguments import NonNegative, checked
 from dln.errors import InputError
 
-__all__ = ["FREE", "HOSTED", "Price", "PriceTable", "Quote", "builtin_prices", "load_prices", "parse_price"]
+__all__ = ["FREE", "HOSTED", "Price", "PriceTable", "Quote", "list_price", "load_prices", "parse_price"]
 
 HOSTED = ("openai", "azure", "together", "fireworks", "openai-compatible")
-"""Prefixes of models that somebody may send a bill for; all others run on machines of one's own."""
+"""Prefixes of models that somebody may send a bill for; all others run on the user's own machines."""
 
 MILLION = 1_000_000
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
@@ -46,7 +47,7 @@ class Price:
     Args:
         input: tokens read.
         output: tokens drawn.
-        cached_input: tokens read that the server had in its prompt cache; None is the price of `input`.
+        cached_input: tokens read that the server had in its prompt cache; None means the price of `input`.
     """
 
     input: NonNegative = 0.0
@@ -61,22 +62,22 @@ class Price:
 
     @property
     def dearest_input(self) -> float:
-        """The most that a token read can cost, whatever the server's prompt cache holds."""
+        """Upper bound on the price of a token read, whatever the server's prompt cache holds."""
         return max(self.input, self.cached_input or 0.0)
 
 
 FREE = Price()
-"""Of models on machines of one's own."""
+"""The price of models on the user's own machines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A price and where it is from.
+    """A price and its source.
 
     Attributes:
         price: the price.
-        source: a file, "built-in table", or what else it is from.
-        date: when it was looked up; None where nobody said.
+        source: a file, the package with its version, or a description.
+        date: when it was looked up; None if unknown.
     """
 
     price: Price
@@ -86,7 +87,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Names and patterns with their prices; later lists win over earlier ones.
+    """Prices by name or pattern, over the list prices.
 
     Args:
         lists: {name or pattern: quote}, least important first.
@@ -95,12 +96,12 @@ class PriceTable:
     lists: tuple[Mapping[str, Quote], ...] = ()
 
     def find(self, spec: str) -> Quote | None:
-        """The price of a model, None if nobody knows it.
+        """Price of a model, None if unknown.
 
-        Models on machines of one's own are free unless a list says otherwise. A dated snapshot
+        Models on the user's own machines are free unless a list says otherwise. A dated snapshot
         (`…-2024-07-18`) costs what its family costs unless it is listed itself.
         """
-        wanted = spec.strip().removesuffix(":chat")
+        wanted = spec.strip().removesuffix(":chat").removesuffix(":completion")
         names = (wanted, _SNAPSHOT.sub("", wanted))
         for quotes in reversed(self.lists):
             for name in names:
@@ -110,22 +111,22 @@ class PriceTable:
             fitting = [pattern for pattern in quotes if "*" in pattern and fnmatchcase(wanted, _literal(pattern))]
             if fitting:
                 return quotes[max(fitting, key=len)]
-        return None if wanted.partition("/")[0] in HOSTED else Quote(FREE, "a machine of one's own")
+        return list_price(wanted) if wanted.partition("/")[0] in HOSTED else Quote(FREE, "the user's own machine")
 
     def over(self, quotes: Mapping[str, Quote]) -> PriceTable:
         """This table with more important prices."""
         return PriceTable((*self.lists, quotes)) if quotes else self
 
     def needed(self, spec: str) -> Quote:
-        """The price of a model that must have one.
+        """Price of a model that must have one.
 
         Raises:
-            InputError: nobody knows it; says how to give it.
+            InputError: it is unknown; says how to give it.
         """
         quote = self.find(spec)
         if quote is None:
             raise InputError(
-                "the price of this model is not known, so no limit in money can be kept",
+                "the price of this model is unknown, so a limit in money cannot be kept",
                 where=spec,
                 fix=f"--price {spec}=INPUT/OUTPUT in US dollars per million tokens (0/0 if it is free), "
                 "--prices FILE, or --max-tokens instead of --max-usd",
@@ -160,12 +161,12 @@ class _File(BaseModel):
 
 @checked
 def load_prices(files: Sequence[Path] = (), given: Mapping[str, Price] | None = None) -> PriceTable:
-    """The built-in table, `files` over it, and the prices `given` for this run over all.
+    """The list prices, `files` over them, and the prices `given` for this run over all.
 
     Raises:
         InputError: a file cannot be read or has something that is no price; it names file and field.
     """
-    table = builtin_prices()
+    table = PriceTable()
     for file in files:
         try:
             text = file.read_text(encoding="utf-8")
@@ -175,11 +176,35 @@ def load_prices(files: Sequence[Path] = (), given: Mapping[str, Price] | None = 
     return table.over({name: Quote(price, "given for this run") for name, price in (given or {}).items()})
 
 
-@cache
-def builtin_prices() -> PriceTable:
-    """List prices of well-known hosted models, as of the date in the table."""
-    text = resources.files("dln.lm").joinpath("prices.yaml").read_text(encoding="utf-8")
-    return PriceTable((_parse(text, "built-in table"),))
+@lru_cache(maxsize=256)
+def list_price(spec: str) -> Quote | None:
+    """List price of a hosted model such as `openai/gpt-4o-mini`, None if `genai-prices` does not have it.
+
+    Where the price depends on the length of the request, the highest is taken, so that a budget is never exceeded.
+    """
+    from genai_prices.data_snapshot import get_snapshot
+
+    provider, _, model = spec.partition("/")
+    if provider == "openai-compatible":
+        return None  # served by anybody, at any price
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, provider, None)
+    except LookupError:
+        return None
+    prices = found.get_prices(datetime.datetime.now(datetime.UTC))
+    read, drawn = _highest(prices.input_mtok), _highest(prices.output_mtok)
+    if read is None or drawn is None:
+        return None
+    return Quote(Price(read, drawn, _highest(prices.cache_read_mtok)), f"genai-prices {version('genai-prices')}")
+
+
+def _highest(price: object) -> float | None:
+    """A plain price, or the highest of its tiers."""
+    from genai_prices.types import TieredPrices
+
+    if isinstance(price, TieredPrices):
+        return float(max(price.base, *(tier.price for tier in price.tiers)))
+    return None if price is None else float(cast("float", price))
 
 
 @checked
@@ -234,5 +259,5 @@ def _parse(text: str, where: str) -> dict[str, Quote]:
 
 
 def _literal(pattern: str) -> str:
-    """Only `*` is special: brackets and question marks occur in no pattern of ours."""
+    """Make only `*` special."""
     return pattern.replace("[", "[[]").replace("?", "[?]")

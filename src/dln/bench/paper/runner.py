@@ -44,7 +44,7 @@ class Bench:
         protocol: what all cells share.
         cells: where they are kept.
         jobs: (task, seed) pairs side by side: 1 for a model in this process, more for one behind a server.
-        price: of the model's tokens; None looks it up in the built-in table.
+        price: of the model's tokens; None looks up the list price.
     """
 
     lm: LanguageModel
