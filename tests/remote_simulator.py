@@ -18,8 +18,7 @@ import numpy as np
 from dln.lm.base import Sampling
 from dln.lm.nucleus import drawing_probabilities
 from dln.lm.prefix_tree import END, PrefixTree, id_of, split_tokens
-from dln.lm.remote.call import Call, MalformedReply
-from dln.lm.remote.faults import BadRequest, ModelNotFound
+from dln.lm.remote.call import BadRequest, Call, MalformedReply, ModelNotFound
 from dln.lm.table import TableLM
 
 T = TypeVar("T")

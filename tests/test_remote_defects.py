@@ -10,9 +10,8 @@ import pytest
 from dln.errors import DlnError
 from dln.lm.base import Sampling
 from dln.lm.load import load_lm
-from dln.lm.remote.call import MalformedReply
+from dln.lm.remote.call import MalformedReply, ServerFailed, passing, plain
 from dln.lm.remote.endpoint import endpoint_of
-from dln.lm.remote.faults import ServerFailed, passing, plain
 from fault_scripts import after, every, first
 from fault_server import FaultServer
 

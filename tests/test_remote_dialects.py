@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from dln.lm.base import Sampling
 from dln.lm.remote.call import Call, MalformedReply
-from dln.lm.remote.dialect import Dialect
-from dln.lm.remote.dialect_values import Drawn, Prompt
-from dln.lm.remote.dialects import DIALECTS
-from dln.lm.remote.dialects.fireworks import Fireworks
-from dln.lm.remote.dialects.openai import OpenAI
-from dln.lm.remote.dialects.sglang import SGLang
-from dln.lm.remote.dialects.together import Together
-from dln.lm.remote.dialects.vllm import VLLM
-from dln.lm.remote.read import Token, TokenRow, choices_of, number, token_row
-from dln.lm.remote.read_echo import lay_along
+from dln.lm.remote.dialect import Dialect, Drawn, Prompt
+from dln.lm.remote.dialects import DIALECTS, VLLM, Fireworks, OpenAI, SGLang, Together
+from dln.lm.remote.read import Token, TokenRow, choices_of, lay_along, number, token_row
 
 IDS = (1, 15043, 29901, 4874)
 PROMPT = Prompt("Hello: yes", IDS)

@@ -12,9 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from dln.errors import DlnError, InputError
-from dln.lm.remote.call import Call, MalformedReply
+from dln.lm.remote.call import Call, MalformedReply, plain
 from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
-from dln.lm.remote.faults import plain
 from dln.lm.remote.sender import HttpSender
 from remote_scripted_server import Asked, ScriptedServer, http, ok
 

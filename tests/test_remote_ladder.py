@@ -15,14 +15,12 @@ from dln.lm.base import Sampling
 from dln.lm.nucleus import drawing_probabilities
 from dln.lm.remote.call import Call
 from dln.lm.remote.dialect import Dialect
-from dln.lm.remote.dialects.openai import OpenAI
-from dln.lm.remote.dialects.vllm import VLLM
-from dln.lm.remote.engine_density import TOLERANCE, draw_log_probs, token_log_prob
-from dln.lm.remote.engine_session import Session
-from dln.lm.remote.ladder_frequency import AnsweredLabels, labels_in
-from dln.lm.remote.ladder_labels import PickedLabels, log_rest
-from dln.lm.remote.ladder_top import TopLabels, spread
+from dln.lm.remote.dialects import VLLM, OpenAI
+from dln.lm.remote.draws import TOLERANCE, draw_log_probs, token_log_prob
 from dln.lm.remote.read import Token
+from dln.lm.remote.scoring import AnsweredLabels, PickedLabels, labels_in, log_rest
+from dln.lm.remote.session import Session
+from dln.lm.remote.top_labels import TopLabels, spread
 from dln.lm.table import TableLM
 from dln.numerics import logsumexp
 from remote_simulator import TEXTS, Simulator, chat_text
@@ -312,7 +310,7 @@ def test_a_draw_has_a_density_while_its_errors_are_small_together(count: int, ma
 
 
 def test_a_session_forgets_the_oldest_ids(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dln.lm.remote.engine_session.REMEMBERED_TOKENS", 20)
+    monkeypatch.setattr("dln.lm.remote.session.REMEMBERED_TOKENS", 20)
     session = Session(VLLM("table"), Simulator(table(1)), chat=False)
     texts = [f"{i} a b c:" for i in range(10)]
     first = session.encode(texts, alone=False)

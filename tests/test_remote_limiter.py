@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dln.lm.remote.limiter import Gate, Window
-from dln.lm.remote.retry import back_off, wait_asked
+from dln.lm.remote.flow import Gate, Window, back_off, wait_asked
 
 events = st.lists(st.sampled_from(["success", "crowded", "stale"]), max_size=300)
 

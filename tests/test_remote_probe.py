@@ -12,16 +12,12 @@ import pytest
 from dln.errors import DlnError, InputError, ProviderError
 from dln.lm.base import Rung, Sampling
 from dln.lm.load import load_lm
-from dln.lm.remote.call import Call
+from dln.lm.remote.call import AuthenticationFailed, Call, RateLimited, ServerUnreachable
 from dln.lm.remote.dialect import Dialect
-from dln.lm.remote.dialects import DIALECTS
-from dln.lm.remote.dialects.sglang import SGLang
-from dln.lm.remote.dialects.vllm import VLLM
-from dln.lm.remote.engine import RemoteLM
-from dln.lm.remote.engine_load import OPTIONS, open_remote
-from dln.lm.remote.engine_session import Session
-from dln.lm.remote.faults import AuthenticationFailed, RateLimited, ServerUnreachable
+from dln.lm.remote.dialects import DIALECTS, VLLM, SGLang
+from dln.lm.remote.engine import OPTIONS, RemoteLM, open_remote
 from dln.lm.remote.probe import LADDER, Probed, probe
+from dln.lm.remote.session import Session
 from dln.lm.table import TableLM
 from remote_forms import FORMS, NO_IDS, Form, SGLangServer
 from remote_simulator import TEXTS, Simulator

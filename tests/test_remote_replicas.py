@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dln.lm.remote.call import Call
+from dln.lm.remote.call import Call, ServerUnreachable
 from dln.lm.remote.endpoint import Patience, endpoint_of
-from dln.lm.remote.faults import ServerUnreachable
-from dln.lm.remote.replicas import Health, assign, rendezvous
+from dln.lm.remote.flow import Health, assign, rendezvous
 from dln.lm.remote.sender import HttpSender
 from remote_scripted_server import Asked, ScriptedServer, http, ok
 

@@ -16,10 +16,9 @@ from dln.lm.base import LanguageModel, Sampling
 from dln.lm.cached import Cached
 from dln.lm.load import load_lm
 from dln.lm.metered import Metered
-from dln.lm.remote.call import Call
+from dln.lm.remote.call import Call, ServerUnreachable
 from dln.lm.remote.engine import RemoteLM
-from dln.lm.remote.faults import ServerUnreachable
-from dln.lm.remote.recording import NotRecorded, Recording
+from dln.lm.remote.session import NotRecorded, Recording
 from dln.lm.salvage import keeper_of, salvaging
 from dln.lm.store import Store
 from dln.lm.table import TableLM

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from dln.lm.remote.call import Call
+from dln.lm.remote.call import Call, ServerUnreachable
 from dln.lm.remote.endpoint import endpoint_of
-from dln.lm.remote.faults import ServerUnreachable
 from dln.lm.remote.sender import HttpSender
 from remote_scripted_server import ScriptedServer, ok
 

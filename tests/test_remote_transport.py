@@ -20,18 +20,19 @@ from typing import Any
 import pytest
 
 from dln.errors import ContextLengthError, DlnError, ProviderError
-from dln.lm.remote.call import Call, MalformedReply
-from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
-from dln.lm.remote.faults import (
+from dln.lm.remote.call import (
     AuthenticationFailed,
     BadRequest,
+    Call,
     DeadlinePassed,
+    MalformedReply,
     ModelNotFound,
     QuotaExhausted,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
 )
+from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
 from dln.lm.remote.sender import HttpSender
 from remote_scripted_server import Asked, ScriptedServer, http, ok
 

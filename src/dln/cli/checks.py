@@ -22,9 +22,9 @@ from dln.lm.digests import cache_directory
 from dln.lm.embedded import SMOLLM2
 from dln.lm.load import load_lm
 from dln.lm.prices import PriceTable
+from dln.lm.remote.call import AuthenticationFailed, ModelNotFound, QuotaExhausted
 from dln.lm.remote.engine import RemoteLM
-from dln.lm.remote.faults import AuthenticationFailed, ModelNotFound, QuotaExhausted
-from dln.lm.remote.probe_report import ProbeReport
+from dln.lm.remote.report import ProbeReport
 
 __all__ = ["Check", "environment_checks", "model_checks"]
 

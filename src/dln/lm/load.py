@@ -58,7 +58,7 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
         spec: see the module's table.
         options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`. On a server:
             `base_url` (one address, or several replicas), `api_key`, `chat`, `timeout`, `max_concurrency` and the
-            rest of `dln.lm.remote.engine_load.OPTIONS`; nothing is sent before the first use.
+            rest of `dln.lm.remote.engine.OPTIONS`; nothing is sent before the first use.
 
     Raises:
         InputError: an unknown spec or option.
@@ -126,7 +126,7 @@ def _load_smollm2(rest: str, spec: str, options: dict[str, Any]) -> LanguageMode
 
 def _load_remote(kind: str) -> Engine:
     def load(rest: str, spec: str, options: dict[str, Any]) -> LanguageModel:
-        from dln.lm.remote.engine_load import open_remote
+        from dln.lm.remote.engine import open_remote
 
         return open_remote(kind, rest, spec, options)
 

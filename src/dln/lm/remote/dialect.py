@@ -1,4 +1,6 @@
-"""What is asked of a server, as JSON, and what its replies say: the OpenAI form with vLLM's additions.
+"""What goes into a dialect and comes out of it: prompts, draws, and what is known of a model.
+
+What is asked of a server, as JSON, and what its replies say: the OpenAI form with vLLM's additions.
 
 A dialect is pure: every request is a `Call`, every reader is a function of (call, reply) alone, so that a sender
 can merge equal calls and ask again where a reply is malformed. Other servers differ in a few methods each (see
@@ -9,27 +11,67 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from dln.lm.base import Sampling
 from dln.lm.remote.call import Call
-from dln.lm.remote.dialect_values import Drawn, Forcing, Ids, ModelCard, Prompt
 from dln.lm.remote.read import (
+    Echo,
+    Ids,
     Token,
     TokenRow,
+    check_next,
     choices_of,
     finish_of,
     ids_of,
+    keyed,
+    lay_along,
     malformed,
     mapping,
+    same_ids,
+    sent_ids,
     sequence,
     string,
     token_row,
 )
-from dln.lm.remote.read_echo import Echo, lay_along
-from dln.lm.remote.read_prompt import check_next, keyed, same_ids, sent_ids
 
-__all__ = ["Dialect"]
+__all__ = ["Dialect", "Drawn", "Forcing", "ModelCard", "Prompt"]
+
+
+Forcing = Literal["allowed_token_ids", "logit_bias"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is to be continued: ids if known, else a text, which with `chat` is the user's turn."""
+
+    text: str
+    ids: Ids | None = None
+    chat: bool = False
+
+    @property
+    def weight(self) -> int:
+        """Tokens, or an estimate of them."""
+        return len(self.text.encode()) // 4 + 1 if self.ids is None else len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One draw as the server tells it; `ids` None where it does not tell them."""
+
+    text: str
+    finish: str
+    row: TokenRow
+    ids: Ids | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the server's list of models says; None where it says nothing."""
+
+    name: str
+    root: str | None = None
+    context_length: int | None = None
 
 
 @dataclass(frozen=True)

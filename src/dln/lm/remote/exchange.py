@@ -1,4 +1,8 @@
-"""One endpoint on one loop: its connections, windows and health, and how a single call gets its answer."""
+"""How calls get their answers on the loop: who starts when, retries, merging, and what happens when one fails for good.
+
+Per call: find the replica, wait for a place in its window, send, read. What may pass is asked again after a while; what
+cannot ends the whole batch, with nothing more sent. Equal calls in flight are one call.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,21 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from dln.lm.remote.call import Call, MalformedReply, Reply
-from dln.lm.remote.counters import Counters
-from dln.lm.remote.endpoint import Endpoint
-from dln.lm.remote.faults import (
+import numpy as np
+
+from dln.errors import DlnError
+from dln.lm.remote.call import (
+    Call,
     Fault,
+    MalformedReply,
+    Reply,
     fault_of_body,
     fault_of_reading,
     fault_of_silence,
@@ -25,23 +33,136 @@ from dln.lm.remote.faults import (
     too_late,
     too_long_a_wait,
 )
-from dln.lm.remote.limiter import Gate, Window
-from dln.lm.remote.merging import Merger
-from dln.lm.remote.replicas import Health, assign, rendezvous
-from dln.lm.remote.retry import back_off, wait_asked
+from dln.lm.remote.endpoint import Endpoint
+from dln.lm.remote.flow import Gate, Health, Window, assign, back_off, rendezvous, wait_asked
 
 if TYPE_CHECKING:
     from dln.lm.remote.transport import Connection
 
-__all__ = ["Exchange", "encoded"]
+__all__ = ["Batch", "Counters", "Exchange", "Traffic"]
 
 T = TypeVar("T")
 
 _MALFORMED_RETRIES = 3
+_RECENT = 4096  # latencies kept for the percentiles
+_GRACE = 1.0  # seconds that calls on the wire have to end when another has failed for good
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one sender has done so far.
+
+    Args:
+        calls: HTTP requests sent, repeated ones included.
+        replies: calls that were answered.
+        merged: calls answered by the reply to an equal one in flight.
+        retries: requests sent again, by what was wrong before.
+        time_outs: requests that ran into the connect, read or total time-out.
+        bytes_sent: of request bodies.
+        bytes_received: of reply bodies.
+        latency_p50: seconds from sending to reply, median over the latest calls; None before the first.
+        latency_p95: the same, 95th percentile.
+        concurrency: calls that may be in flight now, by base URL.
+        left_alone: base URLs that do not answer and are not asked at present.
+    """
+
+    calls: int = 0
+    replies: int = 0
+    merged: int = 0
+    retries: Mapping[str, int] = field(default_factory=dict[str, int])
+    time_outs: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    latency_p50: float | None = None
+    latency_p95: float | None = None
+    concurrency: Mapping[str, int] = field(default_factory=dict[str, int])
+    left_alone: tuple[str, ...] = ()
+
+
+class Counters:
+    """The running counts; written on the loop only."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()  # of the fields of `Traffic` that are one number
+        self.retries: Counter[str] = Counter()
+        self.latencies: deque[float] = deque(maxlen=_RECENT)
+
+    def traffic(self, concurrency: Mapping[str, int], left_alone: tuple[str, ...]) -> Traffic:
+        """The counts as they are now."""
+        seen = list(self.latencies)
+        p50, p95 = map(float, np.percentile(seen, [50, 95])) if seen else (None, None)
+        return Traffic(
+            **self.counts,
+            retries=dict(self.retries),
+            latency_p50=p50,
+            latency_p95=p95,
+            concurrency=dict(concurrency),
+            left_alone=left_alone,
+        )
+
+
+class Batch(Generic[T]):
+    """The calls of one `send`, run with a bounded number of tasks, heaviest first.
+
+    Attributes:
+        values: what was read, by index; complete when `run` returns.
+        stopped: set when nothing of it runs any more.
+    """
+
+    def __init__(self, calls: Sequence[Call], read: Callable[[Call, Any], T]) -> None:
+        self._calls = calls
+        self._read = read
+        self.values: dict[int, T] = {}
+        self.stopped = threading.Event()
+
+    async def run(self, exchange: Exchange) -> None:
+        """Answer all calls, or raise what the first that failed for good raised."""
+        queues = exchange.queues(self._calls)
+        most = exchange.endpoint.patience.max_concurrency
+        tasks = {
+            asyncio.ensure_future(self._work(exchange, queue)) for queue in queues for _ in range(min(most, len(queue)))
+        }
+        try:
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [error for task in done if (error := task.exception()) is not None]
+            if failed:
+                for queue in queues:
+                    queue.clear()
+                if pending:
+                    for task in pending:
+                        if task not in exchange.on_wire:
+                            task.cancel()
+                    await asyncio.wait(pending, timeout=_GRACE)
+                raise failed[0]
+        finally:
+            left = [task for task in tasks if not task.done()]
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=1.0)
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.exception()  # seen
+            self.stopped.set()
+
+    async def _work(self, exchange: Exchange, queue: deque[tuple[int, tuple[int, ...]]]) -> None:
+        while queue:
+            index, order = queue.popleft()
+            self.values[index] = await exchange.answer(self._calls[index], order, self._read)
+
+
+@dataclass(slots=True)
+class _Question(Generic[T]):
+    """A call on its way to an answer; `begun` is when it was first sent."""
+
+    call: Call
+    payload: bytes | None
+    read: Callable[[Call, Any], T]
+    begun: float | None = None
 
 
 class Exchange:
-    """All state of an endpoint; used on its loop only, `state` apart."""
+    """All state of an endpoint: connections, windows, health; used on its loop only, `state` apart."""
 
     def __init__(self, endpoint: Endpoint, loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
         self.endpoint = endpoint
@@ -54,7 +175,7 @@ class Exchange:
         most = endpoint.patience.max_concurrency
         self._gates = [Gate(Window(size=float(min(8, most)), most=most)) for _ in endpoint.base_urls]
         self._health = [Health() for _ in endpoint.base_urls]
-        self._merger = Merger(counters)
+        self._in_flight: dict[bytes, asyncio.Future[Any]] = {}
 
     def queues(self, calls: Sequence[Call]) -> list[deque[tuple[int, tuple[int, ...]]]]:
         """Per preferred replica the calls, as (index, order of replicas), heaviest first."""
@@ -62,7 +183,7 @@ class Exchange:
         if len(urls) == 1:
             routes = [""] * len(calls)
         else:  # calls that share nothing are spread
-            routes = [call.route or hashlib.blake2b(encoded(call) or b"").hexdigest() for call in calls]
+            routes = [call.route or hashlib.blake2b(call.payload() or b"").hexdigest() for call in calls]
         if len(urls) > 1 and len(calls) > 2 * self.endpoint.patience.max_concurrency:
             orders = assign(routes, urls)
         else:
@@ -74,15 +195,40 @@ class Exchange:
         return queues
 
     async def answer(self, call: Call, order: tuple[int, ...], read: Callable[[Call, Any], T]) -> T:
-        """What `read` makes of the call's reply; equal calls in flight are asked once."""
-        question = _Question(call, encoded(call), read)
+        """What `read` makes of the call's reply.
 
-        async def ask() -> tuple[Any, T]:
-            return await self._ask(question, order)
-
+        Of equal calls in flight the first is sent, the others wait for its reply or its error. One that finds the
+        other's reply malformed is sent after all.
+        """
+        question = _Question(call, call.payload(), read)
         if call.draws:
-            return (await ask())[1]
-        return await self._merger.answer(call.path, question.payload, ask, lambda reply: read(call, reply))
+            return (await self._ask(question, order))[1]
+        key = hashlib.blake2b(call.path.encode() + b"\x00" + (question.payload or b""), digest_size=16).digest()
+        while (leader := self._in_flight.get(key)) is not None:
+            await asyncio.wait([leader])
+            if leader.cancelled():
+                continue  # whoever asked was stopped: somebody else has to
+            if (error := leader.exception()) is not None:
+                raise _copy(error)
+            try:
+                value = read(call, leader.result())
+            except MalformedReply:
+                return (await self._ask(question, order))[1]
+            self._counters.counts["merged"] += 1
+            return value
+        shared = self._in_flight[key] = self.loop.create_future()
+        try:
+            reply, value = await self._ask(question, order)
+        except DlnError as error:
+            shared.set_exception(_copy(error))
+            shared.exception()  # seen, even if nobody waits for it
+            raise
+        else:
+            shared.set_result(reply)
+            return value
+        finally:
+            del self._in_flight[key]
+            shared.cancel()  # without effect where a result or an error is set
 
     async def _ask(self, question: _Question[T], order: tuple[int, ...]) -> tuple[Any, T]:
         patience = self.endpoint.patience
@@ -137,56 +283,54 @@ class Exchange:
         gate = self._gates[chosen]
         try:
             await gate.enter(question.call.weight)
+            try:
+                return await self._on_wire(question, chosen)
+            finally:
+                gate.leave()
         except asyncio.CancelledError:
             self._health[chosen] = self._health[chosen].released()
             raise
-        try:
-            return await self._on_wire(question, chosen)
-        finally:
-            gate.leave()
 
     async def _on_wire(self, question: _Question[T], chosen: int) -> tuple[Any, T] | Fault:
-        gate, counters, patience = self._gates[chosen], self._counters, self.endpoint.patience
+        gate, counts, patience = self._gates[chosen], self._counters.counts, self.endpoint.patience
         url, path = self.endpoint.base_urls[chosen], question.call.path
         where = url.removesuffix("/v1") + path[1:] if path.startswith("//") else url + path
+        connection = self._connection(chosen)  # the first one imports the SDK: before the clock starts
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         sent_at = self.loop.time()
         question.begun = sent_at if question.begun is None else question.begun
-        counters.calls += 1
-        counters.bytes_sent += len(question.payload or b"")
+        counts["calls"] += 1
+        counts["bytes_sent"] += len(question.payload or b"")
         self.on_wire.add(task)
         try:
             async with asyncio.timeout_at(question.begun + patience.deadline_seconds):
-                reply = await self._connection(chosen).send(path, question.payload)
-        except asyncio.CancelledError:
-            self._health[chosen] = self._health[chosen].released()
-            raise
+                reply = await connection.send(path, question.payload)
         except TimeoutError:
             reply = None
         finally:
             self.on_wire.discard(task)
         now = self.loop.time()
         if reply is None:
-            counters.time_outs += 1
+            counts["time_outs"] += 1
             self._health[chosen] = self._health[chosen].after_failure(now, refused=False)
             gate.crowded(sent_at, now)
             return Fault("deadline", too_late(where, "nothing in time", patience.deadline_seconds))
         if not isinstance(reply, Reply):
-            counters.time_outs += reply.timed_out
+            counts["time_outs"] += reply.timed_out
             fault = fault_of_silence(reply.kind, reply.reason, where, secrets=self._secrets)
             fault = replace(fault, spent_seconds=now - sent_at)
         else:
-            counters.bytes_received += len(reply.body)
-            counters.latencies.append(now - sent_at)
+            counts["bytes_received"] += len(reply.body)
+            self._counters.latencies.append(now - sent_at)
             answered = self._read(question, reply, where)
             if not isinstance(answered, Fault):
-                counters.replies += 1
+                counts["replies"] += 1
                 self._health[chosen] = self._health[chosen].after_success()
                 gate.succeeded()
                 return answered
             fault = answered
             if fault.kind == "malformed":
-                self._connection(chosen).begin_anew()
+                connection.begin_anew()
         if fault.crowded:
             gate.crowded(sent_at, now)
         if fault.wait_seconds is not None and fault.wait_seconds <= patience.longest_wait_seconds:
@@ -211,9 +355,9 @@ class Exchange:
             return fault_of_reading(error, where, secrets=self._secrets)
 
     def _connection(self, chosen: int) -> Connection:
-        from dln.lm.remote.transport import Connection
-
         if chosen not in self._connections:
+            from dln.lm.remote.transport import Connection
+
             self._connections[chosen] = Connection(self.endpoint, self.endpoint.base_urls[chosen])
         return self._connections[chosen]
 
@@ -226,27 +370,12 @@ class Exchange:
 
     async def close(self) -> None:
         """Close all connections."""
-        for connection in self._connections.values():
-            await connection.close()
-        self._connections.clear()
+        while self._connections:
+            await self._connections.popitem()[1].close()
 
 
-@dataclass(slots=True)
-class _Question(Generic[T]):
-    """A call on its way to an answer."""
-
-    call: Call
-    payload: bytes | None
-    read: Callable[[Call, Any], T]
-    begun: float | None = None  # when it was first sent
-
-
-def encoded(call: Call) -> bytes | None:
-    """The body as it is sent: equal bodies give equal bytes."""
-    if call.body is None:
-        return None
-    text = json.dumps(call.body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair; escaped, it can be sent
-        return json.dumps(call.body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+def _copy(error: BaseException) -> BaseException:
+    """The same error anew: one exception raised in two places would mix their tracebacks."""
+    if isinstance(error, DlnError):
+        return type(error)(error.message, where=error.where, got=error.got, expected=error.expected, fix=error.fix)
+    return error

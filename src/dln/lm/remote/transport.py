@@ -22,7 +22,7 @@ import select
 from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakKeyDictionary
@@ -35,8 +35,6 @@ from dln.lm.remote.call import Reply, Silence
 from dln.lm.remote.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    import ssl
-
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.client_reqrep import ClientRequest
     from aiohttp.connector import Connection as PooledConnection
@@ -124,25 +122,28 @@ def _silence(error: BaseException, read_seconds: float) -> Silence:
     return Silence("broken off", reason)
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True)
 class _Past:
     """What one connection has brought.
 
     Attributes:
-        ready: the pool's epoch in which the connection was last found in order; `_IN_USE` until its reply was judged.
+        epoch: that of the pool when the latest request was sent.
+        ready: the epoch in which the connection was last found in order; `_IN_USE` until its reply was judged.
         brought: reply → request, as digests.
     """
 
+    epoch: int
     ready: int = _IN_USE
     brought: OrderedDict[bytes, bytes] = field(default_factory=OrderedDict[bytes, bytes])
 
-    def again(self, request: bytes, reply: httpx2.Response) -> bool | None:
+    def again(self, request: httpx2.Request, reply: httpx2.Response) -> bool | None:
         """Remember this reply; whether it is an earlier one, delivered again, or None where that cannot be told.
 
         Equal requests may have equal replies where the server gives them no id. Such a reply answers this request
         in any case, but a second copy may follow it.
         """
-        asked, came = _digest(request), _digest(repr(reply.headers.raw).encode() + reply.content)
+        asked = _digest(request.method.encode() + request.url.raw_path + request.content)
+        came = _digest(repr(reply.headers.raw).encode() + reply.content)
         earlier = self.brought.get(came)
         if earlier == asked and b'"id"' not in reply.content:
             return None
@@ -153,17 +154,14 @@ class _Past:
 
 
 _used: ContextVar[_Past] = ContextVar("used")
-"""The connection that the request of this task was sent over."""
+"""The connection that the latest request of this task was sent over."""
 
 
 class _Pool(aiohttp.TCPConnector):
     """Gives out new connections, and kept ones that are in order and silent."""
 
-    def __init__(self, tls: ssl.SSLContext | bool, *, keep: bool) -> None:
-        if keep:
-            super().__init__(limit=0, ssl=tls, keepalive_timeout=_IDLE_SECONDS)
-        else:
-            super().__init__(limit=0, ssl=tls, force_close=True)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.epoch = 0
         self._pasts: WeakKeyDictionary[ResponseHandler, _Past] = WeakKeyDictionary()
 
@@ -177,11 +175,11 @@ class _Pool(aiohttp.TCPConnector):
             assert handler is not None  # noqa: S101 — of a connection that is open
             past = self._pasts.get(handler)
             if past is None:
-                past = self._pasts[handler] = _Past()
+                past = self._pasts[handler] = _Past(self.epoch)
             elif past.ready != self.epoch or not _silent(handler):
                 connection.close()
                 continue
-            past.ready = _IN_USE
+            past.epoch, past.ready = self.epoch, _IN_USE
             _used.set(past)
             return connection
 
@@ -198,7 +196,8 @@ class _Transport(httpx2.AsyncBaseTransport):
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=patience.connect_seconds, sock_read=patience.read_seconds
         )
-        self._open: tuple[aiohttp.ClientSession, _Pool] | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether connections are kept
+        self._pool: _Pool | None = None  # of the connections that are kept
         self._alike = 0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -207,61 +206,58 @@ class _Transport(httpx2.AsyncBaseTransport):
         Raises:
             aiohttp.ClientError, TimeoutError, OSError: no connection, no complete reply in time, or no HTTP.
         """
-        session, pool = self._open or self._begin()
-        headers = self._headers(request)
-        body = request.content
-        digested = request.method.encode() + request.url.raw_path + body
-        reply, past = await self._exchange(session, request, headers, body)
-        if reply.status_code >= 300:
+        # a proxy may mix up the replies of several servers: no connection through one is used twice
+        reply, past = await self._exchange(request, keep=self._proxy is None)
+        if past is None or reply.status_code >= 300:
             return reply
-        again = past.again(digested, reply) if self._alike < _ALIKE else False
-        if again:
-            pool.epoch += 1
-            doubted = reply.content
-            reply, past = await self._exchange(session, request, headers, body)
-            if reply.status_code >= 300:
+        if self._alike < _ALIKE:
+            again = past.again(request, reply)
+            if again:
+                doubted = reply.content
+                reply, _ = await self._exchange(request, keep=False)
+                self._alike += reply.status_code < 300 and reply.content == doubted
                 return reply
-            self._alike += reply.content == doubted
-            again = past.again(digested, reply)
-        if again is not None:
-            past.ready = pool.epoch
+            if again is None:
+                return reply
+        past.ready = past.epoch
         return reply
 
     def leave_idle(self) -> None:
         """Use no connection again that is idle now."""
-        if self._open is not None:
-            self._open[1].epoch += 1
+        if self._pool is not None:
+            self._pool.epoch += 1
 
     async def aclose(self) -> None:
         """Close all connections."""
-        if self._open is not None:
-            session, self._open = self._open[0], None
-            await session.close()
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
+        self._pool = None
 
-    def _begin(self) -> tuple[aiohttp.ClientSession, _Pool]:
-        tls = httpx2.create_ssl_context() if self._secure else True
-        # a proxy may mix up replies of several servers: no connection through one is used twice
-        pool = _Pool(tls, keep=self._proxy is None)
-        session = aiohttp.ClientSession(
-            connector=pool, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=self._timeout
-        )
-        self._open = session, pool
-        return self._open
+    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
+        if keep not in self._sessions:
+            tls = httpx2.create_ssl_context() if self._secure else True
+            if keep:
+                connector = self._pool = _Pool(limit=0, ssl=tls, keepalive_timeout=_IDLE_SECONDS)
+            else:
+                connector = aiohttp.TCPConnector(limit=0, ssl=tls, force_close=True)
+            self._sessions[keep] = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=self._timeout
+            )
+        return self._sessions[keep]
 
-    async def _exchange(
-        self, session: aiohttp.ClientSession, request: httpx2.Request, headers: list[tuple[str, str]], body: bytes
-    ) -> tuple[httpx2.Response, _Past]:
-        async with session.request(
+    async def _exchange(self, request: httpx2.Request, *, keep: bool) -> tuple[httpx2.Response, _Past | None]:
+        async with self._session(keep=keep).request(
             request.method,
             yarl.URL(str(request.url), encoded=True),
-            headers=headers,
-            data=body or None,
+            headers=self._headers(request),
+            data=request.content or None,
             allow_redirects=False,
             proxy=self._proxy,
             proxy_auth=self._proxy_auth,
         ) as response:
             content = await response.read()
-        return httpx2.Response(response.status, headers=response.raw_headers, content=content), _used.get()
+        reply = httpx2.Response(response.status, headers=response.raw_headers, content=content)
+        return reply, _used.get() if keep else None
 
     def _headers(self, request: httpx2.Request) -> list[tuple[str, str]]:
         """The request's own, with the key and the extra ones in place of its placeholder."""

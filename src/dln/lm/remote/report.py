@@ -9,7 +9,10 @@ from dln.lm.base import Rung
 
 __all__ = ["Densities", "ProbeReport", "Seeds", "Trial"]
 
+
 Seeds = Literal["honoured", "ignored", "unknown"]
+
+
 Densities = Literal["model", "sampling", "unknown", "none"]
 
 

@@ -20,18 +20,28 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.lm.base import Rung
-from dln.lm.remote.dialect_values import Prompt
-from dln.lm.remote.engine_session import Session
+from dln.lm.remote.dialect import Prompt
 from dln.lm.remote.read import Token, TokenRow
+from dln.lm.remote.session import Session
 from dln.numerics import Floats
 
 __all__ = ["TopLabels", "spread"]
 
+
 DEEPEST = 8
+
+
 NEGLIGIBLE = 1e-4
+
+
 MOST_OPEN = 0.05
+
+
 ROUNDING = 1e-6
+
+
 POSSIBLE = 1e-3
+
 
 Tables = Mapping[str, tuple[Token, ...]]
 
