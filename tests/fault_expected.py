@@ -2,7 +2,7 @@
 
 A word stands for all four columns; a tuple gives them one by one: at the start, drawing, scoring texts, scoring
 labels. "survived" are the numbers of an undisturbed run; "unusable" are values that cannot be log-probabilities,
-seen to be none and left out; "by …" names the lower rungs (labels; texts) that the probe has gone down to.
+seen to be none and left out; "by …" names the weaker scoring modes (labels; texts) that the probe has gone down to.
 """
 
 from __future__ import annotations

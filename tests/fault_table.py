@@ -79,7 +79,7 @@ class Cell:
         seconds: to the outcome.
         requests: sent while the fault was played, per request that an undisturbed run sends.
         counted: whether the meter counted what it counts in an undisturbed run.
-        rungs: by which rungs (labels; texts), where not by the first.
+        modes: by which scoring modes (labels; texts), where not by the first.
         exit_code: of the command line, for an error.
         plain: whether an error says where, what came back and what to try.
         most: how often the same request was sent, at most.
@@ -90,7 +90,7 @@ class Cell:
     seconds: float = 0.0
     requests: float = 1.0
     counted: bool = True
-    rungs: str = ""
+    modes: str = ""
     exit_code: int = 0
     most: int = 1
     plain: bool = True
@@ -173,15 +173,17 @@ def _observe(server: FaultServer, load: Callable[[], LanguageModel], asked: Sequ
     before, began = len(server.asked()), time.monotonic()
     used: dict[str, float] = {}
     faults: list[str] = []
-    rungs, code, plain = "", 0, True
+    modes, code, plain = "", 0, True
     try:
         lm = load()
         metered = Metered(lm)
         can = lm.capabilities
         for what in asked:
             if what != "log_prob" or can.scores_targets:
-                faults += answers(metered, what, exact=can.rung not in APPROXIMATE)
-        rungs = "; ".join(dict.fromkeys(rung for rung in (can.rung, can.target_rung) if rung != "target scoring"))
+                faults += answers(metered, what, exact=can.label_scoring not in APPROXIMATE)
+        modes = "; ".join(
+            dict.fromkeys(mode for mode in (can.label_scoring, can.text_scoring) if mode != "target scoring")
+        )
         used = metered.meter.snapshot().to_dict() | {"seconds": 0.0}
         wrong = next((fault for fault in faults if fault), "")
         outcome, message = "WRONG" if wrong else "unusable" if faults else "survived", wrong
@@ -191,8 +193,8 @@ def _observe(server: FaultServer, load: Callable[[], LanguageModel], asked: Sequ
     seconds, sent = time.monotonic() - began, server.asked()[before:]
     most = max(Counter(json.dumps(seen.body, sort_keys=True) for seen in sent).values(), default=0)
     calm = undisturbed(tuple(asked))
-    counted = outcome not in {"survived", "unusable"} or bool(rungs) or used == calm[1]
-    return Cell(outcome, message, seconds, round(len(sent) / calm[0], 2), counted, rungs, code, most, plain)
+    counted = outcome not in {"survived", "unusable"} or bool(modes) or used == calm[1]
+    return Cell(outcome, message, seconds, round(len(sent) / calm[0], 2), counted, modes, code, most, plain)
 
 
 @cache

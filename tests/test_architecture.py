@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "pandas", "datasets"}
 CODE_IN_DATA = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 NO_OUTPUT = {"nn", "infer"}
-LONGEST = 300
+LONGEST = 500
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]

@@ -187,7 +187,7 @@ def test_estimate_and_what_the_probe_found_are_in_the_record_and_the_report(cli:
     assert started.estimate is not None
     assert started.estimate.model_dump() == meta["estimate"]
     assert started.estimate.calls > 0
-    assert meta["engines"]["vllm/tiny"]["rung"] == started.engines["vllm/tiny"]["rung"]
+    assert meta["engines"]["vllm/tiny"]["label_scoring"] == started.engines["vllm/tiny"]["label_scoring"]
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "estimated, at most" in report
     assert "vllm/tiny" in report

@@ -37,7 +37,7 @@ def test_a_server_that_is_ill_while_it_is_probed_is_not_taken_for_a_poorer_one(f
         with pytest.raises(ServerFailed):
             _ = lm.capabilities
         server.calm()
-        assert lm.capabilities.rung == "target scoring"  # asked anew, now that it is well
+        assert lm.capabilities.label_scoring == "target scoring"  # asked anew, now that it is well
 
 
 @pytest.mark.parametrize(("got", "ill"), [("503: busy", True), ("502", True), ("500: no", False), ("501", False)])

@@ -57,9 +57,9 @@ def test_every_law_holds_over_every_kind_of_server(form: Form, law):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=repr)
-def test_the_probe_finds_the_rungs(form: Form):
+def test_the_probe_finds_the_scoring_modes(form: Form):
     can = remote(form).capabilities
-    assert (can.rung, can.target_rung) == (form.labels, form.texts)
+    assert (can.label_scoring, can.text_scoring) == (form.labels, form.texts)
     assert can.scores_labels
     assert can.scores_targets == (form.texts != "accuracy")
     assert can.chat == form.chat
@@ -253,7 +253,7 @@ def served_tiny(request: pytest.FixtureRequest, tiny_lm: TransformersLM) -> Iter
 def test_a_served_model_says_what_it_says_in_process(served_tiny: tuple[RemoteLM, TransformersLM]):
     lm, local = served_tiny
     can = lm.capabilities
-    assert (can.rung, can.target_rung, can.token_ids) == ("target scoring", "target scoring", True)
+    assert (can.label_scoring, can.text_scoring, can.token_ids) == ("target scoring", "target scoring", True)
     assert can.context_length == local.capabilities.context_length
     contexts, labels = ["Input: a thriller\nLabel:", "the cat sat"], [" yes", " no", " yes yes"]
     np.testing.assert_allclose(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from dln.errors import DlnError, InputError, ProviderError
-from dln.lm.base import Rung, Sampling
+from dln.lm.base import Sampling, ScoringMode
 from dln.lm.load import load_lm
 from dln.lm.remote.call import AuthenticationFailed, Call, RateLimited, ServerUnreachable
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import DIALECTS, VLLM, SGLang
 from dln.lm.remote.engine import OPTIONS, RemoteLM, open_remote
-from dln.lm.remote.probe import LADDER, Probed, probe
+from dln.lm.remote.probe import SCORING_MODES, Probed, probe
 from dln.lm.remote.session import Session
 from dln.lm.table import TableLM
 from remote_forms import FORMS, NO_IDS, Form, SGLangServer
@@ -26,13 +26,15 @@ T = TypeVar("T")
 TABLE = TableLM.random(TEXTS, 3)
 
 
-def probed(kind: type[Dialect] = VLLM, *, chat: bool = False, best: Rung = "target scoring", **options: Any) -> Probed:
+def probed(
+    kind: type[Dialect] = VLLM, *, chat: bool = False, best: ScoringMode = "target scoring", **options: Any
+) -> Probed:
     server = SGLangServer if kind is SGLang else Simulator
     return probe(Session(kind("table"), server(TABLE, **options), chat=chat), best=best)
 
 
 def reasons(found: Probed, purpose: str = "texts") -> dict[str, str]:
-    return {t.rung: t.reason for t in found.report.trials if t.purpose == purpose and not t.works}
+    return {t.mode: t.reason for t in found.report.trials if t.purpose == purpose and not t.works}
 
 
 def defect(*names: str) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def defect(*names: str) -> dict[str, Any]:
 
 def test_an_honest_server_is_taken_at_its_best():
     report = probed().report
-    assert (report.rung, report.target_rung) == ("target scoring", "target scoring")
+    assert (report.label_scoring, report.text_scoring) == ("target scoring", "target scoring")
     assert report.seeds == "honoured"
     assert report.densities == "model"
     assert report.context_length == 256
@@ -55,7 +57,7 @@ def test_an_honest_server_is_taken_at_its_best():
 @pytest.mark.parametrize("name", ["made up", "shifted"])
 def test_numbers_that_contradict_the_draws_are_not_believed(name: str):
     found = probed(**defect(name))
-    assert found.report.target_rung == "forced decoding"
+    assert found.report.text_scoring == "forced decoding"
     assert set(reasons(found)) == {"target scoring", "prompt log-probs"}
     if name == "made up":
         assert "where a draw's are" in reasons(found)["target scoring"]
@@ -64,11 +66,11 @@ def test_numbers_that_contradict_the_draws_are_not_believed(name: str):
 def test_a_server_that_ignores_echo_falls_further():
     refused = NO_IDS
     honest = probed(Dialect, refused=refused)
-    assert honest.report.target_rung == "prompt log-probs"
+    assert honest.report.text_scoring == "prompt log-probs"
     found = probed(Dialect, refused=refused, **defect("ignores echo"))
-    assert found.report.target_rung == "accuracy"
+    assert found.report.text_scoring == "accuracy"
     assert found.targets is None
-    assert found.report.rung == "top-k"
+    assert found.report.label_scoring == "top-k"
     assert "not those of the prompt" in reasons(found)["prompt log-probs"]
     assert any("cannot be scored" in line for line in found.report.stays)
 
@@ -76,20 +78,20 @@ def test_a_server_that_ignores_echo_falls_further():
 @pytest.mark.parametrize("name", ["made up", "shifted"])
 def test_echoed_texts_are_checked_too(name: str):
     found = probed(Dialect, refused=NO_IDS, **defect(name))
-    assert found.report.target_rung == "accuracy"
+    assert found.report.text_scoring == "accuracy"
     assert "prompt log-probs" in reasons(found)
 
 
 def test_a_shifted_native_score_is_found_by_its_ids():
-    assert probed(SGLang).report.target_rung == "target scoring"
+    assert probed(SGLang).report.text_scoring == "target scoring"
     found = probed(SGLang, **defect("shifted"))
-    assert found.report.target_rung != "target scoring"
+    assert found.report.text_scoring != "target scoring"
     assert "other tokens" in reasons(found)["target scoring"]
 
 
 def test_a_server_that_ignores_the_wanted_tokens_is_scored_by_texts():
     found = probed(tops=1, **defect("ignores wanted"))
-    assert found.report.target_rung == found.report.rung == "target scoring"
+    assert found.report.text_scoring == found.report.label_scoring == "target scoring"
     assert "missing" in reasons(found, "labels")["target scoring"]
     np.testing.assert_allclose(
         found.labels.log_masses(["Q:"], [" yes", " no"]), TABLE.choice_log_probs(["Q:"], [" yes", " no"])
@@ -98,7 +100,7 @@ def test_a_server_that_ignores_the_wanted_tokens_is_scored_by_texts():
 
 def test_without_any_log_probabilities_draws_are_counted():
     found = probed(**defect("no log-probs"))
-    assert (found.report.rung, found.report.target_rung) == ("Monte-Carlo", "accuracy")
+    assert (found.report.label_scoring, found.report.text_scoring) == ("Monte-Carlo", "accuracy")
     assert found.report.densities == "none"
     assert found.report.top_log_probs == 0
     assert not found.keeps_log_probs
@@ -121,13 +123,13 @@ def test_log_probs_of_what_was_drawn_from_are_told_from_the_models():
     assert plain.log_probs == plain.sampling_log_probs
 
 
-@pytest.mark.parametrize("best", LADDER)
-def test_no_rung_above_the_wanted_one_is_used(best: Rung):
+@pytest.mark.parametrize("best", SCORING_MODES)
+def test_no_better_scoring_mode_than_the_wanted_one_is_used(best: ScoringMode):
     report = probed(best=best).report
-    assert LADDER.index(report.rung) >= LADDER.index(best)
-    assert LADDER.index(report.target_rung) >= LADDER.index(best)
+    assert SCORING_MODES.index(report.label_scoring) >= SCORING_MODES.index(best)
+    assert SCORING_MODES.index(report.text_scoring) >= SCORING_MODES.index(best)
     if best in ("top-k", "Monte-Carlo", "accuracy"):
-        assert report.rung == best
+        assert report.label_scoring == best
 
 
 @pytest.mark.parametrize("form", FORMS, ids=repr)
@@ -144,7 +146,7 @@ def test_reports_are_plain_values_and_readable(form: Form):
     dialect, server = form(TABLE)
     report = probe(Session(dialect, server, chat=form.chat)).report
     record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert record["rung"] == form.labels
+    assert record["label_scoring"] == form.labels
     assert len(record["trials"]) == len(report.trials)
     assert form.labels in str(report)
     assert len(server.calls) < 70, "a probe is a handful of calls"
@@ -165,7 +167,7 @@ class Down(Simulator):
 
 @pytest.mark.parametrize("error", [AuthenticationFailed, ServerUnreachable, RateLimited])
 @pytest.mark.parametrize("after", [0, 2, 10, 16])
-def test_what_no_rung_can_mend_is_raised_at_once(error: type[ProviderError], after: int):
+def test_what_no_scoring_mode_can_help_is_raised_at_once(error: type[ProviderError], after: int):
     server = Down(TABLE)
     server.error, server.after = error, after
     with pytest.raises(error):
@@ -176,7 +178,7 @@ def test_what_no_rung_can_mend_is_raised_at_once(error: type[ProviderError], aft
 def test_a_server_that_refuses_the_additions_gets_the_plain_form():
     found = probed(refused=frozenset({"return_token_ids"}))
     assert not found.report.token_ids
-    assert found.report.target_rung == "target scoring", "texts are scored on ids all the same"
+    assert found.report.text_scoring == "target scoring", "texts are scored on ids all the same"
 
 
 def test_a_tokenizer_of_another_model_is_not_used():
@@ -189,7 +191,7 @@ def test_a_tokenizer_of_another_model_is_not_used():
     report = probe(Session(VLLM("table"), Strange(TABLE), chat=False)).report
     assert "disagrees" in report.tokenizer
     assert not report.token_ids
-    assert report.target_rung == "prompt log-probs"
+    assert report.text_scoring == "prompt log-probs"
 
 
 def test_the_engine_probes_once_and_at_first_use():
@@ -287,7 +289,8 @@ def test_azure_goes_by_deployment_unless_its_address_is_of_the_newer_form():
 
 
 @pytest.mark.parametrize(
-    "options", [{"bogus": 1}, {"best_rung": "magic"}, {"label_draws": -1}, {"timeout": 0}, {"max_concurrency": 0}]
+    "options",
+    [{"bogus": 1}, {"best_scoring_mode": "magic"}, {"label_draws": -1}, {"timeout": 0}, {"max_concurrency": 0}],
 )
 def test_options_that_cannot_be_used_are_named(options: dict[str, Any]):
     with pytest.raises(DlnError) as caught:

@@ -116,9 +116,9 @@ def test_evaluation_counts_add_up():
 
 
 def test_unscored_examples_count_as_wrong_and_are_counted():
-    lm = TableLM.from_table({}, default={" something else": 1.0}, name="mute")
-    mute = Sequential(ChoiceLayer(lm, prompt="p", labels=("yes", "no")))
-    result = evaluate(mute, DATA)
+    lm = TableLM.from_table({}, default={" something else": 1.0}, name="unscored")
+    unscored = Sequential(ChoiceLayer(lm, prompt="p", labels=("yes", "no")))
+    result = evaluate(unscored, DATA)
     assert result.unscored == 20
     assert result.accuracy.mean == 0.0
     assert result.log_likelihood is None

@@ -40,8 +40,8 @@ number that comes back can be compared with the truth. Nothing in these tables i
 *Once* means that every request meets the fault when it is sent first, and a good reply when it is sent again (slow
 faults: the first three requests). *Always* means that the fault does not end. The columns: *at the start* is
 everything from the first contact on, including the probe that finds out what the server can do (*once*: every twelfth
-request). For the other columns the fault begins after the engine was loaded. "by …" names the rungs that the probe
-went down to, for labels and for texts. "–" was not played.
+request). For the other columns the fault begins after the engine was loaded. "by …" names the scoring modes
+that were left, for labels and for texts. "–" was not played.
 
 What asking again cannot mend (a wrong key, a spent quota, an unknown model, a request that is not taken) is reported
 at the first reply, and asked once. What might pass is asked again, in these experiments with 1.2 s of silence or 5 s
@@ -78,7 +78,7 @@ def page() -> str:
 
 def shown(cell: Cell) -> str:
     """A cell's outcome in words."""
-    return cell.outcome + (f", by {cell.rungs}" if cell.rungs else "")
+    return cell.outcome + (f", by {cell.scoring_modes}" if cell.scoring_modes else "")
 
 
 def lines_of(fault: str, cells: Cells) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dln.cli.endpoints import Wanted, remote
 from dln.errors import DlnError
-from dln.lm.base import LanguageModel, Rung, Sampling
+from dln.lm.base import LanguageModel, Sampling, ScoringMode
 from dln.lm.digests import cache_directory
 from dln.lm.embedded import SMOLLM2
 from dln.lm.load import load_lm
@@ -29,8 +29,8 @@ from dln.lm.remote.report import ProbeReport
 __all__ = ["Check", "environment_checks", "model_checks"]
 
 State = Literal["ok", "warning", "failed"]
-EXACT: tuple[Rung, ...] = ("target scoring", "prompt log-probs", "forced decoding")
-"""Rungs that give the log-probability of a whole text."""
+EXACT: tuple[ScoringMode, ...] = ("target scoring", "prompt log-probs", "forced decoding")
+"""Scoring modes that give the log-probability of a whole text."""
 
 CONTEXT = "Question: What is the capital of France?\nAnswer:"
 ROOM = 2_000_000_000
@@ -123,22 +123,22 @@ def _served(lm: RemoteLM) -> Iterator[Check]:
     else:
         yield Check("context length", "ok", f"{report.context_length} tokens")
     yield Check("tokenizer", "ok" if "agrees" in report.tokenizer else "warning", report.tokenizer)
-    yield from _rungs(report)
+    yield from _scoring_modes(report)
     seeds: State = "ok" if report.seeds == "honoured" else "warning"
     yield Check("seeds", seeds, report.seeds, None if seeds == "ok" else "keep the cache: it repeats draws exactly")
     speed = f"{report.calls_per_second:.1f} calls/s and {report.tokens_per_second:.0f} tokens/s, one at a time"
     yield Check("speed", "ok", speed)
 
 
-def _rungs(report: ProbeReport) -> Iterator[Check]:
-    """Which rung of the ladder labels and texts are on, why no higher one, and what that means."""
+def _scoring_modes(report: ProbeReport) -> Iterator[Check]:
+    """Which scoring modes labels and texts have, why no better ones, and what that means."""
     server = "a server with prompt log-probabilities: vllm/…, sglang/…, or dln serve"
-    for name, purpose, rung in (("labels", "labels", report.rung), ("texts", "texts", report.target_rung)):
-        reasons = "; ".join(f"{t.rung}: {t.reason}" for t in report.trials if t.purpose == purpose and not t.works)
-        if rung in EXACT:
-            yield Check(name, "ok", f"scored by {rung}")
+    for name, purpose, mode in (("labels", "labels", report.label_scoring), ("texts", "texts", report.text_scoring)):
+        reasons = "; ".join(f"{t.mode}: {t.reason}" for t in report.trials if t.purpose == purpose and not t.works)
+        if mode in EXACT:
+            yield Check(name, "ok", f"scored by {mode}")
         else:
-            how = "cannot be scored" if name == "texts" else f"scored by {rung}"
+            how = "cannot be scored" if name == "texts" else f"scored by {mode}"
             yield Check(name, "warning", how + (f" ({reasons})" if reasons else ""), server)
     for line in report.stays:
         yield Check("what still works", "warning", line)

@@ -42,8 +42,8 @@ def runs(
     found.sort(key=lambda row: row[1].started, reverse=True)
     if as_json:
         for path, summary, state in found:
-            rungs = None if summary.rungs is None else summary.rungs.model_dump(mode="json")
-            print_record({**asdict(summary), "rungs": rungs, "run_dir": str(path), "state": state})
+            modes = None if summary.scoring_modes is None else summary.scoring_modes.model_dump(mode="json")
+            print_record({**asdict(summary), "scoring_modes": modes, "run_dir": str(path), "state": state})
         return
     if not found:
         note(f"no runs in {directory}")

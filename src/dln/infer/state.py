@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dln.infer.ladder import Rungs
 from dln.infer.memory import Reservoir, Snapshot
 from dln.infer.mstep import LayerInfo
 from dln.infer.posterior import Posterior
 from dln.infer.replay import Replay
+from dln.infer.scoring_modes import ScoringModes
 from dln.nn.sequential import Sequential, Trace
 
 __all__ = ["Batch", "Info", "State", "init"]
@@ -62,7 +62,7 @@ class Info:
         elbo: of the batch before the M-step, in nats per example, without the examples that a prompt of the
             network shows (see `dln.infer.elbo`); NaN if no example is left that could be scored.
         excluded: examples left out because a score was missing or not finite.
-        rungs: how texts and outputs were scored, and what that lost.
+        scoring_modes: how texts and outputs were scored, and what that lost.
     """
 
     trace: Trace
@@ -71,7 +71,7 @@ class Info:
     layers: tuple[LayerInfo, ...]
     elbo: float
     excluded: int
-    rungs: Rungs = field(default_factory=Rungs)
+    scoring_modes: ScoringModes = field(default_factory=ScoringModes)
 
     @property
     def accuracy(self) -> float:

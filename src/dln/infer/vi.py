@@ -22,7 +22,6 @@ from dln.infer.demonstrations import DemonstrationProposal
 from dln.infer.elbo import Bound, elbo
 from dln.infer.feedback import labelled_examples, layer_feedback, worked_examples
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.ladder import Rungs
 from dln.infer.memory import Reservoir
 from dln.infer.mstep import LayerInfo, MStep
 from dln.infer.objective import ExpectedLogProb, Objective
@@ -32,6 +31,7 @@ from dln.infer.recall import Recalled
 from dln.infer.regularize import Penalty
 from dln.infer.rewrites import RewriteProposal
 from dln.infer.score import Convention
+from dln.infer.scoring_modes import ScoringModes
 from dln.infer.select import Best, Selector
 from dln.infer.state import Batch, Info, State, init
 from dln.infer.weights import Weigher, Weighting
@@ -59,7 +59,7 @@ class VariationalInference:
         worked: labelled examples per step that layers below the last one write about, for it to show.
         evidence: examples of earlier steps that judge candidates of the output layer too, at most.
         bound: what is reported as the ELBO.
-        rungs: how the models at hand let texts and outputs be scored, for the record.
+        scoring_modes: how the models at hand let texts and outputs be scored, for the record.
     """
 
     e_step: EStep
@@ -72,7 +72,7 @@ class VariationalInference:
     worked: int = 0
     evidence: int = 0
     bound: Bound = elbo
-    rungs: Rungs = field(default_factory=Rungs)
+    scoring_modes: ScoringModes = field(default_factory=ScoringModes)
 
 
 def build(
@@ -99,7 +99,7 @@ def build(
     evidence: int = 0,
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
     bound: Bound = elbo,
-    rungs: Rungs | None = None,
+    scoring_modes: ScoringModes | None = None,
 ) -> VariationalInference:
     """The algorithm from its decisions, each with a plain default.
 
@@ -135,7 +135,7 @@ def build(
         worked=worked,
         evidence=evidence,
         bound=bound,
-        rungs=rungs or Rungs(),
+        scoring_modes=scoring_modes or ScoringModes(),
     )
 
 
@@ -194,7 +194,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         layers=tuple(replace(step, layers=tuple(map(memory.plain, step.layers))) for step in steps),
         elbo=vi.bound(network, trace, posterior),
         excluded=_excluded(steps, posterior),
-        rungs=vi.rungs,
+        scoring_modes=vi.scoring_modes,
     )
     return (
         replace(

@@ -16,9 +16,18 @@ from annotated_types import Gt, Le, MinLen
 from dln.arguments import Count, NonNegative, checked
 from dln.numerics import Floats
 
-__all__ = ["Capabilities", "Completion", "LanguageModel", "Rung", "Sampling", "Target", "TokenLogProbs", "text_of"]
+__all__ = [
+    "Capabilities",
+    "Completion",
+    "LanguageModel",
+    "Sampling",
+    "ScoringMode",
+    "Target",
+    "TokenLogProbs",
+    "text_of",
+]
 
-Rung = Literal["target scoring", "prompt log-probs", "forced decoding", "top-k", "Monte-Carlo", "accuracy"]
+ScoringMode = Literal["target scoring", "prompt log-probs", "forced decoding", "top-k", "Monte-Carlo", "accuracy"]
 """How log-probabilities are had, best first; the last is what is left where there are none."""
 
 
@@ -139,13 +148,13 @@ class Capabilities:
 
     Attributes:
         scores_targets: `log_prob` works: any text can be scored.
-        scores_labels: `choice_log_probs` works: labels can be scored, by `rung`.
+        scores_labels: `choice_log_probs` works: labels can be scored, by `label_scoring`.
         token_ids: draws carry the ids they were drawn as.
         chat: a context becomes a user's turn, and the answer is the assistant's.
         context_length: in tokens; None where there is no limit or it is not known.
         top_log_probs: how many of the next token's log-probabilities can be asked for; 0 for none.
-        rung: how a softmax over labels is had; "accuracy" where it cannot be had.
-        target_rung: how a text's log-probability is had; "accuracy" where it cannot be had.
+        label_scoring: scoring mode of labels; "accuracy" where their probabilities are unavailable.
+        text_scoring: scoring mode of texts; "accuracy" where their log-probabilities are unavailable.
     """
 
     scores_targets: bool
@@ -154,8 +163,8 @@ class Capabilities:
     chat: bool
     context_length: int | None
     top_log_probs: int = 0
-    rung: Rung = "target scoring"
-    target_rung: Rung = "target scoring"
+    label_scoring: ScoringMode = "target scoring"
+    text_scoring: ScoringMode = "target scoring"
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ import numpy as np
 from dln.arguments import Count, checked
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
 from dln.lm.checks import check_counts
-from dln.lm.salvage import salvaging
+from dln.lm.partial_results import keeping_partial_results
 from dln.lm.store import Store
 from dln.lm.wrapper import Wrapper
 from dln.numerics import Floats
@@ -37,7 +37,7 @@ class Cached(Wrapper):
     model, else the text), parameters and the draw's seed; at temperature 0 the seed has no effect and
     is left out. Answers that cannot be right (NaN or positive log-probabilities) are passed on and
     never stored. Numbers come back bit by bit as they were computed. What a call that failed had already
-    answered is stored too, where the model hands it over (see `dln.lm.salvage`).
+    answered is stored too, where the model hands it over (see `dln.lm.partial_results`).
 
     Args:
         inner: the model that computes what is missing.
@@ -132,7 +132,7 @@ class Cached(Wrapper):
             batch = [contexts[row] for row in rows]
             came: dict[int, object] = {}
             try:
-                with salvaging(batch, came.__setitem__):
+                with keeping_partial_results(batch, came.__setitem__):
                     computed = dict(zip(part, compute(batch, rows), strict=True))
             except BaseException:
                 self._store.put_many(_packed({part[i]: cast("A", answer) for i, answer in came.items()}, pack))

@@ -12,7 +12,7 @@ from dln.infer.demonstrations import DemonstrationProposal
 from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
 from dln.infer.elbo import elbo, unknown_bound
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.ladder import Rungs
+from dln.infer.scoring_modes import ScoringModes
 from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive, Objective
 from dln.infer.prompts import MixturePrompts, PromptProposal
 from dln.infer.race import BehindLeader, Race
@@ -45,7 +45,7 @@ def algorithm(
     hidden_lm: LanguageModel | None = None,
     longest: str = "",
 ) -> vi.VariationalInference:
-    """The training step that `options` describe, on the best rungs that the network's models allow.
+    """The training step that `options` describe, on the best scoring modes that the network's models allow.
 
     Args:
         options: resolved options.
@@ -62,9 +62,9 @@ def algorithm(
     chosen = options.inference
     for option in ("backward_template", "sequence_template"):
         _check_template(option, getattr(chosen, option))
-    rungs = _rungs(options, network)
-    hidden = _hidden_objective(chosen, rungs, correct)
-    output = _output_objective(chosen, rungs, correct)
+    modes = _scoring_modes(options, network)
+    hidden = _hidden_objective(chosen, modes, correct)
+    output = _output_objective(chosen, modes, correct)
     return vi.build(
         num_hidden=chosen.num_hidden,
         num_prompts=chosen.num_prompts,
@@ -76,9 +76,9 @@ def algorithm(
         weighting=_weighting(chosen, correct),
         score=chosen.score,
         # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
-        hidden_objective=hidden if chosen.exploration and rungs.scores_hidden else _raced(hidden, chosen, 4),
+        hidden_objective=hidden if chosen.exploration and modes.scores_hidden else _raced(hidden, chosen, 4),
         output_objective=output if _trusted(chosen, network) else _raced(output, chosen, _fewest(chosen, network)),
-        penalties=_penalties(options, rungs),
+        penalties=_penalties(options, modes),
         select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
         layer_steps=chosen.layer_steps,
         max_prompt_tokens=chosen.max_prompt_tokens,
@@ -91,8 +91,8 @@ def algorithm(
         worked=chosen.worked,
         evidence=chosen.evidence,
         correct=correct,
-        bound=elbo if rungs.scores_hidden and rungs.scores else unknown_bound,
-        rungs=rungs,
+        bound=elbo if modes.scores_hidden and modes.scores else unknown_bound,
+        scoring_modes=modes,
     )
 
 
@@ -168,16 +168,16 @@ def _weighting(options: InferenceOptions, correct: Callable[[str, str], bool]) -
     return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in, correct)
 
 
-def _rungs(options: Options, network: Sequential | None) -> Rungs:
-    rungs = Rungs() if network is None else Rungs.of(network)
+def _scoring_modes(options: Options, network: Sequential | None) -> ScoringModes:
+    modes = ScoringModes() if network is None else ScoringModes.of(network)
     if options.inference.trust_factor and not _trusted(options.inference, network):
-        rungs = rungs.without(
+        modes = modes.without(
             "the trust region is not applied: the network has fewer layers than inference.trust_depth "
             f"({options.inference.trust_depth})"
         )
-    if options.inference.exploration and not rungs.scores_hidden:
-        return rungs.without("the exploration reward is not applied: it is made of scores of hidden texts")
-    return rungs
+    if options.inference.exploration and not modes.scores_hidden:
+        return modes.without("the exploration reward is not applied: it is made of scores of hidden texts")
+    return modes
 
 
 def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
@@ -185,18 +185,18 @@ def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
     return options.trust_factor > 0 and (network is None or len(network) >= options.trust_depth)
 
 
-def _hidden_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
-    if not rungs.scores:
+def _hidden_objective(options: InferenceOptions, modes: ScoringModes, correct: Callable[[str, str], bool]) -> Objective:
+    if not modes.scores:
         return DownstreamAccuracy(correct, options.num_hidden)
-    if not rungs.scores_hidden:
+    if not modes.scores_hidden:
         return DownstreamLogProb(options.num_hidden)
     if options.hidden_objective == "nce":
         return NoiseContrastive(options.score, options.burn_in)
     return ExpectedLogProb(options.score, FixedOutput(), options.burn_in)
 
 
-def _output_objective(options: InferenceOptions, rungs: Rungs, correct: Callable[[str, str], bool]) -> Objective:
-    if options.output_objective == "accuracy" or not rungs.scores:
+def _output_objective(options: InferenceOptions, modes: ScoringModes, correct: Callable[[str, str], bool]) -> Objective:
+    if options.output_objective == "accuracy" or not modes.scores:
         return Accuracy(correct, calibrator(options))
     return ExpectedLogProb(options.score, calibrator(options), options.burn_in)
 
@@ -213,12 +213,12 @@ def _fewest(options: InferenceOptions, network: Sequential | None) -> int:
     return max(4, 2 * len(labels or ()))
 
 
-def _penalties(options: Options, rungs: Rungs) -> tuple[Penalty, ...]:
+def _penalties(options: Options, modes: ScoringModes) -> tuple[Penalty, ...]:
     chosen = options.inference
     penalties: list[Penalty] = []
     if chosen.trust_factor:
         penalties.append(TrustRegion(chosen.trust_factor, chosen.trust_depth))
-    if chosen.exploration and rungs.scores_hidden:
+    if chosen.exploration and modes.scores_hidden:
         total = max(1, options.steps)
         annealed, burn_in = chosen.exploration_annealed, chosen.burn_in
         penalties.append(Exploration(chosen.exploration, total, chosen.score, annealed, burn_in))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from dln.train.records import (
     ComparedRecord,
@@ -18,7 +18,7 @@ from dln.train.records import (
     MemberRecord,
     Record,
     ResultRecord,
-    RungsRecord,
+    ScoringModesRecord,
 )
 
 __all__ = [
@@ -93,7 +93,7 @@ class StepDone(Event):
         parameters: the network's parameters after the step (`Sequential.state_dict`).
         usage: calls, tokens and model seconds since the start of the run.
         seconds: wall-clock time of this step.
-        rungs: how texts and outputs were scored; null in events of older versions.
+        scoring_modes: how texts and outputs were scored; null in events of older versions.
     """
 
     kind: Literal["step"] = "step"
@@ -107,7 +107,7 @@ class StepDone(Event):
     parameters: dict[str, Any]
     usage: dict[str, float] = Field(default_factory=dict)
     seconds: float = 0.0
-    rungs: RungsRecord | None = None
+    scoring_modes: ScoringModesRecord | None = Field(None, validation_alias=AliasChoices("scoring_modes", "rungs"))
 
 
 class Validated(Event):

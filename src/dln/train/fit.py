@@ -28,7 +28,7 @@ from dln.train.events import Event, Finished, Interrupted, Resumed, Started, Ste
 from dln.train.options import Options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, measure
 from dln.train.provenance import provenance
-from dln.train.record import rungs_record
+from dln.train.record import scoring_modes_record
 from dln.train.result import FitResult
 from dln.train.run import Run
 
@@ -111,7 +111,7 @@ def fit(
         metric=score,
     )
     meta = {**provenance(network, train, dev, chosen, score, task, config), **(record or {})}
-    meta["rungs"] = rungs_record(recipe.algorithm.rungs).model_dump(mode="json")
+    meta["scoring_modes"] = scoring_modes_record(recipe.algorithm.scoring_modes).model_dump(mode="json")
     with ExitStack() as stack:
         run, progress = _open(stack, network, run_dir, resume, meta)
         emit = _emitter(run, callbacks, meter)

@@ -8,8 +8,8 @@ import numpy as np
 
 from dln.infer import vi
 from dln.infer.candidates import Stopped
-from dln.infer.ladder import Rungs
 from dln.infer.mstep import LayerInfo
+from dln.infer.scoring_modes import ScoringModes
 from dln.nn import ChoiceLayer
 from dln.train.events import StepDone
 from dln.train.records import (
@@ -17,11 +17,11 @@ from dln.train.records import (
     ExampleRecord,
     HiddenRecord,
     LayerRecord,
-    RungsRecord,
+    ScoringModesRecord,
     StoppedRecord,
 )
 
-__all__ = ["rungs_record", "step_event"]
+__all__ = ["scoring_modes_record", "step_event"]
 
 
 def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDone:
@@ -38,13 +38,13 @@ def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDo
         hidden=_hidden(info),
         layers=[_layer(layer) for layer in info.layers],
         parameters=state.network.state_dict(),
-        rungs=rungs_record(info.rungs),
+        scoring_modes=scoring_modes_record(info.scoring_modes),
     )
 
 
-def rungs_record(rungs: Rungs) -> RungsRecord:
-    """The rungs, for events and run.yaml."""
-    return RungsRecord(weights=rungs.weights, hidden=rungs.hidden, output=rungs.output, lost=list(rungs.lost))
+def scoring_modes_record(modes: ScoringModes) -> ScoringModesRecord:
+    """The scoring modes, for events and run.yaml."""
+    return ScoringModesRecord(weights=modes.weights, hidden=modes.hidden, output=modes.output, lost=list(modes.lost))
 
 
 def _hidden(info: vi.Info) -> list[HiddenRecord]:

@@ -16,7 +16,7 @@ __all__ = [
     "MemberRecord",
     "Record",
     "ResultRecord",
-    "RungsRecord",
+    "ScoringModesRecord",
     "StoppedRecord",
 ]
 
@@ -152,14 +152,14 @@ class MemberRecord(Record):
     parameters: dict[str, Any]
 
 
-class RungsRecord(Record):
-    """By which rung of the ladder of capabilities a step went.
+class ScoringModesRecord(Record):
+    """The scoring modes of a step.
 
     Attributes:
         weights: how hidden texts were weighed, null without hidden layers.
         hidden: how prompts of hidden layers were judged, likewise.
         output: how prompts of the output layer were judged.
-        lost: what lower rungs cost, in sentences.
+        lost: what weaker scoring modes cost, in sentences.
     """
 
     weights: str | None

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from dln.errors import InputError
 from dln.train.event_log import current, of_kind
 from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
-from dln.train.records import RungsRecord
+from dln.train.records import ScoringModesRecord
 from dln.view.cost import cost
 from dln.view.numbers import finite
 
@@ -48,7 +48,7 @@ class RunSummary:
         test: of the trained network in its main final evaluation, None if there is none.
         test_split: what it was evaluated on.
         tokens: read and drawn so far, None if nothing was counted.
-        rungs: how texts and outputs are scored, and what lower rungs cost; None where it was not recorded.
+        scoring_modes: how texts and outputs are scored, and what weaker modes cost; None where it was not recorded.
     """
 
     run: str
@@ -66,7 +66,7 @@ class RunSummary:
     test: Measured | None
     test_split: str | None
     tokens: float | None
-    rungs: RungsRecord | None = None
+    scoring_modes: ScoringModesRecord | None = None
 
 
 def summarize(events: Sequence[Event]) -> RunSummary:
@@ -82,7 +82,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
     best = _best(of_kind(events, Validated))
     evaluation = main_evaluation(events)
     finished = of_kind(events, Finished)
-    rungs = [event.rungs for event in of_kind(events, StepDone) if event.rungs is not None]
+    modes = [event.scoring_modes for event in of_kind(events, StepDone) if event.scoring_modes is not None]
     return RunSummary(
         run=started.run,
         task=started.task,
@@ -99,7 +99,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
         test=_measured(evaluation) if evaluation else None,
         test_split=evaluation.split if evaluation else None,
         tokens=cost(events).total.tokens,
-        rungs=rungs[-1] if rungs else None,
+        scoring_modes=modes[-1] if modes else None,
     )
 
 

@@ -1,13 +1,11 @@
-"""One HTTP request as a value, and who sends it: what dialects and transport know of one another.
+"""A request to a server as a value, what came of it, and the typed errors.
 
-A dialect turns what is asked of a model into `Call`s and reads the replies; it does no I/O. A `Sender` brings
-calls to a server and replies back; it knows nothing of models. What cannot be read is said by `MalformedReply`,
-which the sender treats as one more fault of the server: it asks again, a few times, and then gives up.
+A dialect turns what is asked of a model into `Call`s and reads the replies; it does no I/O. A `Sender` brings calls to
+a server and replies back; it knows nothing of models. A reply that a reader cannot read raises `MalformedReply`, which
+the sender treats as one more fault of the server: it asks again, a few times, and then gives up.
 
-What can go wrong between a call and its reply: the typed errors, and which status and words mean which.
-
-A `Fault` is a value: its kind, whether asking again can mend it, and the error that is raised when it cannot (or
-has not). No fault holds a request or a response, so none holds a key.
+A `Fault` is a value: its kind, whether asking again may help, and the error that is raised when it does not. No fault
+holds a request or a response, so none holds a key.
 """
 
 from __future__ import annotations

@@ -1,41 +1,4 @@
-"""OpenAI: chat, and the legacy completions with `chat=False`.
-
-No token ids go in or come out, and unknown fields are refused. Chat gives up to 20 likeliest tokens at each place,
-completions up to 5; prompts are echoed with log-probabilities by no present model, which the probe finds out.
-
-Azure OpenAI: the form of OpenAI under a resource's own address; the model is the name of a deployment.
-
-Ollama: the OpenAI form, with the likeliest tokens of a chat's answer in recent versions and nothing else.
-
-vLLM: token ids in and out, prompt log-probabilities, and log-probabilities of chosen ids.
-
-What is minded here, all of it in the shared form of `Dialect`:
-
-- Labels are read off one step of decoding (`logprob_token_ids`), which uses the prefix cache. `prompt_logprobs`
-  does not read it: a cached token has no log-probability any more. So it is kept for whole texts.
-- `prompt_logprobs` has an entry per token of the prompt, keyed by its id as a string; the first is null.
-- −9999.0 stands for −inf.
-- `max_tokens: 0` with `echo` returns the prompt alone in some versions and one more token in others.
-- Ids come back by `return_token_ids`, and as "token_id:123" by `return_tokens_as_token_ids`.
-- `/tokenize` is at the server's root, and writes a chat up to where the assistant begins.
-
-SGLang: the native `/generate`, which takes ids and begins to score where it is told to.
-
-- `logprob_start_len` counts prompt tokens; the first entry from there on has no log-probability (it would need one
-  more step), so scoring begins one token before the target: `len(context) − 1`.
-- Log-probabilities are triples [log p, token id, text or null].
-- `token_ids_logprob` gives the log-probabilities of chosen ids at the next place.
-- Replies carry no name of the model.
-
-Together: `echo` returns the prompt's tokens beside the choices, under `prompt`.
-
-Fireworks: `echo_last` returns the end of the prompt only, which is where the target is.
-
-A token covers at least one byte, so a target of n bytes lies within the last n tokens; one more shows that a token
-begins where the target does.
-
-One small file for each kind of server: in what it differs from the OpenAI form with vLLM's additions.
-"""
+"""Kinds of servers, each by what distinguishes it from the OpenAI form with vLLM's additions."""
 
 from __future__ import annotations
 

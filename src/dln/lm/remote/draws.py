@@ -1,6 +1,6 @@
 """A draw as the server tells it, as a `Completion`: its text, ids and densities, as far as each is known.
 
-log q of a draw at another temperature, from its log-probabilities and those of the likeliest tokens.
+log q at another temperature follows from the log-probabilities of the draw and those of the likeliest tokens:
 
     log q(i) = log p(i) / T − log Σ_j p(j)^(1/T)
 
@@ -9,8 +9,8 @@ little: with m their mass together and p_min the smallest known probability, eac
 
     0  ≤  Σ_others p^(1/T)  ≤  m · p_min^(1/T − 1)
 
-The middle is taken, and half the width is the error. A draw whose errors add up to more than `TOLERANCE` has no
-known density, and None says so.
+The midpoint is used, and half the width is the error. A draw whose errors add up to more than `TOLERANCE` has no known
+density, and None says so.
 """
 
 from __future__ import annotations

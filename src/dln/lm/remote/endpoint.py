@@ -1,10 +1,8 @@
-"""Where a model is: base URLs, the key (never shown), and how patiently to ask.
+"""Where a model is: base URLs, the key (never shown), time-outs and retries.
 
-The key comes from an option, from user information in a base URL, or from the first environment variable that is
-set, in this order. It lives in a `SecretStr` from then on; so do the values of extra headers, since many gateways
-take their keys there.
-
-Keys and header values: where they are found, whether they can be sent, and hidden from then on.
+The key comes from an option, from user information in a base URL, or from the first environment variable that is set,
+in this order. It lives in a `SecretStr` from then on; so do the values of extra headers, since many gateways take their
+keys there.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """RemoteLM: a language model behind HTTP, with the three verbs as far as its server can score at all.
 
-What the server can do is found by a probe at first use (see `probe`) and is named in `capabilities`. Numbers that a
-server did not send are never made up: what cannot be a log-probability is passed on as it came, to be excluded and
-counted by the caller, and a text that no rung can score is refused.
-
-What tells two served models apart, as a short text that may be shown and stored.
-
-From a model string and options to a `RemoteLM`: addresses, keys, chat or completion, patience.
+What the server can do is found by a probe at first use (see `probe`) and named in `capabilities`. Numbers that a server
+did not send are never invented: what cannot be a log-probability is passed on as it came, to be excluded and counted by
+the caller, and a text that no mode can score is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from pydantic import SecretStr
 
 from dln.arguments import Count, Positive, Size, check_options, checked
 from dln.errors import InputError, ProviderError
-from dln.lm.base import Capabilities, Completion, Rung, Sampling, Target, TokenLogProbs
+from dln.lm.base import Capabilities, Completion, Sampling, ScoringMode, Target, TokenLogProbs
 from dln.lm.budget import Usage
 from dln.lm.checks import check_counts, check_fits
 from dln.lm.remote.call import Sender
@@ -36,9 +32,9 @@ from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
 from dln.lm.remote.probe import Probed, probe
 from dln.lm.remote.read import Ids
 from dln.lm.remote.report import ProbeReport
-from dln.lm.remote.scoring import LabelRung, Pair, TargetRung
+from dln.lm.remote.scoring import LabelScorer, Pair, TextScorer
 from dln.lm.remote.sender import HttpSender
-from dln.lm.remote.session import Session, rescued
+from dln.lm.remote.session import Session, partial_results_kept
 from dln.numerics import Floats
 
 __all__ = ["OPTIONS", "RemoteLM", "fingerprint_of", "open_remote"]
@@ -60,7 +56,7 @@ class RemoteLM:
         chat: whether a context is a user's turn, and the assistant's turn is drawn or scored.
         revision: the user's word for which model this is; stands for `servers` in the fingerprint then, so that
             cached answers outlive a change of address.
-        best_rung: no rung above this one is used.
+        best_scoring_mode: no better mode than this one is used.
         draws: per context, where labels can only be counted among draws.
     """
 
@@ -73,7 +69,7 @@ class RemoteLM:
         servers: Sequence[str] = (),
         chat: bool = False,
         revision: str | None = None,
-        best_rung: Rung = "target scoring",
+        best_scoring_mode: ScoringMode = "target scoring",
         draws: Size = 16,
     ) -> None:
         self.chat = chat
@@ -81,7 +77,7 @@ class RemoteLM:
         self._session = Session(dialect, sender, chat=chat)
         self._name = name
         self._source = f"revision {revision}" if revision else "+".join(sorted(servers))
-        self._best: Rung = best_rung
+        self._best: ScoringMode = best_scoring_mode
         self._draws = draws
         self._probing = threading.Lock()
         self._probed: Probed | None = None
@@ -115,12 +111,12 @@ class RemoteLM:
             chat=self.chat,
             context_length=report.context_length if self._session.takes_ids else None,
             top_log_probs=report.top_log_probs,
-            rung=report.rung,
-            target_rung=report.target_rung,
+            label_scoring=report.label_scoring,
+            text_scoring=report.text_scoring,
         )
 
     def fingerprint(self) -> str:
-        """Kind of server, model (as asked for, as it answers, what it is made from), address or revision, rungs.
+        """Kind of server, model (as asked for, as answered, its origin), address or revision, and scoring modes.
 
         No credentials are in it. Two servers that serve different models under one name have different
         fingerprints, because of their addresses; a digest keeps them short.
@@ -155,7 +151,7 @@ class RemoteLM:
         if not contexts:
             return []
         found = self._found
-        with rescued(contexts, lambda i: self._sample(found, [contexts[i]], sampling, [seeds[i]])[0]):
+        with partial_results_kept(contexts, lambda i: self._sample(found, [contexts[i]], sampling, [seeds[i]])[0]):
             return self._sample(found, contexts, sampling, seeds)
 
     def _sample(
@@ -186,19 +182,19 @@ class RemoteLM:
             ProviderError: the server cannot score texts; or see `Sender`.
         """
         check_counts("targets", contexts, targets)
-        rung = self._found.targets
-        if rung is None:
+        scorer = self._found.targets
+        if scorer is None:
             raise ProviderError(
                 "this server cannot score texts",
                 where=self.name,
-                got="; ".join(f"{t.rung}: {t.reason}" for t in self.report.trials if t.purpose == "texts") or None,
+                got="; ".join(f"{t.mode}: {t.reason}" for t in self.report.trials if t.purpose == "texts") or None,
                 expected="prompt log-probabilities, or log-probabilities of given tokens",
                 fix="a server that has them (vLLM, SGLang, `dln serve`), or inference that does without",
             )
-        with rescued(contexts, lambda i: self._log_prob(rung, [contexts[i]], [targets[i]])[0]):
-            return self._log_prob(rung, contexts, targets)
+        with partial_results_kept(contexts, lambda i: self._log_prob(scorer, [contexts[i]], [targets[i]])[0]):
+            return self._log_prob(scorer, contexts, targets)
 
-    def _log_prob(self, rung: TargetRung, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+    def _log_prob(self, scorer: TextScorer, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         owned = [self._owned(target) for target in targets]
         texts = [str(target) for target in targets]
         plain = dict.fromkeys(text for text, mine in zip(texts, owned, strict=True) if mine is None)
@@ -211,7 +207,7 @@ class RemoteLM:
         ]
         self._check_fits([pair.joined.ids for pair in pairs], 0, "context and target")
         asked = [i for i, pair in enumerate(pairs) if pair.ids or pair.text]
-        rows = dict(zip(asked, rung.rows([pairs[i] for i in asked]), strict=True))
+        rows = dict(zip(asked, scorer.rows([pairs[i] for i in asked]), strict=True))
         scores: list[TokenLogProbs] = []
         for i, target in enumerate(targets):
             row = rows.get(i, ())
@@ -221,23 +217,23 @@ class RemoteLM:
         return scores
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
-        """[N, C] log-mass of each label by the rung that `capabilities` names; a row that cannot be had is NaN.
+        """[N, C] log-mass of each label in the mode that `capabilities` names; a row that is unavailable is NaN.
 
         Raises:
             InputError: no label, an empty label, or two labels that are the same tokens.
             ContextLengthError: a request is longer than the model's context; nothing has been computed then.
             ProviderError: see `Sender`.
         """
-        rung = self._found.labels
-        with rescued(contexts, lambda i: self._log_masses(rung, [contexts[i]], labels)[0]):
-            return self._log_masses(rung, contexts, labels)
+        scorer = self._found.labels
+        with partial_results_kept(contexts, lambda i: self._log_masses(scorer, [contexts[i]], labels)[0]):
+            return self._log_masses(scorer, contexts, labels)
 
-    def _log_masses(self, rung: LabelRung, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+    def _log_masses(self, scorer: LabelScorer, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         if self._session.takes_ids and labels and all(labels):
             longest = max(len(ids) for ids in self._session.encode(labels, alone=True))
             prompts = self._session.prompts(contexts)
             self._check_fits([prompt.ids for prompt in prompts], longest, "context and longest label")
-        return rung.log_masses(contexts, labels)
+        return scorer.log_masses(contexts, labels)
 
     @property
     def _found(self) -> Probed:
@@ -262,7 +258,7 @@ ENGINE_VERSION = "1"
 
 
 def fingerprint_of(report: ProbeReport, source: str, *, chat: bool) -> str:
-    """Kind of server, model (as asked for, as it answers, what it is made from), address or revision, rungs.
+    """Kind of server, model (as asked for, as answered, its origin), address or revision, and scoring modes.
 
     Args:
         report: what the probe found.
@@ -277,13 +273,13 @@ def fingerprint_of(report: ProbeReport, source: str, *, chat: bool) -> str:
         report.root or "",
         source,
         kind,
-        report.rung,
-        report.target_rung,
+        report.label_scoring,
+        report.text_scoring,
         ENGINE_VERSION,
     ]
     digest = hashlib.sha256("\x1f".join(what).encode()).hexdigest()[:16]
     served = report.served_model or report.model
-    return f"{report.dialect}:{served}:{kind}:{report.rung}:{report.target_rung}:{digest}"
+    return f"{report.dialect}:{served}:{kind}:{report.label_scoring}:{report.text_scoring}:{digest}"
 
 
 PATIENCE = {
@@ -308,7 +304,7 @@ def _options(
     headers: Mapping[str, str | SecretStr] | None = None,
     api_version: str | datetime.date | None = None,
     revision: str | int | float | None = None,
-    best_rung: Rung = "target scoring",
+    best_scoring_mode: ScoringMode = "target scoring",
     label_draws: Size = 16,
 ) -> None:
     """What `load_lm` takes for a model on a server; times in seconds."""
@@ -332,19 +328,24 @@ def open_remote(
         kind: the prefix, one of `DIALECTS`.
         rest: what follows the prefix: the model's name on the server, with `:chat` or `:completion` if wanted.
         spec: the whole string.
-        options: see `OPTIONS`; times in seconds, `base_url` one address or several (replicas), `best_rung` the
-            highest rung of the ladder that is used, `label_draws` per context where labels can only be counted.
+        options: see `OPTIONS`; times in seconds, `base_url` one address or several (replicas), `best_scoring_mode` the
+            best scoring mode that is used, `label_draws` per context where labels can only be counted.
         environment: in place of the process's own.
 
     Raises:
         InputError: an unknown option, no address, no key, or values that cannot be used.
     """
+    if "best_rung" in options:  # its name in version 0.1
+        options = {
+            "best_scoring_mode": options["best_rung"],
+            **{name: value for name, value in options.items() if name != "best_rung"},
+        }
     check_options(options, _options, f"load_lm({spec!r})")
     dialect = DIALECTS[kind]
     variables = os.environ if environment is None else environment
     model, chat = _chat(dialect, rest, options.get("chat"))
     urls, fallback = _addresses(dialect, spec, options.get("base_url"), variables)
-    best: Rung = options.get("best_rung", "target scoring")
+    best: ScoringMode = options.get("best_scoring_mode", "target scoring")
     draws: int = options.get("label_draws", 16)
     patience = {field: options[name] for name, field in PATIENCE.items() if options.get(name) is not None}
     azure = kind == "azure" and not any("/openai" in url for url in urls)
@@ -367,7 +368,7 @@ def open_remote(
         chat=chat,
         # the command line reads `revision=1` as a number, and a version as a date
         revision=None if options.get("revision") is None else str(options["revision"]),
-        best_rung=best,
+        best_scoring_mode=best,
         draws=draws,
     )
 

@@ -1,11 +1,6 @@
-"""How many calls may be in flight: grows while all goes well, shrinks when the server says that it is too much.
+"""When and where a call is sent: concurrency windows, back-off, and the choice among replicas.
 
-`Window` is the rule, a pure value: additive increase, multiplicative decrease, with a fast start; in flight never
-exceeds it. `Gate` applies it to one replica, heaviest waiter first.
-
-When to ask again: what the server's headers ask for, and the back-off where they say nothing. Pure functions.
-
-Which of several like servers gets a call, and which are left alone for a while. Pure values and functions.
+All rules are pure values and functions except `Gate`, which applies a window on the loop.
 """
 
 from __future__ import annotations

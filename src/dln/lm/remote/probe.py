@@ -1,16 +1,12 @@
-"""The start-up probe: climb down the ladder until a rung's numbers agree with what the server says elsewhere.
+"""The start-up probe: try the scoring modes, best first, until one's numbers agree with what the server says elsewhere.
 
 A known string is scored in two ways. The log-probabilities of a draw, as the server gives them with the draw, must be
 those that scoring its tokens gives; and the score of a whole must be that of its parts,
 
     log p(ab | c) = log p(a | c) + log p(b | c a).
 
-A server that ignores `echo`, shifts its numbers by one or makes them up fails one of these, and the next rung is
-tried. What the server refuses is a reason too. What no rung can mend (a wrong key, no connection, no quota) is raised.
-
-The probe's single checks: each asks a few small questions and says what the answers mean.
-
-The probe's first questions: which form of request the server takes, whether it takes ids, and a known draw.
+A server that ignores `echo`, shifts its numbers by one or makes them up fails one of these, and the next mode is tried.
+What the server refuses is a reason too. What affects every mode (a wrong key, no connection, no quota) is raised.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from dln.errors import DlnError, InputError
-from dln.lm.base import Rung, Sampling
+from dln.lm.base import Sampling, ScoringMode
 from dln.lm.remote.call import BadRequest, MalformedReply, ModelNotFound, ServerFailed, passing
 from dln.lm.remote.dialect import Drawn, ModelCard, Prompt
 from dln.lm.remote.read import Token, malformed
@@ -32,13 +28,13 @@ from dln.lm.remote.report import Densities, ProbeReport, Seeds, Trial
 from dln.lm.remote.scoring import (
     AnsweredLabels,
     ForcedDecoding,
-    LabelRung,
+    LabelScorer,
     Pair,
     PickedLabels,
     PromptLogProbs,
     ScoredLabels,
-    TargetRung,
     TargetScoring,
+    TextScorer,
 )
 from dln.lm.remote.session import Session
 from dln.lm.remote.top_labels import TopLabels
@@ -46,9 +42,9 @@ from dln.numerics import logsumexp
 
 __all__ = [
     "CONTEXT",
-    "LADDER",
     "PLAIN",
     "REFUSALS",
+    "SCORING_MODES",
     "Probed",
     "Unfit",
     "check_picked",
@@ -68,7 +64,7 @@ __all__ = [
 ]
 
 
-LADDER: tuple[Rung, ...] = (
+SCORING_MODES: tuple[ScoringMode, ...] = (
     "target scoring",
     "prompt log-probs",
     "forced decoding",
@@ -82,7 +78,7 @@ LADDER: tuple[Rung, ...] = (
 Purpose = Literal["texts", "labels"]
 
 
-R = TypeVar("R", TargetRung, LabelRung)
+R = TypeVar("R", TextScorer, LabelScorer)
 
 
 Check = Callable[[], str]
@@ -94,24 +90,24 @@ class Probed:
 
     Attributes:
         report: what was found.
-        labels: the rung for labels.
-        targets: the rung for texts; None where there is none.
+        labels: scores labels.
+        targets: scores texts; None where nothing can.
         keeps_log_probs: whether draws come with log-probabilities.
     """
 
     report: ProbeReport
-    labels: LabelRung
-    targets: TargetRung | None
+    labels: LabelScorer
+    targets: TextScorer | None
     keeps_log_probs: bool
 
 
-def probe(session: Session, *, best: Rung = "target scoring", draws: int = 16) -> Probed:
-    """Find the highest rung, from `best` down, on which the server's numbers can be trusted.
+def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int = 16) -> Probed:
+    """Find the best scoring mode, from `best` down, in which the server's numbers can be trusted.
 
     Args:
         session: the server; it is set to what is found (ids or text, the fields that are sent).
-        best: no rung above this one is tried.
-        draws: per context, if it comes to counting labels among draws; 0 leaves that rung out.
+        best: no better mode than this one is tried.
+        draws: per context, if it comes to counting labels among draws; 0 leaves that mode out.
 
     Raises:
         ProviderError: the server cannot even draw.
@@ -127,16 +123,16 @@ def probe(session: Session, *, best: Rung = "target scoring", draws: int = 16) -
     speed = tokens / max(time.perf_counter() - drew, 1e-9)
     top = top_tokens(session) if keeps or session.chat else 0
     trials = _Trials(best)
-    targets = trials.first("texts", _target_rungs(session, known))
-    labels = trials.first("labels", _label_rungs(session, targets, known, top, draws))
+    targets = trials.first("texts", _text_scorers(session, known))
+    labels = trials.first("labels", _label_scorers(session, targets, known, top, draws))
     report = ProbeReport(
         dialect=session.dialect.name,
         model=session.dialect.model,
         served_model=session.served_model,
         root=card.root,
         chat=session.chat,
-        rung="accuracy" if labels is None else labels.name,
-        target_rung="accuracy" if targets is None else targets.name,
+        label_scoring="accuracy" if labels is None else labels.name,
+        text_scoring="accuracy" if targets is None else targets.name,
         trials=tuple(trials.made),
         tokenizer=tokenizer,
         token_ids=session.takes_ids and known.ids is not None,
@@ -151,16 +147,16 @@ def probe(session: Session, *, best: Rung = "target scoring", draws: int = 16) -
 
 
 class _Trials:
-    """Tries rungs in order and keeps what came of each."""
+    """Tries scoring modes in order and keeps what came of each."""
 
-    def __init__(self, best: Rung) -> None:
+    def __init__(self, best: ScoringMode) -> None:
         self.made: list[Trial] = []
-        self._floor = LADDER.index(best)
+        self._floor = SCORING_MODES.index(best)
 
-    def first(self, purpose: Purpose, rungs: Iterator[tuple[R, Check]]) -> R | None:
-        """The first rung whose check passes."""
-        for rung, check in rungs:
-            if LADDER.index(rung.name) < self._floor:
+    def first(self, purpose: Purpose, scorers: Iterator[tuple[R, Check]]) -> R | None:
+        """The first mode whose check passes."""
+        for scorer, check in scorers:
+            if SCORING_MODES.index(scorer.name) < self._floor:
                 continue
             works, reason = True, ""
             try:
@@ -169,30 +165,30 @@ class _Trials:
                 works, reason = False, str(unfit)
             except REFUSALS as refusal:
                 works, reason = False, said(speaks_of_the_server(refusal))
-            self.made.append(Trial(purpose, rung.name, works, reason))
+            self.made.append(Trial(purpose, scorer.name, works, reason))
             if works:
-                return rung
+                return scorer
         return None
 
 
-def _target_rungs(session: Session, known: Drawn) -> Iterator[tuple[TargetRung, Check]]:
+def _text_scorers(session: Session, known: Drawn) -> Iterator[tuple[TextScorer, Check]]:
     dialect = session.dialect
-    rungs: list[TargetRung] = []
+    scorers: list[TextScorer] = []
     if session.takes_ids and dialect.scores_ids:
-        rungs.append(TargetScoring(session))
+        scorers.append(TargetScoring(session))
     if dialect.echoes and (session.takes_ids or not session.chat):
-        rungs += [PromptLogProbs(session, max_tokens) for max_tokens in dialect.echo_tokens]
+        scorers += [PromptLogProbs(session, max_tokens) for max_tokens in dialect.echo_tokens]
     if session.takes_ids and dialect.picks_tokens:
-        rungs.append(ForcedDecoding(session, "logprob_token_ids"))
+        scorers.append(ForcedDecoding(session, "logprob_token_ids"))
     if session.takes_ids:
-        rungs += [ForcedDecoding(session, how) for how in dialect.forcings]
-    for rung in rungs:
-        yield rung, partial(check_targets, session, rung, known)
+        scorers += [ForcedDecoding(session, how) for how in dialect.forcings]
+    for scorer in scorers:
+        yield scorer, partial(check_targets, session, scorer, known)
 
 
-def _label_rungs(
-    session: Session, targets: TargetRung | None, known: Drawn, top: int, draws: int
-) -> Iterator[tuple[LabelRung, Check]]:
+def _label_scorers(
+    session: Session, targets: TextScorer | None, known: Drawn, top: int, draws: int
+) -> Iterator[tuple[LabelScorer, Check]]:
     if session.takes_ids and session.dialect.picks_tokens:
         picked = PickedLabels(session)
         yield picked, partial(check_picked, session, picked, targets, known)
@@ -219,7 +215,7 @@ class Unfit(Exception):
     """The server answers, but not rightly."""
 
 
-def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
+def check_targets(session: Session, scorer: TextScorer, known: Drawn) -> str:
     """Score a draw's tokens, and a text in one piece and in two.
 
     Raises:
@@ -229,7 +225,7 @@ def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
     reason = "the chain rule holds"
     if session.takes_ids:
         if known.ids and known.row.tokens:
-            scored = _rows(rung, [Pair(prompt, "", known.ids)])[0]
+            scored = _rows(scorer, [Pair(prompt, "", known.ids)])[0]
             _agree([token.log_prob for token in known.row.tokens], scored, DRAWN)
             reason = "a draw's own log-probabilities are met, and the chain rule holds"
         ids = session.encode([PLAIN], alone=True)[0]
@@ -238,7 +234,7 @@ def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
         pairs = [Pair(prompt, "", ids), Pair(prompt, "", ids[:half]), Pair(later, "", ids[half:])]
     else:
         if known.row.tokens and known.text.strip() and CONTEXT + known.text == (CONTEXT + known.text).rstrip():
-            row = rung.rows([Pair(prompt, known.text)])[0]
+            row = scorer.rows([Pair(prompt, known.text)])[0]
             same = [(a, b) for a, b in zip(known.row.tokens, row or (), strict=False) if a.text == b.text]
             if same:
                 _agree([a.log_prob for a, _ in same], [b.log_prob for _, b in same], DRAWN)
@@ -247,19 +243,19 @@ def check_targets(session: Session, rung: TargetRung, known: Drawn) -> str:
         middle = f"{words[0]} is"
         later = Prompt(CONTEXT + middle)
         pairs = [Pair(prompt, PLAIN), Pair(prompt, middle), Pair(later, PLAIN.removeprefix(middle))]
-    whole, begin, end = _rows(rung, pairs)
+    whole, begin, end = _rows(scorer, pairs)
     _agree(whole, [*begin, *end], "the chain rule's")
     return reason
 
 
-def check_picked(session: Session, rung: PickedLabels, targets: TargetRung | None, known: Drawn) -> str:
+def check_picked(session: Session, scorer: PickedLabels, targets: TextScorer | None, known: Drawn) -> str:
     """Compare the log-probabilities of asked-for tokens with those of a draw and of scored texts.
 
     Raises:
         Unfit: they disagree.
     """
     dialect, prompt = session.dialect, session.prompts([CONTEXT])[0]
-    masses = rung.log_masses([CONTEXT], LABELS)
+    masses = scorer.log_masses([CONTEXT], LABELS)
     if not logsumexp(masses)[0] <= 1e-3:
         raise Unfit(f"the masses of two labels are {masses[0].tolist()}")
     if known.ids and known.row.tokens:
@@ -299,7 +295,7 @@ def seeds_matter(session: Session) -> Seeds:
     return "honoured" if len(set(texts[0])) > 1 else "unknown"
 
 
-def kept_densities(session: Session, targets: TargetRung | None, known: Drawn) -> Densities:
+def kept_densities(session: Session, targets: TextScorer | None, known: Drawn) -> Densities:
     """Whether a draw at another temperature comes with the model's log-probabilities or with those drawn from."""
     session.tells_densities = known.row.sampling is not None
     if session.tells_densities:
@@ -323,9 +319,9 @@ def kept_densities(session: Session, targets: TargetRung | None, known: Drawn) -
     return "model"
 
 
-def _rows(rung: TargetRung, pairs: Sequence[Pair]) -> list[list[float]]:
+def _rows(scorer: TextScorer, pairs: Sequence[Pair]) -> list[list[float]]:
     found: list[list[float]] = []
-    for row, pair in zip(rung.rows(pairs), pairs, strict=True):
+    for row, pair in zip(scorer.rows(pairs), pairs, strict=True):
         if row is None:
             raise Unfit("a token reaches across the boundary of context and target")
         if pair.prompt.ids is not None and len(row) != len(pair.ids):
@@ -370,7 +366,7 @@ def speaks_of_the_server(refusal: DlnError) -> DlnError:
     """The refusal, if it says something of how the server may be asked.
 
     Raises:
-        ServerFailed: it was only ill: a lower rung for the whole run would be the wrong remedy.
+        ServerFailed: the failure is transient: a weaker scoring mode for the whole run would be the wrong remedy.
     """
     if passing(refusal):
         raise refusal

@@ -1,16 +1,13 @@
-"""Reading replies strictly: a number that a server sent is kept as it is, and what is not there is never made up.
+"""Strict reading of replies: numbers are kept as the server sent them, and missing ones are never invented.
 
     null, "NaN" → NaN        −9999 and below → −inf        ±inf, positive numbers → as they are
 
-Callers exclude and count what cannot be a log-probability. What has not the form of an answer at all (choices
-missing, fewer than asked, in no order, lists that do not match) raises `MalformedReply`.
+Callers exclude and count what cannot be a log-probability. What does not have the form of an answer at all (choices
+missing, fewer than asked, in no order, lists that do not match, tokens other than those sent) raises `MalformedReply`.
 
-Whether what came back belongs to the very tokens that were sent.
-
-Where the tokens of an echoed prompt begin, so that the boundary of context and target can be found among them.
-
-The tokens' own texts are laid along the prompt: what fits exactly needs no trust in the server's offsets. Where
-a token shows only a part of a character, the offsets decide, and are checked against every token that is legible.
+In an echoed prompt the boundary of context and target is found by laying the tokens' own texts along the prompt: what
+fits exactly needs no trust in the server's offsets. Where a token shows only a part of a character, the offsets decide,
+and are checked against every token that is legible.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from dln.lm.base import Rung
+from dln.lm.base import ScoringMode
 
 __all__ = ["Densities", "ProbeReport", "Seeds", "Trial"]
 
@@ -18,17 +18,17 @@ Densities = Literal["model", "sampling", "unknown", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rung, tried.
+    """One scoring mode, tried.
 
     Args:
         purpose: what it was tried for.
-        rung: which.
+        mode: which.
         works: whether it may be used.
         reason: why, or why not.
     """
 
     purpose: Literal["texts", "labels"]
-    rung: Rung
+    mode: ScoringMode
     works: bool
     reason: str
 
@@ -43,16 +43,16 @@ class ProbeReport:
         served_model: the name that answered; None if replies name none.
         root: what the server says the model is made from; None if it does not.
         chat: whether contexts are a user's turns.
-        rung: how labels are scored.
-        target_rung: how texts are scored; "accuracy" if they are not.
-        trials: every rung that was tried, in order, and why it was taken or not.
+        label_scoring: how labels are scored.
+        text_scoring: how texts are scored; "accuracy" if they are not.
+        trials: every scoring mode that was tried, in order, and why it was taken or not.
         tokenizer: what is known of the server's tokenizer.
         token_ids: whether prompts and draws are token ids.
         context_length: in tokens; None if unknown.
         seeds: whether the same seed gives the same draw, and another seed another.
         densities: which log-probabilities a draw comes with: of the model, or of the distribution drawn from.
         top_log_probs: how many of the next token's log-probabilities were given; 0 for none.
-        stays: what works on these rungs, and what does not.
+        stays: what works in these modes, and what does not.
         calls_per_second: of the probe, one call at a time.
         tokens_per_second: drawn by the probe, one draw at a time.
     """
@@ -62,8 +62,8 @@ class ProbeReport:
     served_model: str | None
     root: str | None
     chat: bool
-    rung: Rung
-    target_rung: Rung
+    label_scoring: ScoringMode
+    text_scoring: ScoringMode
     trials: tuple[Trial, ...]
     tokenizer: str
     token_ids: bool
@@ -76,22 +76,22 @@ class ProbeReport:
 
     @property
     def stays(self) -> tuple[str, ...]:
-        """What the rungs mean for a run, one sentence each; empty where nothing is lost."""
+        """What the scoring modes mean for a run, one sentence each; empty where nothing is lost."""
         lines: list[str] = []
-        if self.target_rung == "accuracy":
+        if self.text_scoring == "accuracy":
             lines.append(
                 "Texts cannot be scored: hidden texts are weighed by the answers that they lead to, and prompts of "
                 "hidden layers cannot be ranked by their likelihood. One-layer networks over labels lose nothing by "
                 "this. A server with prompt log-probabilities (vLLM, SGLang, `dln serve`) can do both."
             )
-        if self.rung == "top-k":
+        if self.label_scoring == "top-k":
             lines.append(
                 f"Labels are read off the {self.top_log_probs} likeliest tokens: a label that is not among them is "
                 "censored at the smallest probability returned."
             )
-        if self.rung == "Monte-Carlo":
+        if self.label_scoring == "Monte-Carlo":
             lines.append("Labels are counted among draws: their probabilities are as coarse as the draws are few.")
-        if self.rung == "accuracy":
+        if self.label_scoring == "accuracy":
             lines.append("Labels are read off one answer: prompts are ranked by accuracy and nothing finer.")
         if self.seeds == "ignored":
             lines.append("The server ignores seeds: a draw can be repeated from the cache only.")
@@ -106,10 +106,11 @@ class ProbeReport:
     def __str__(self) -> str:
         length = "unknown" if self.context_length is None else f"{self.context_length} tokens"
         served = "" if self.served_model in (None, self.model) else f", answers as {self.served_model}"
+        texts = "nothing" if self.text_scoring == "accuracy" else self.text_scoring
         lines = [
             f"{self.dialect}/{self.model}{served}, {'chat' if self.chat else 'completion'}",
-            f"  labels by: {self.rung}   texts by: {'nothing' if self.target_rung == 'accuracy' else self.target_rung}",
-            *(f"    {t.purpose}, {t.rung}: {'yes' if t.works else 'no'} ({t.reason})" for t in self.trials),
+            f"  labels by: {self.label_scoring}   texts by: {texts}",
+            *(f"    {t.purpose}, {t.mode}: {'yes' if t.works else 'no'} ({t.reason})" for t in self.trials),
             f"  tokenizer: {self.tokenizer}",
             f"  context length: {length}   seeds: {self.seeds}",
             f"  speed: {self.calls_per_second:.1f} calls/s, {self.tokens_per_second:.0f} tokens/s, one at a time",

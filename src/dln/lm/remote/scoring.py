@@ -1,25 +1,18 @@
-"""The upper rungs: how the log-probability of a text is had from a server that can score at all.
+"""Scoring modes: how log-probabilities of texts and labels are obtained, by what the server can do.
 
-| rung              | class            | what the server must do                                             |
-|-------------------|------------------|---------------------------------------------------------------------|
-| target scoring    | `TargetScoring`  | take token ids and return the log-probabilities of exactly these    |
-| prompt log-probs  | `PromptLogProbs` | echo a prompt with the log-probabilities of its tokens              |
-| forced decoding   | `ForcedDecoding` | tell log p of a given token at the next place                       |
+| mode              | class            | what the server must do                                               |
+|-------------------|------------------|-----------------------------------------------------------------------|
+| target scoring    | `TargetScoring`  | take token ids and return the log-probabilities of exactly these      |
+|                   | `PickedLabels`   | tell the log-probabilities of given tokens at the next position       |
+| prompt log-probs  | `PromptLogProbs` | echo a prompt with the log-probabilities of its tokens                |
+| forced decoding   | `ForcedDecoding` | tell log p of a given token at the next position                      |
+| top-k             | `TopLabels`      | tell the likeliest next tokens (see `top_labels`)                     |
+| Monte-Carlo       | `AnsweredLabels` | draw                                                                  |
+| accuracy          | `AnsweredLabels` | answer                                                                |
 
-Context and target are encoded apart and their ids concatenated. Where only text goes in, the echoed tokens show
-where the target begins; a token that reaches across makes the pair unusable, and nothing is cut.
-
-Exact label masses: from the next token's log-probabilities, or from scored texts.
-
-Both lay the labels out as a trie (see `dln.lm.labels`) with the terminator explicit. One softmax is read off one
-rung: a row is never mixed from two.
-
-The lowest rungs: label masses from what the model answers, when it tells no log-probabilities.
-
-    mass(y) = (n_y + α) / (n + α (C + 1))
-
-n draws per context, n_y of them read as label y; the one more than C is "none of them". Dirichlet smoothing keeps a
-label that was not drawn from being impossible. With one greedy answer the same formula is the rung "accuracy".
+Context and target are encoded separately and their ids concatenated. Where only text goes in, the echoed tokens show
+where the target begins; a token that reaches across makes the pair unusable, and nothing is cut. Exact label masses lay
+the labels out as a trie (see `dln.lm.labels`) with an explicit terminator, and one softmax uses one mode.
 """
 
 from __future__ import annotations
@@ -33,7 +26,7 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.keys import Key
-from dln.lm.base import Rung, Sampling
+from dln.lm.base import Sampling, ScoringMode
 from dln.lm.labels import LabelTrie
 from dln.lm.remote.dialect import Forcing, Prompt
 from dln.lm.remote.read import Ids, Token, malformed
@@ -44,13 +37,13 @@ __all__ = [
     "AnsweredLabels",
     "ForcedDecoding",
     "How",
-    "LabelRung",
+    "LabelScorer",
     "Pair",
     "PickedLabels",
     "PromptLogProbs",
     "ScoredLabels",
-    "TargetRung",
     "TargetScoring",
+    "TextScorer",
     "labels_in",
     "log_rest",
 ]
@@ -74,12 +67,12 @@ class Pair:
         return Prompt(self.prompt.text + self.text, ids, self.prompt.chat)
 
 
-class TargetRung(Protocol):
+class TextScorer(Protocol):
     """A way to score texts."""
 
     @property
-    def name(self) -> Rung:
-        """The rung's name."""
+    def name(self) -> ScoringMode:
+        """The scoring mode."""
         ...
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
@@ -92,7 +85,7 @@ class TargetScoring:
     """Ids in, log-probabilities of the target's ids out."""
 
     session: Session
-    name: Rung = "target scoring"
+    name: ScoringMode = "target scoring"
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
         """One call per pair; pairs of one context go to the same replica."""
@@ -113,7 +106,7 @@ class PromptLogProbs:
 
     session: Session
     max_tokens: int = 0
-    name: Rung = "prompt log-probs"
+    name: ScoringMode = "prompt log-probs"
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
         """One call per pair; None where a token reaches across the boundary."""
@@ -139,7 +132,7 @@ class ForcedDecoding:
 
     session: Session
     how: How
-    name: Rung = "forced decoding"
+    name: ScoringMode = "forced decoding"
 
     def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
         """As many calls as there are distinct (prefix, token)."""
@@ -188,12 +181,12 @@ MOST_WANTED = 100
 """Token ids per call; vLLM takes 128."""
 
 
-class LabelRung(Protocol):
+class LabelScorer(Protocol):
     """A way to score labels."""
 
     @property
-    def name(self) -> Rung:
-        """The rung's name."""
+    def name(self) -> ScoringMode:
+        """The scoring mode."""
         ...
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
@@ -206,7 +199,7 @@ class PickedLabels:
     """The log-probabilities of the labels' own tokens at the next place: one call per context and inner prefix."""
 
     session: Session
-    name: Rung = "target scoring"
+    name: ScoringMode = "target scoring"
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """One-token labels cost one step of decoding per context, and use the server's prefix cache."""
@@ -239,11 +232,11 @@ class ScoredLabels:
     """Labels scored as texts: each that begins no other one, since the others' tokens lie on its way."""
 
     session: Session
-    targets: TargetRung
+    targets: TextScorer
 
     @property
-    def name(self) -> Rung:
-        """The rung by which the texts are scored."""
+    def name(self) -> ScoringMode:
+        """The scoring mode of the texts."""
         return self.targets.name
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
@@ -326,8 +319,8 @@ class AnsweredLabels:
     draws: int
 
     @property
-    def name(self) -> Rung:
-        """The rung's name."""
+    def name(self) -> ScoringMode:
+        """The scoring mode."""
         return "Monte-Carlo" if self.draws else "accuracy"
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:

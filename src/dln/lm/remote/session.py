@@ -1,17 +1,13 @@
-"""One model on one server: sends what a dialect asks, keeps token ids at hand, and watches that the model stays.
+"""One model on one server: sends what a dialect asks, caches token ids, watches the model, keeps accounts.
 
-Everything above (rungs, probe, engine) speaks to the server through a `Session` and sees values, not JSON.
+Everything above (scoring modes, probe, engine) speaks to the server through a `Session` and sees values, not JSON.
 
-What the server says that it has counted: every reply once, and in the account of the thread that asked.
+**Accounts.** Threads that share an engine settle their own calls, so each must find its own tokens. A reply that also
+answers equal calls of others is billed to the one that sent it; for the others it cost nothing.
 
-Threads that share an engine settle their own calls, so each must find its own tokens. A reply that also answers
-equal calls of others is billed to the one that sent it; for the others it cost nothing.
-
-The replies of one verb, kept while it runs: if it fails, each row is worked out again from what had come.
-
-A row may need several replies (the steps of a trie, the draws that are counted), in rounds that depend on earlier
-ones. So a rung is not asked which rows are complete: it is run again, row by row, with the recorded replies in the
-server's place, and a row for which one is missing is left.
+**Partial results.** A row may need several replies (the steps of a trie, the draws that are counted), in rounds that
+depend on earlier ones. So when a verb fails, it is run again, row by row, with the recorded replies in the server's
+place; a row for which one is missing is left out.
 """
 
 from __future__ import annotations
@@ -26,12 +22,12 @@ from typing import Any, TypeVar, cast
 
 from dln.errors import DlnError, ProviderError
 from dln.lm.budget import Usage
+from dln.lm.partial_results import keeper_of
 from dln.lm.remote.call import Call, Sender
 from dln.lm.remote.dialect import Dialect, Prompt
 from dln.lm.remote.read import Ids, malformed, model_of
-from dln.lm.salvage import keeper_of
 
-__all__ = ["Bill", "NotRecorded", "Recording", "Session", "recording", "rescued"]
+__all__ = ["Bill", "NotRecorded", "Recording", "Session", "partial_results_kept", "recording"]
 
 
 T = TypeVar("T")
@@ -307,7 +303,7 @@ recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
 @contextmanager
-def rescued(contexts: Sequence[str], one: Callable[[int], object]) -> Generator[None]:
+def partial_results_kept(contexts: Sequence[str], one: Callable[[int], object]) -> Generator[None]:
     """Where the block fails, Ctrl-C included, hand over the rows whose replies had all come; then raise.
 
     Args:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dln.errors import InputError
-from dln.lm.base import Rung
+from dln.lm.base import ScoringMode
 from dln.lm.remote.dialect import Prompt
 from dln.lm.remote.read import Token, TokenRow
 from dln.lm.remote.session import Session
@@ -59,7 +59,7 @@ class TopLabels:
 
     session: Session
     top: int
-    name: Rung = "top-k"
+    name: ScoringMode = "top-k"
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """One call per context, and more where several labels begin alike."""

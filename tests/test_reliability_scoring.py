@@ -1,4 +1,4 @@
-"""Servers that cannot score: networks of one and two layers still learn, by lower rungs, and the run says so."""
+"""Servers that cannot score: networks of one and two layers still learn, in weaker scoring modes, and the run says so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cli_shell import Shell
-from dln.lm.base import Rung, Sampling
+from dln.lm.base import ScoringMode, Sampling
 from dln.lm.load import load_lm
 from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, StepDone
@@ -28,7 +28,7 @@ PLAIN: dict[str, Any] = {
     "token_ids": False,
     "chosen_ids": False,
 }
-SERVERS: dict[str, tuple[Manners, Rung]] = {
+SERVERS: dict[str, tuple[Manners, ScoringMode]] = {
     "likeliest tokens only": (Manners(**PLAIN, top_log_probs=5), "top-k"),
     "prompt log-probs ignored": (Manners(**{**PLAIN, "prompt_log_probs": "ignored", "echo": "ignored"}), "top-k"),
     "no log-probs at all": (Manners(**PLAIN, top_log_probs=0), "Monte-Carlo"),
@@ -50,8 +50,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         for layers in (1, 2)
     ],
 )
-def test_networks_learn_by_lower_rungs_and_the_run_says_which_and_what_was_lost(cli: Shell, kind: str, layers: int):
-    manners, rung = SERVERS[kind]
+def test_networks_learn_in_weaker_scoring_modes_and_the_run_says_which_and_what_was_lost(
+    cli: Shell, kind: str, layers: int
+):
+    manners, mode = SERVERS[kind]
     with FaultServer(manners) as server:
         words, kind_of = ("--lm-option", "label_draws=4"), "openai-compatible/tiny"
         done, again = (train(cli, server.base_url, run, *words, layers=layers, lm=kind_of) for run in ("low", "again"))
@@ -62,18 +64,18 @@ def test_networks_learn_by_lower_rungs_and_the_run_says_which_and_what_was_lost(
     assert len(steps) == STEPS
     assert of_kind(events, Evaluated)
     for step in steps:
-        assert step.rungs is not None
-        assert step.rungs.output == rung
-        assert step.rungs.lost
+        assert step.scoring_modes is not None
+        assert step.scoring_modes.output == mode
+        assert step.scoring_modes.lost
         if layers == 2:
-            assert step.rungs.weights == "answer likelihood"
-            assert any("weighed by log p of the wanted output" in line for line in step.rungs.lost)
+            assert step.scoring_modes.weights == "answer likelihood"
+            assert any("weighed by log p of the wanted output" in line for line in step.scoring_modes.lost)
             assert step.elbo is None  # no bound is claimed where there is none
     assert any(record.candidates for step in steps for record in step.layers)
-    recorded = yaml.safe_load((run / "run.yaml").read_text("utf-8"))["rungs"]
-    assert recorded["output"] == rung
+    recorded = yaml.safe_load((run / "run.yaml").read_text("utf-8"))["scoring_modes"]
+    assert recorded["output"] == mode
     shown = html.unescape((run / "report.html").read_text("utf-8"))
-    assert rung in shown
+    assert mode in shown
     for line in recorded["lost"]:
         assert line[:60] in shown
     assert agreed(run) == agreed(cli.folder / "runs/again")  # seeds are honoured, so it is reproducible
@@ -83,7 +85,7 @@ def test_label_masses_of_the_likeliest_tokens_are_right_or_censored():
     manners = Manners(**PLAIN, top_log_probs=20)
     with FaultServer(manners) as server:
         lm = load_lm("openai-compatible/tiny", base_url=server.base_url)
-        assert lm.capabilities.rung == "top-k"
+        assert lm.capabilities.label_scoring == "top-k"
         masses = lm.choice_log_probs(CONTEXTS, LABELS)
     truth = LanguageLM(Language()).choice_log_probs(CONTEXTS, LABELS)
     for context, got, right in zip(CONTEXTS, masses, truth, strict=True):
@@ -98,7 +100,7 @@ def test_label_masses_of_the_likeliest_tokens_are_right_or_censored():
 def test_counted_label_masses_approach_the_truth():
     with FaultServer(Manners(**PLAIN, top_log_probs=0)) as server:
         lm = load_lm("openai-compatible/tiny", base_url=server.base_url, label_draws=400)
-        assert lm.capabilities.rung == "Monte-Carlo"
+        assert lm.capabilities.label_scoring == "Monte-Carlo"
         masses = np.exp(lm.choice_log_probs(CONTEXTS[:1], LABELS))[0]
     language, answer = Language(), Sampling(temperature=1.0, max_tokens=11)
     texts = [language.draw(language.encode(CONTEXTS[0]), answer, seed).text.strip() for seed in range(1000)]
@@ -111,14 +113,14 @@ def test_ignored_seeds_are_noticed():
         lm: Any = load_lm("vllm/tiny", base_url=server.base_url)
         assert lm.report.seeds == "ignored"
         assert any("seed" in line for line in lm.report.stays)
-        assert lm.capabilities.rung == "target scoring"
+        assert lm.capabilities.label_scoring == "target scoring"
     with FaultServer() as server:
         lm = load_lm("vllm/tiny", base_url=server.base_url)
         assert lm.report.seeds == "honoured"
 
 
 @pytest.mark.parametrize(
-    ("manners", "rung"),
+    ("manners", "mode"),
     [
         (Manners(), "target scoring"),
         (Manners(zero_means_one=True), "target scoring"),
@@ -132,13 +134,13 @@ def test_ignored_seeds_are_noticed():
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_texts_are_scored_by_the_best_rung_that_tells_the_truth(manners: Manners, rung: Rung):
+def test_texts_are_scored_by_the_best_scoring_mode_that_tells_the_truth(manners: Manners, mode: ScoringMode):
     truth = LanguageLM(manners.language)
     targets = [" yes sir no", " deep thought", " order"]
     with FaultServer(manners) as server:
         lm = load_lm("vllm/tiny", base_url=server.base_url)
-        assert lm.capabilities.target_rung == rung
-        assert lm.capabilities.scores_targets == (rung != "accuracy")
+        assert lm.capabilities.text_scoring == mode
+        assert lm.capabilities.scores_targets == (mode != "accuracy")
         if lm.capabilities.scores_targets:
             got, wanted = lm.log_prob(CONTEXTS, targets), truth.log_prob(CONTEXTS, targets)
             for one, two in zip(got, wanted, strict=True):
@@ -146,7 +148,7 @@ def test_texts_are_scored_by_the_best_rung_that_tells_the_truth(manners: Manners
         masses = lm.choice_log_probs(CONTEXTS, LABELS)
         exact = truth.choice_log_probs(CONTEXTS, LABELS)
         assert (masses >= exact - 1e-6).all()  # what is not among the likeliest tokens is censored: never below
-        if lm.capabilities.rung != "top-k":
+        if lm.capabilities.label_scoring != "top-k":
             assert masses == pytest.approx(exact, abs=1e-6)
         draws = lm.sample(CONTEXTS, Sampling(temperature=1.0, max_tokens=3), [1, 2, 3])
         if lm.capabilities.scores_targets:
@@ -154,7 +156,7 @@ def test_texts_are_scored_by_the_best_rung_that_tells_the_truth(manners: Manners
                 assert draw.log_probs is None or score.values == pytest.approx(draw.log_probs, abs=1e-9)
 
 
-def test_records_of_rungs_are_plain_values(cli: Shell):
+def test_records_of_scoring_modes_are_plain_values(cli: Shell):
     with FaultServer(Manners(**PLAIN, top_log_probs=5)) as server:
         assert train(cli, server.base_url, "low", "--no-test", layers=1, lm="openai-compatible/tiny").code == 0
     lines = (cli.folder / "runs/low/events.jsonl").read_text("utf-8").splitlines()

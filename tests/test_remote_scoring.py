@@ -1,4 +1,4 @@
-"""The rungs: exact where the server tells enough, bounded where it does not, and never two rungs in one softmax."""
+"""The modes: exact where the server tells enough, bounded where it does not, and never two of them in one softmax."""
 
 from __future__ import annotations
 
@@ -209,21 +209,21 @@ def test_frequencies_come_near_the_truth(context: str):
 @given(seeds, contexts, st.integers(1, 20))
 def test_smoothed_frequencies_are_a_distribution_and_never_zero(seed: int, context: str, draws: int):
     session, server = completion(table(seed))
-    rung = AnsweredLabels(session, draws)
-    masses = rung.log_masses([context], LABELS)
+    mode = AnsweredLabels(session, draws)
+    masses = mode.log_masses([context], LABELS)
     assert np.isfinite(masses).all()
     assert logsumexp(masses)[0] < 0, "there is always room for none of them"
     assert len(server.calls) == draws
     assert len({body["seed"] for body in bodies(server)}) == draws
-    np.testing.assert_array_equal(rung.log_masses([context], LABELS), masses)
+    np.testing.assert_array_equal(mode.log_masses([context], LABELS), masses)
 
 
 def test_one_answer_is_accuracy():
     lm = TableLM.from_table({}, {" yes": 0.6, " no": 0.4})
     session, server = completion(lm)
-    rung = AnsweredLabels(session, 0)
-    masses = rung.log_masses(["Q:"], [" no", " yes"])[0]
-    assert rung.name == "accuracy"
+    mode = AnsweredLabels(session, 0)
+    masses = mode.log_masses(["Q:"], [" no", " yes"])[0]
+    assert mode.name == "accuracy"
     assert masses[1] > masses[0]
     assert [body["temperature"] for body in bodies(server)] == [0.0]
 

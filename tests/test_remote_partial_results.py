@@ -16,10 +16,10 @@ from dln.lm.base import LanguageModel, Sampling
 from dln.lm.cached import Cached
 from dln.lm.load import load_lm
 from dln.lm.metered import Metered
+from dln.lm.partial_results import keeper_of, keeping_partial_results
 from dln.lm.remote.call import Call, ServerUnreachable
 from dln.lm.remote.engine import RemoteLM
 from dln.lm.remote.session import NotRecorded, Recording
-from dln.lm.salvage import keeper_of, salvaging
 from dln.lm.store import Store
 from dln.lm.table import TableLM
 from dln.nn.choice import ChoiceLayer
@@ -103,7 +103,7 @@ def test_what_is_handed_over_is_what_would_have_been_answered(form: Form, verb: 
         assert lm.fingerprint()  # the probe is over
         sender.left, sender.error = left, error
         kept: dict[int, Any] = {}
-        with pytest.raises(error, match="gone"), salvaging(contexts, kept.__setitem__):
+        with pytest.raises(error, match="gone"), keeping_partial_results(contexts, kept.__setitem__):
             VERBS[verb](lm, contexts)
         assert {i: plain(answer) for i, answer in kept.items()} == {i: right[i] for i in kept}
         assert len(kept) < len(contexts)
@@ -127,10 +127,10 @@ def test_of_equal_draws_each_reply_is_kept_once():
 def test_only_the_very_same_batch_is_recognised():
     batch = ["a", "b"]
     kept: dict[int, object] = {}
-    with salvaging(batch, kept.__setitem__):
+    with keeping_partial_results(batch, kept.__setitem__):
         assert keeper_of(batch) is not None
         assert keeper_of(["a", "b"]) is None
-        with salvaging(batch[:1], kept.__setitem__):
+        with keeping_partial_results(batch[:1], kept.__setitem__):
             assert keeper_of(batch) is None
     assert keeper_of(batch) is None
 

@@ -1,4 +1,4 @@
-"""Models that cannot score: training goes on by the lower rungs, and says so."""
+"""Models that cannot score: training goes on in weaker scoring modes, and says so."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dln.infer.candidates import Candidates
 from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
 from dln.infer.feedback import layer_feedback
 from dln.infer.hidden import LabelledPriorProposal, PriorProposal
-from dln.infer.ladder import Rungs
+from dln.infer.scoring_modes import ScoringModes
 from dln.infer.memory import Reservoir
 from dln.infer.objective import Accuracy, ExpectedLogProb
 from dln.infer.posterior import EStep
@@ -46,12 +46,12 @@ LABELS = ("yes", "no")
 SIZE = 12
 
 
-class Mute(Wrapper):
+class Unscored(Wrapper):
     """A model behind an API that draws texts, may score labels, and cannot score a given text."""
 
-    def __init__(self, inner, *, labels=True, rung="top-k"):
+    def __init__(self, inner, *, labels=True, mode="top-k"):
         super().__init__(inner)
-        self.can_score_labels, self.rung = labels, rung
+        self.can_score_labels, self.mode = labels, mode
 
     @property
     def capabilities(self):
@@ -59,8 +59,8 @@ class Mute(Wrapper):
             self.inner.capabilities,
             scores_targets=False,
             scores_labels=self.can_score_labels,
-            rung=self.rung if self.can_score_labels else "accuracy",
-            target_rung="accuracy",
+            label_scoring=self.mode if self.can_score_labels else "accuracy",
+            text_scoring="accuracy",
         )
 
     def sample(self, contexts, sampling, seeds):
@@ -105,10 +105,10 @@ def dataset(name):
     return Dataset(tuple(Example(f"item{i}", LABELS[i % 2]) for i in range(SIZE)), LABELS, name=name)
 
 
-def network(depth, *, labels=True, rung="top-k", hidden_scores=False):
+def network(depth, *, labels=True, mode="top-k", hidden_scores=False):
     writer = teachable((" hint0", " hint1"), f"writer-{depth}")
-    below = writer if hidden_scores else Mute(writer, labels=labels)
-    top_lm = Mute(teachable((" yes", " no"), f"top-{depth}"), labels=labels, rung=rung)
+    below = writer if hidden_scores else Unscored(writer, labels=labels)
+    top_lm = Unscored(teachable((" yes", " no"), f"top-{depth}"), labels=labels, mode=mode)
     layers = [LanguageLayer(below, "think" if i == 0 else "think_residual", "skill 0") for i in range(depth - 1)]
     template = "classify_residual" if depth > 1 else "classify"
     top = ChoiceLayer(top_lm, template, "skill 0", LABELS) if labels else LanguageLayer(top_lm, template, "skill 0")
@@ -190,11 +190,11 @@ def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_pa
     assert after > before if depth < 3 else after >= before
     events = read_events(tmp_path / "run" / "events.jsonl")
     steps = [event for event in events if isinstance(event, StepDone)]
-    lost = " ".join(steps[0].rungs.lost)
+    lost = " ".join(steps[0].scoring_modes.lost)
     assert len(steps) == 4
     if depth > 1:
         made = "answer likelihood" if labels else "answer correctness"
-        assert all(step.rungs.weights == made and step.elbo is None for step in steps)
+        assert all(step.scoring_modes.weights == made and step.elbo is None for step in steps)
         assert "hidden texts are weighed by" in lost
         for step in steps:
             for row in step.hidden:
@@ -203,17 +203,17 @@ def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_pa
                 order = np.argsort(row.beta, kind="stable")
                 assert (np.diff(np.array(row.weights)[order]) >= 0).all()
     assert ("accuracy" in lost) == (not labels)
-    assert steps[0].rungs.output == ("top-k" if labels else "accuracy")
+    assert steps[0].scoring_modes.output == ("top-k" if labels else "accuracy")
     names = {event.select_by for event in events if isinstance(event, Validated)}
     assert names == {"log_likelihood" if labels and preset == "default" else "accuracy"}
     meta = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
-    assert meta["rungs"]["lost"] == steps[0].rungs.lost
+    assert meta["scoring_modes"]["lost"] == steps[0].scoring_modes.lost
     page = render_report(events, title="run")
-    for sentence in steps[0].rungs.lost:
+    for sentence in steps[0].scoring_modes.lost:
         assert sentence in html.unescape(page)
 
 
-def test_a_run_on_a_lower_rung_can_be_repeated(tmp_path):
+def test_a_run_in_a_weaker_scoring_mode_can_be_repeated(tmp_path):
     whole = fit(network(2), tmp_path / "whole")
     again = fit(network(2), tmp_path / "again")
     assert again.network.state_dict() == whole.network.state_dict()
@@ -224,11 +224,11 @@ def test_a_fully_scoring_network_loses_nothing():
         LanguageLayer(TableLM.random((" a", " b"), 0)),
         ChoiceLayer(TableLM.random((" yes", " no"), 1), "classify_residual", "p", LABELS),
     )
-    assert Rungs.of(net) == Rungs()
-    assert Rungs.of(Sequential(net.layers[1])) == Rungs(None, None, "target scoring")
+    assert ScoringModes.of(net) == ScoringModes()
+    assert ScoringModes.of(Sequential(net.layers[1])) == ScoringModes(None, None, "target scoring")
 
 
-# ---------------------------------------------------------------- which rung
+# ---------------------------------------------------------------- which mode
 
 
 @pytest.mark.parametrize(
@@ -238,16 +238,16 @@ def test_a_fully_scoring_network_loses_nothing():
         (network(2, labels=False), "answer correctness", "accuracy", "accuracy"),
         (network(2, hidden_scores=True), "target scoring", "target scoring", "top-k"),
         (network(2, hidden_scores=True, labels=False), "prior and answer correctness", "accuracy", "accuracy"),
-        (network(1, rung="Monte-Carlo"), None, None, "Monte-Carlo"),
+        (network(1, mode="Monte-Carlo"), None, None, "Monte-Carlo"),
         (network(1, labels=False), None, None, "accuracy"),
-        (network(3, rung="forced decoding"), "answer likelihood", "Monte-Carlo", "forced decoding"),
+        (network(3, mode="forced decoding"), "answer likelihood", "Monte-Carlo", "forced decoding"),
     ],
 )
-def test_rungs_follow_the_capabilities(net, weights, hidden, output):
-    rungs = Rungs.of(net)
-    assert (rungs.weights, rungs.hidden, rungs.output) == (weights, hidden, output)
+def test_scoring_modes_follow_the_capabilities(net, weights, hidden, output):
+    modes = ScoringModes.of(net)
+    assert (modes.weights, modes.hidden, modes.output) == (weights, hidden, output)
     chosen = algorithm(resolve_options("default", {"inference": {"race": False}}), lambda p, y: p == y, network=net)
-    assert chosen.rungs == rungs
+    assert chosen.scoring_modes == modes
     judge = {"target scoring": ExpectedLogProb, "Monte-Carlo": DownstreamLogProb, "accuracy": DownstreamAccuracy}
     if hidden:
         assert isinstance(chosen.m_step.hidden_objective, judge[hidden])
@@ -258,7 +258,7 @@ def test_an_exploration_reward_that_cannot_be_had_is_named():
     net = network(2)
     chosen = algorithm(resolve_options("paper"), lambda p, y: p == y, network=net)
     assert chosen.m_step.penalties == ()
-    assert any("exploration" in sentence for sentence in chosen.rungs.lost)
+    assert any("exploration" in sentence for sentence in chosen.scoring_modes.lost)
     whole = algorithm(resolve_options("paper"), lambda p, y: p == y, network=network(2, hidden_scores=True))
     assert len(whole.m_step.penalties) == 1
 
@@ -268,10 +268,10 @@ def test_the_paper_preset_has_a_trust_region_in_deep_networks_only_and_says_so()
     for depth, applied in ((1, False), (2, True), (3, True)):
         chosen = algorithm(options, lambda p, y: p == y, network=network(depth, hidden_scores=True))
         assert chosen.m_step.penalties == (TrustRegion(5.0, min_depth=2),)
-        assert any("trust region" in sentence for sentence in chosen.rungs.lost) is not applied
+        assert any("trust region" in sentence for sentence in chosen.scoring_modes.lost) is not applied
     one = algorithm(resolve_options("default", {"inference": {"trust_factor": 5.0}}), str.__eq__, network=network(1))
     assert one.m_step.penalties == (TrustRegion(5.0, min_depth=1),)
-    assert not any("trust region" in sentence for sentence in one.rungs.lost)
+    assert not any("trust region" in sentence for sentence in one.scoring_modes.lost)
 
 
 # ---------------------------------------------------------------- weights of texts that cannot be scored
@@ -423,7 +423,7 @@ def test_a_skilled_hidden_prompt_wins_and_its_race_too():
 
 
 def test_a_text_after_which_nothing_can_be_scored_is_left_out():
-    class Holes(Mute):
+    class Holes(Unscored):
         def choice_log_probs(self, contexts, labels):
             rows = super().choice_log_probs(contexts, labels)
             rows[["hint0" in context for context in contexts]] = math.nan
@@ -457,7 +457,7 @@ def test_events_without_the_new_fields_are_still_read(tmp_path):
     old = []
     for line in log.read_text().splitlines():
         event = json.loads(line)
-        event.pop("rungs", None)
+        event.pop("scoring_modes", None)
         for layer in event.get("layers", []) if event["kind"] == "step" else []:
             layer.pop("share")
             for candidate in layer["candidates"]:
@@ -472,8 +472,8 @@ def test_events_without_the_new_fields_are_still_read(tmp_path):
 
 def test_a_model_that_cannot_score_is_drawn_from_alone():
     """The fake is one: a guard for the tests above."""
-    mute = Mute(teachable((" yes", " no"), "guard"), labels=False)
+    silent = Unscored(teachable((" yes", " no"), "guard"), labels=False)
     with pytest.raises(InputError):
-        mute.log_prob(["item1"], [" yes"])
-    (draw,) = mute.sample(["item1"], Sampling(), [0])
+        silent.log_prob(["item1"], [" yes"])
+    (draw,) = silent.sample(["item1"], Sampling(), [0])
     assert draw.token_ids is None

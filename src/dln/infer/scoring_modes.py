@@ -1,4 +1,4 @@
-"""Which rung of the ladder of capabilities a network's models allow, and what is lost on the lower ones.
+"""Which scoring modes a network's models allow, and what is lost in the weaker ones.
 
 Inference asks two things of its models: log p of a hidden text (to weigh it, and to judge the prompts of
 hidden layers) and log p of the wanted output. A model behind an API often answers only the second, or
@@ -18,30 +18,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dln.lm.base import Rung
+from dln.lm.base import ScoringMode
 from dln.nn.choice import ChoiceLayer
 from dln.nn.sequential import AnyLayer, Sequential
 
-__all__ = ["Rungs", "scores_outputs"]
+__all__ = ["ScoringModes", "scores_outputs"]
 
-CENSORED: dict[Rung, str] = {
+CENSORED: dict[ScoringMode, str] = {
     "top-k": "labels beyond the model's most probable tokens are only known to be less probable than those",
     "Monte-Carlo": "label probabilities are frequencies among draws, and as coarse as those",
 }
 
 
 @dataclass(frozen=True)
-class Rungs:
-    """By which rung each part of a step goes.
+class ScoringModes:
+    """The scoring mode of each part of a step.
 
     Attributes:
-        weights: how the weights of hidden texts are made: by the rung that scores the texts; by "answer
+        weights: how the weights of hidden texts are made: by the mode that scores the texts; by "answer
             likelihood", log p of the wanted output, or "answer correctness" where texts cannot be scored; by
             "prior and answer correctness" where texts can be scored and the output cannot. None without
             hidden layers.
         hidden: how prompts of hidden layers are judged; None without hidden layers.
         output: how prompts of the output layer are judged.
-        lost: what the lower rungs cost, in sentences; empty where nothing is lost.
+        lost: what the weaker modes cost, in sentences; empty where nothing is lost.
     """
 
     weights: str | None = "target scoring"
@@ -50,21 +50,21 @@ class Rungs:
     lost: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, network: Sequential) -> Rungs:
-        """The best rungs that the capabilities of the network's models allow."""
+    def of(cls, network: Sequential) -> ScoringModes:
+        """The best scoring modes that the capabilities of the network's models allow."""
         below, top = network.layers[:-1], network.layers[-1]
-        mute = [layer for layer in below if not layer.lm.capabilities.scores_targets]
+        unscored = [layer for layer in below if not layer.lm.capabilities.scores_targets]
         output = _output(top)
         lost = _lost_output(top, output)
         if not below:
             return cls(None, None, output, lost)
-        if not mute and output != "accuracy":
-            worst = next((layer.lm.capabilities.target_rung for layer in below), "target scoring")
+        if not unscored and output != "accuracy":
+            worst = next((layer.lm.capabilities.text_scoring for layer in below), "target scoring")
             return cls(worst, worst, output, lost)
         judged = "accuracy" if output == "accuracy" else "Monte-Carlo"
         answer = "answer correctness" if output == "accuracy" else "answer likelihood"
-        weights = answer if mute else f"prior and {answer}"
-        return cls(weights, judged, output, (*_lost_hidden(mute, judged), *lost))
+        weights = answer if unscored else f"prior and {answer}"
+        return cls(weights, judged, output, (*_lost_hidden(unscored, judged), *lost))
 
     @property
     def scores_hidden(self) -> bool:
@@ -76,7 +76,7 @@ class Rungs:
         """Whether the wanted output has a log-probability."""
         return self.output != "accuracy"
 
-    def without(self, what: str) -> Rungs:
+    def without(self, what: str) -> ScoringModes:
         """The same with one more thing lost."""
         return replace(self, lost=(*self.lost, what))
 
@@ -86,29 +86,29 @@ def scores_outputs(layer: AnyLayer) -> bool:
     return _output(layer) != "accuracy"
 
 
-def _output(layer: AnyLayer) -> Rung:
+def _output(layer: AnyLayer) -> ScoringMode:
     can = layer.lm.capabilities
     if isinstance(layer, ChoiceLayer):
-        return can.rung
-    return can.target_rung if can.scores_targets else "accuracy"
+        return can.label_scoring
+    return can.text_scoring if can.scores_targets else "accuracy"
 
 
-def _lost_hidden(mute: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
-    names = ", ".join(dict.fromkeys(layer.lm.name for layer in mute))
+def _lost_hidden(unscored: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
+    names = ", ".join(dict.fromkeys(layer.lm.name for layer in unscored))
     why = f"{names} cannot score given texts" if names else "the output has no log-probability"
     answer = "whether the answer that they lead to is right" if judged == "accuracy" else "log p of the wanted output"
     how = "the part of right answers" if judged == "accuracy" else "log p of the wanted output"
     return (
-        f"hidden texts are weighed by {answer}" + (", not by their own probability" if mute else "") + f": {why}",
+        f"hidden texts are weighed by {answer}" + (", not by their own probability" if unscored else "") + f": {why}",
         f"prompts of hidden layers are judged by {how} after texts drawn from them, which is noisier than their scores",
         "the evidence lower bound is not known",
     )
 
 
-def _lost_output(layer: AnyLayer, rung: Rung) -> tuple[str, ...]:
-    if rung == "accuracy":
+def _lost_output(layer: AnyLayer, mode: ScoringMode) -> tuple[str, ...]:
+    if mode == "accuracy":
         return (
             f"outputs are judged by accuracy: {layer.lm.name} returns no log-probability of them, "
             "and prompts tie more often",
         )
-    return (CENSORED[rung],) if rung in CENSORED else ()
+    return (CENSORED[mode],) if mode in CENSORED else ()
