@@ -213,7 +213,7 @@ def _skipped(trace: Trace, batch: Batch, vi: VariationalInference) -> Info:
     texts = (trace.x, *trace.hidden[:-1], batch.y)
     levels = tuple(tuple(Particles[Target].point(text) for text in level) for level in texts)
     posterior = Posterior(levels, (), np.ones(len(trace), dtype=np.bool_))
-    return Info(trace, (True,) * len(trace), posterior, (), float("nan"), 0, vi.rungs)
+    return Info(trace, (True,) * len(trace), posterior, (), float("nan"), 0, vi.scoring_modes)
 
 
 def _labelled(
