@@ -21,13 +21,13 @@ from dln.infer.candidates import Candidates
 from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
 from dln.infer.feedback import layer_feedback
 from dln.infer.hidden import LabelledPriorProposal, PriorProposal
-from dln.infer.scoring_modes import ScoringModes
 from dln.infer.memory import Reservoir
 from dln.infer.objective import Accuracy, ExpectedLogProb
 from dln.infer.posterior import EStep
 from dln.infer.race import Race
 from dln.infer.regularize import TrustRegion
 from dln.infer.rewrites import RewriteProposal
+from dln.infer.scoring_modes import ScoringModes
 from dln.infer.weights import Weighting
 from dln.keys import Key
 from dln.lm.base import Sampling

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cli_shell import Shell
-from dln.lm.base import ScoringMode, Sampling
+from dln.lm.base import Sampling, ScoringMode
 from dln.lm.load import load_lm
 from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, StepDone

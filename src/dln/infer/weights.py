@@ -21,8 +21,8 @@ import numpy as np
 
 from dln.errors import InputError
 from dln.infer.hidden import HiddenRequest
-from dln.infer.ladder import scores_outputs
 from dln.infer.score import Convention, score_pairs
+from dln.infer.scoring_modes import scores_outputs
 from dln.keys import Key
 from dln.lm.base import Completion
 from dln.nn.choice import ChoiceLayer

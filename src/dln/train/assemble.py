@@ -12,12 +12,12 @@ from dln.infer.demonstrations import DemonstrationProposal
 from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
 from dln.infer.elbo import elbo, unknown_bound
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.scoring_modes import ScoringModes
 from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive, Objective
 from dln.infer.prompts import MixturePrompts, PromptProposal
 from dln.infer.race import BehindLeader, Race
 from dln.infer.regularize import Exploration, Penalty, TrustRegion
 from dln.infer.rewrites import RewriteProposal, SequenceProposal
+from dln.infer.scoring_modes import ScoringModes
 from dln.infer.select import Best, BestByMargin
 from dln.infer.weights import (
     Likelihood,
