@@ -33,7 +33,6 @@ BELOW: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "pandas", "datasets"}
 CODE_IN_DATA = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 NO_OUTPUT = {"nn", "infer"}
-LONGEST = 500
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 IDS = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
@@ -198,12 +197,6 @@ def networks_and_inference_write_nothing(path: Path):
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
     assert not {module for module, _ in imports_of(tree)} & {"logging", "rich", "sys"}
-
-
-@rule
-def a_file_is_short(path: Path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, f"{lines} lines: a file holds one idea"
 
 
 @rule

@@ -1,4 +1,4 @@
-"""Servers that cannot score: networks of one and two layers still learn, in weaker scoring modes, and the run says so."""
+"""Servers that cannot score: networks of one and two layers still learn, and the run says in which scoring mode."""
 
 from __future__ import annotations
 
