@@ -178,5 +178,5 @@ def test_a_price_on_the_command_line_is_read_back(name: str, read: float, drawn:
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "x=1", "=1/2", "x=1/2/3/4", "x=a/b", "x=1/-2", "x=nan/1"])
 def test_what_is_no_price_is_refused(text: str):
-    with pytest.raises(InputError, match="price|Price: the argument .(in|out)put. cannot be used"):
+    with pytest.raises(InputError, match=r"price|Price: the argument .(in|out)put. cannot be used"):
         parse_price(text)
