@@ -78,7 +78,7 @@ def page() -> str:
 
 def shown(cell: Cell) -> str:
     """A cell's outcome in words."""
-    return cell.outcome + (f", by {cell.scoring_modes}" if cell.scoring_modes else "")
+    return cell.outcome + (f", by {cell.modes}" if cell.modes else "")
 
 
 def lines_of(fault: str, cells: Cells) -> list[str]:

@@ -267,11 +267,9 @@ class _Transport(httpx2.AsyncBaseTransport):
             key = endpoint.key.get_secret_value()
             secret = {"api-key": key} if endpoint.azure is not None else {"authorization": f"Bearer {key}"}
         secret |= {name.lower(): value.get_secret_value() for name, value in endpoint.headers.items()}
-        own = [
-            (name, value)
-            for name, value in request.headers.multi_items()
-            if name not in secret and name not in ("authorization", "api-key")
-        ]
+        replaced = {*secret, "authorization", "api-key"}
+        raw = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
+        own = [(name, value) for name, value in raw if name.lower() not in replaced]
         return [*own, *secret.items()]
 
 
