@@ -112,7 +112,9 @@ def test_what_fits_passes(arguments: dict[str, Any]):
     assert accept(**arguments) == arguments.get("text", "")
 
 
-@pytest.mark.parametrize(("arguments", "words"), MISFITS, ids=lambda value: value[:30] if isinstance(value, str) else None)
+@pytest.mark.parametrize(
+    ("arguments", "words"), MISFITS, ids=lambda value: value[:30] if isinstance(value, str) else None
+)
 def test_what_does_not_fit_is_refused_with_name_got_expected_and_fix(arguments: dict[str, Any], words: str):
     with pytest.raises(InputError) as caught:
         accept(**arguments)
