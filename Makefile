@@ -76,7 +76,7 @@ format: $(STAMP)  ## let ruff fix and format
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## measure the engine in one process (BENCH="--quick" or other flags)
-	$(BIN)/python -m dln.bench $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(STAMP)  ## run every example of the documentation
 	$(BIN)/pytest tests/test_docs.py

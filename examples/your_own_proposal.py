@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import dln
 from dln.infer import vi
-from dln.infer.feedback import Feedback
-from dln.infer.prompts import MixturePrompts, Proposal
-from dln.infer.rewrites import RewriteProposal
-from dln.keys import Key
+from dln.infer.memory import Feedback
+from dln.infer.prompts import MixturePrompts, Proposal, RewriteProposal
 from dln.nn import AnyLayer
+from dln.random import Key
 
 
 @dataclass(frozen=True)

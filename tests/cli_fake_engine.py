@@ -14,11 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dln.keys import Key
 from dln.lm.base import Completion, Sampling, Target, TokenLogProbs
 from dln.lm.load import ENGINES, Engine
 from dln.lm.table import TableLM
 from dln.numerics import Floats
+from dln.random import Key
 
 __all__ = ["HOSTILE", "LABELS", "install"]
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from dln.errors import ProviderError
 
 if TYPE_CHECKING:
-    from dln.lm.transformers import TransformersLM
+    from dln.lm.local.engine import TransformersLM
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -89,8 +89,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_lm(tiny_folder: Path) -> TransformersLM:
     """A tiny random model, loaded as any folder is."""
-    from dln.lm.checkpoint import Source
-    from dln.lm.transformers import TransformersLM
+    from dln.lm.local.checkpoint import Source
+    from dln.lm.local.engine import TransformersLM
 
     return TransformersLM.load(Source(str(tiny_folder), device="cpu"), name=f"hf/{tiny_folder}")
 
@@ -99,7 +99,7 @@ def tiny_lm(tiny_folder: Path) -> TransformersLM:
 def smollm2() -> Iterator[TransformersLM]:
     """The embedded model as a completion model, fetched once where that is possible."""
     from dln.lm.load import load_lm
-    from dln.lm.transformers import TransformersLM
+    from dln.lm.local.engine import TransformersLM
 
     try:
         lm = load_lm("smollm2", device="cpu")

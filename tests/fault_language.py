@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
-from dln.lm.nucleus import drawing_probabilities
+from dln.lm.local.decoding import drawing_probabilities
 from dln.numerics import Floats
 
 __all__ = ["EOS", "Drawn", "Language", "LanguageLM"]

@@ -23,7 +23,7 @@ import numpy as np
 from dln.errors import DlnError
 from dln.lm.base import Completion, LanguageModel, Sampling, Target
 from dln.lm.load import load_lm
-from dln.lm.metered import Metered
+from dln.lm.meter import Metered
 from fault_language import Language, LanguageLM
 from fault_replies import Manners
 from fault_scripts import FAULTS, When, always, every, first, first_of_each

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cli_shell import Done, Shell, mail_csv
-from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Finished, StepDone, Validated
+from dln.train.run import current, of_kind, read_events
 
 __all__ = ["STEPS", "agreed", "shell", "steps_of", "train", "usage_of"]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dln.lm.prefix_tree import id_of
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import DIALECTS
-from dln.lm.table import TableLM
+from dln.lm.table import TableLM, id_of
 from remote_simulator import Simulator, Words
 
 __all__ = ["FORMS", "Form"]

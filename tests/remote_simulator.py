@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dln.lm.base import Sampling
-from dln.lm.nucleus import drawing_probabilities
-from dln.lm.prefix_tree import END, PrefixTree, id_of, split_tokens
+from dln.lm.local.decoding import drawing_probabilities
 from dln.lm.remote.call import BadRequest, Call, MalformedReply, ModelNotFound
-from dln.lm.table import TableLM
+from dln.lm.table import END, PrefixTree, TableLM, id_of, split_tokens
 
 T = TypeVar("T")
 Words = tuple[str, ...]

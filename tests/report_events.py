@@ -8,14 +8,21 @@ from typing import Any
 
 from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.template import load_template
-from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
-from dln.train.records import (
+from dln.train.events import (
     CandidateRecord,
     ComparedRecord,
+    Evaluated,
+    Event,
     ExampleRecord,
+    Finished,
     HiddenRecord,
+    Interrupted,
     LayerRecord,
     ResultRecord,
+    Resumed,
+    Started,
+    StepDone,
+    Validated,
 )
 
 LABELS = ["person", "place", "number", "reason"]

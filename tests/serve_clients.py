@@ -11,7 +11,7 @@ import openai
 from dln.lm.base import LanguageModel
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
-from dln.serve.build import served
+from dln.serve.models import served
 from dln.serve.server import serving
 
 __all__ = ["client_of", "refused", "running", "small_network"]

@@ -14,23 +14,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dln.bench.__main__ import main
-from dln.bench.clock import measure
-from dln.bench.limit import Machine, measure_machine
-from dln.bench.models import bench_model, with_layers
-from dln.bench.one_layer import one_layer
-from dln.bench.page import write_section
-from dln.bench.plain import PlainLM
-from dln.bench.prompts import instructions
-from dln.bench.record import as_record
-from dln.bench.saving import in_full, measure_saving
-from dln.bench.scoring import measure_scoring, sample_of
-from dln.bench.section import Section, as_markdown
-from dln.bench.step import StepResult, StepTime
-from dln.bench.subject import choose_subject, find_data
-from dln.bench.two_layers import two_layers
-from dln.bench.workload import Labels, Texts, Work, Workload, answers, work
+from benchmarks.__main__ import main
+from benchmarks.measure import Machine, measure, measure_machine
+from benchmarks.models import bench_model, with_layers
+from benchmarks.plain import PlainLM
+from benchmarks.record import Section, as_markdown, as_record
+from benchmarks.scoring import in_full, measure_saving, measure_scoring, sample_of
+from benchmarks.step import StepResult, StepTime
+from benchmarks.workload import (
+    Labels,
+    Texts,
+    Work,
+    Workload,
+    answers,
+    choose_subject,
+    find_data,
+    instructions,
+    one_layer,
+    two_layers,
+    work,
+)
 from dln.errors import InputError
+from dln.experiments.tables import write_section
 from dln.lm.base import Sampling, Target
 from dln.train import resolve_options
 

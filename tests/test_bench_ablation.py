@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 import cli_fake_engine
 from cli_shell import Shell
-from dln.bench.paper.ablation_table import ablation_markdown, frontier
-from dln.bench.paper.cell import CellResult, Cells, Spent
-from dln.bench.paper.development import DevelopmentProtocol
-from dln.bench.paper.method import Setup
-from dln.bench.paper.runner import Bench
-from dln.bench.paper.summary import summarize
-from dln.bench.paper.variants import BASE, builtin_variants, read_variants, variants, with_base
 from dln.data import Dataset, load_task
 from dln.errors import InputError
-from dln.lm.metered import Metered
+from dln.experiments.cells import CellResult, Cells, Spent
+from dln.experiments.method import DevelopmentProtocol, Setup
+from dln.experiments.methods import BASE, builtin_variants, read_variants, variants, with_base
+from dln.experiments.publish import ablation_markdown, frontier
+from dln.experiments.runner import Bench
+from dln.experiments.summary import summarize
+from dln.lm.meter import Metered
 from dln.nn import ChoiceLayer, Sequential
 from dln.train import resolve_options
 

@@ -20,27 +20,24 @@ from hypothesis import strategies as st
 
 import cli_fake_engine
 from cli_shell import Shell
-from dln.bench.paper.baselines import Majority
-from dln.bench.paper.cell import Cell, CellResult, Cells, Spent
-from dln.bench.paper.comparison import ALL
-from dln.bench.paper.method import Learnt, Setup
-from dln.bench.paper.methods import in_order, method_named
-from dln.bench.paper.outcome import outcome
-from dln.bench.paper.picture import picture
-from dln.bench.paper.protocol import Protocol
-from dln.bench.paper.recipe import changed_settings, recipe_of
-from dln.bench.paper.remaining import remaining
-from dln.bench.paper.runner import Bench
-from dln.bench.paper.summary import GROUPS, MEAN, summarize
-from dln.bench.paper.trained import Trained
-from dln.bench.paper.write import markdown, write_table
-from dln.cli.bench_flags import budget_settings
+from dln.cli.run_flags import budget_settings
 from dln.data import load_task
 from dln.errors import InputError
+from dln.experiments.baselines import Majority
+from dln.experiments.cells import Cell, CellResult, Cells, Spent, outcome
+from dln.experiments.method import EvaluationProtocol, Learnt, Setup, changed_settings, recipe_of
+from dln.experiments.methods import in_order, method_named
+from dln.experiments.publish import remaining
+from dln.experiments.runner import Bench
+from dln.experiments.summary import ALL, GROUPS, MEAN, summarize
+from dln.experiments.tables import markdown, picture, write_table
+from dln.experiments.trained import Trained
 from dln.lm.prices import Price
 from dln.nn import Prediction
 
-SMALL = Protocol(train_size=40, dev_size=30, test_size=20, options={"steps": 1, "inference": {"num_prompts": 2}})
+SMALL = EvaluationProtocol(
+    train_size=40, dev_size=30, test_size=20, options={"steps": 1, "inference": {"num_prompts": 2}}
+)
 FLAGS = [
     "--train-size",
     "40",

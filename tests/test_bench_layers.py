@@ -9,19 +9,16 @@ import numpy as np
 import pytest
 
 import cli_fake_engine
-from dln.bench.paper.baselines import ZeroShot
-from dln.bench.paper.layers import fitted, output_layer
-from dln.bench.paper.method import Known, Setup
-from dln.bench.paper.methods import method_named
-from dln.bench.paper.protocol import Protocol
-from dln.bench.paper.reasoning import ChainOfThought, chain
 from dln.data import Dataset, Example, load_task
 from dln.errors import InputError
+from dln.experiments.baselines import ChainOfThought, ZeroShot, chain
+from dln.experiments.method import EvaluationProtocol, Known, Setup, fitted, output_layer
+from dln.experiments.methods import method_named
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.nn.ensemble import Ensemble
-from dln.train.deepen import COPY
+from dln.train.layout import COPY
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +78,7 @@ def test_a_fitted_layer_and_its_score_are_those_of_the_calibrator(setup, task):
 
 
 def test_examples_without_a_score_are_left_out_of_the_fit_and_judged_as_guesses(setup, task):
-    seen = Protocol(dev_size=40).examples(task, 1).dev
+    seen = EvaluationProtocol(dev_size=40).examples(task, 1).dev
     shown = Dataset(seen.examples[:30], seen.labels)
     layer = replace(output_layer(setup), lm=Blind(task.label_names, shown.inputs))
     network, score = fitted(layer, seen)
@@ -94,7 +91,7 @@ def test_examples_without_a_score_are_left_out_of_the_fit_and_judged_as_guesses(
 
 
 def test_the_ensemble_row_answers_with_several_prompts_of_one_training(setup, task):
-    few = Protocol(
+    few = EvaluationProtocol(
         train_size=40, dev_size=30, test_size=20, options={"steps": 2, "val_every": 1, "inference": {"num_prompts": 2}}
     )
     asked = replace(setup, task=few.examples(task, 13), seed=13, options=few.options)
@@ -110,7 +107,7 @@ def test_the_ensemble_row_answers_with_several_prompts_of_one_training(setup, ta
 
 @pytest.mark.parametrize(("several", "copies"), [(0, True), (4, True), (5, False), (40, False)])
 def test_a_second_layer_begins_as_a_copy_where_nine_of_ten_inputs_have_one_line(setup, task, several, copies):
-    asked = replace(setup, task=Protocol(train_size=40, dev_size=30, test_size=20).examples(task, 13))
+    asked = replace(setup, task=EvaluationProtocol(train_size=40, dev_size=30, test_size=20).examples(task, 13))
     rows = [
         Example(f"{row.input}\nsaid twice" if i < several else row.input, row.target)
         for i, row in enumerate(asked.task.train)

@@ -10,21 +10,12 @@ from pathlib import Path
 import pytest
 
 from cli_shell import Shell
-from dln.bench.page import check_section, write_section
-from dln.bench.paper.cell import CellResult, Spent
-from dln.bench.paper.made import Made, made_here
-from dln.bench.paper.publish import (
-    REGIONS,
-    SHORT,
-    circumstances,
-    full_section,
-    reductions,
-    short_section,
-)
-from dln.bench.paper.summary import GROUPS, summarize
-from dln.bench.paper.write import markdown
-from dln.cli.bench_page import checked_places
+from dln.cli.bench import checked_places
 from dln.errors import InputError
+from dln.experiments.cells import CellResult, Made, Spent, made_here
+from dln.experiments.publish import REGIONS, SHORT, circumstances, full_section, reductions, short_section
+from dln.experiments.summary import GROUPS, summarize
+from dln.experiments.tables import check_section, markdown, write_section
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 SMALL = ["--lm", "fake/1", "--seeds", "1", "--train-size", "40", "--dev-size", "20", "--test-size", "20"]

@@ -13,23 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli_fake_engine
-from dln.bench.paper.baselines import InContext, ZeroShot, draw_examples
-from dln.bench.paper.cell import Cell, CellResult, Cells, Spent
-from dln.bench.paper.method import Learnt, Setup
-from dln.bench.paper.methods import METHODS, in_order
-from dln.bench.paper.nearest import Nearest, sentence_encoder
-from dln.bench.paper.protocol import Protocol
-from dln.bench.paper.runner import Bench
-from dln.bench.paper.summary import summarize
-from dln.bench.paper.trained import Trained
-from dln.bench.paper.words import WordVectors
-from dln.bench.paper.write import markdown, write_table
 from dln.data import load_task
 from dln.errors import BudgetReached, CorruptDataError, InputError
-from dln.lm.metered import Budget, Metered
+from dln.experiments.baselines import InContext, Nearest, WordVectors, ZeroShot, draw_examples, sentence_encoder
+from dln.experiments.cells import Cell, CellResult, Cells, Spent
+from dln.experiments.method import EvaluationProtocol, Learnt, Setup
+from dln.experiments.methods import METHODS, in_order
+from dln.experiments.runner import Bench
+from dln.experiments.summary import summarize
+from dln.experiments.tables import markdown, write_table
+from dln.experiments.trained import Trained
+from dln.lm.meter import Budget, Metered
 from dln.nn import ChoiceLayer, Sequential
 
-SMALL = Protocol(train_size=40, dev_size=30, test_size=20, options={"steps": 1, "inference": {"num_prompts": 2}})
+SMALL = EvaluationProtocol(
+    train_size=40, dev_size=30, test_size=20, options={"steps": 1, "inference": {"num_prompts": 2}}
+)
 
 
 def quiet(*_: object) -> None:

@@ -11,11 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dln.bench.headroom import Measured, measure_headroom, spread
-from dln.bench.tuning.search import search
-from dln.bench.tuning.space import PAPER_SPACE, paper_space, read_space, size
 from dln.data import load_task
 from dln.errors import InputError
+from dln.experiments.headroom import Measured, measure_headroom, spread
+from dln.experiments.tuning import PAPER_SPACE, paper_space, read_space, search, size
 from dln.lm.table import TableLM
 from dln.train.options import merge_options, nested, resolve_options
 

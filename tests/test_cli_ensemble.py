@@ -16,8 +16,8 @@ from dln.cli.main import run
 from dln.lm.load import load_lm
 from dln.nn import load_network
 from dln.nn.ensemble import Ensemble
-from dln.train.event_log import of_kind, read_events
 from dln.train.events import Evaluated
+from dln.train.run import of_kind, read_events
 from serve_clients import client_of
 
 WORDS = [

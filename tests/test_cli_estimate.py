@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from dln.cli.config import RunConfig
-from dln.cli.spending import within_budget
+from dln.cli.estimate import within_budget
 from dln.data import Dataset, Task, exact_match
-from dln.lm.metered import Meter, Metered
+from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit, resolve_options
-from dln.train.conclude import conclude, fitted_initial
-from dln.train.estimate import LayerSize, estimate
-from dln.train.sizes import layer_sizes
+from dln.train.estimate import LayerSize, estimate, layer_sizes
+from dln.train.evaluate import conclude, fitted_initial
 
 LABELS = ("order", "return")
 THOUGHTS = [f" {a} words {b} about {c}" for a in "abcdefgh" for b in "abcdefgh" for c in "ab"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_shell import Shell
-from dln.cli.lists import names_of, seeds_of
+from dln.cli.flags import names_of, seeds_of
 from dln.errors import InputError
 
 

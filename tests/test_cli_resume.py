@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cli_shell import Shell, mail_csv
-from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone, Validated
+from dln.train.run import current, of_kind, read_events
 
 STEPS = 5
 WORDS = [

@@ -12,9 +12,9 @@ from scipy import stats
 
 from cli_shell import Shell, mail_csv
 from dln.errors import InputError
-from dln.train.event_log import current, of_kind, read_events
+from dln.train.evaluate import over_runs
 from dln.train.events import Evaluated, StepDone, Validated
-from dln.train.statistics import over_runs
+from dln.train.run import current, of_kind, read_events
 from dln.view.seeds import read_together
 from test_cli_resume import outcome, wait_for_step
 

@@ -12,14 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_shell import Shell, mail_csv
-from dln.cli.command_line import command_of
-from dln.cli.config import RunConfig, parse_config
-from dln.cli.endpoints import moved, wanted_models, with_secrets
-from dln.cli.model_config import shown_url
-from dln.cli.sources import load_config
+from dln.cli.config import RunConfig, parse_config, shown_url
+from dln.cli.sources import load_config, moved, wanted_models, with_secrets
+from dln.cli.train import command_of
 from dln.errors import InputError
-from dln.train.event_log import of_kind, read_events
 from dln.train.events import Started
+from dln.train.run import of_kind, read_events
 from fault_server import FaultServer
 
 CANARY = "sk-canary-5c1"

@@ -17,11 +17,10 @@ from rich.console import Console
 
 from cli_fake_engine import HOSTILE
 from cli_shell import ENGINE, Shell, mail_csv
-from dln.cli import complete
-from dln.cli.board import Board
-from dln.cli.show import duration, one_line, safe, sparkline
-from dln.cli.watch import PanelWatch
-from dln.lm.metered import Meter, Usage
+from dln.cli import flags as complete
+from dln.cli.output import duration, one_line, safe, sparkline
+from dln.cli.progress import Board, PanelWatch
+from dln.lm.meter import Meter, Usage
 from dln.train.events import StepDone
 
 TRAIN = [

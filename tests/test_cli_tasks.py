@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli_shell import Shell
-from dln.cli.compose import known_task
+from dln.cli.build import known_task
 from dln.data import load_task
 
 BENCH = ("bench", "paper", "--methods", "majority", "--seeds", 1, "--lm", "fake/1")

@@ -12,8 +12,8 @@ import yaml
 
 from cli_fake_engine import LABELS
 from cli_shell import Shell, mail_csv
-from dln.train.event_log import of_kind, read_events
 from dln.train.events import Evaluated, Finished, Started, StepDone
+from dln.train.run import of_kind, read_events
 
 QUICK = ["--lm", "fake/1", "--set", "batch_size=4", "--set", "inference.num_prompts=2", "--set", "val_every=9"]
 NAMES = [label for label in LABELS if "|" not in label]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dln.data import Dataset, Example, Task, exact_match
 from dln.data.dataset import text_key
 from dln.data.labels import label_names, label_order, label_specs, spelling_map
-from dln.data.task import default_instruction
+from dln.data.tasks import default_instruction
 from dln.errors import InputError
 
 PAIRS = [("good", "pos"), ("bad", "neg"), ("fine", "pos"), ("awful", "neg")]

@@ -12,8 +12,7 @@ import yaml
 
 from dln.data import Task, load_task
 from dln.data.dataset import text_key
-from dln.data.paper import PAPER_TASKS
-from dln.data.paper_files import files_of, read_items
+from dln.data.paper import PAPER_TASKS, files_of, read_items
 from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.train.layout import standard_network

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dln.data import Dataset, batch_indices, split
 from dln.data.dataset import text_key
-from dln.data.split import subsample
+from dln.data.splits import subsample
 from dln.errors import InputError
-from dln.keys import Key
+from dln.random import Key
 
 LABELS = ("a", "b", "c", "d", "e")
 

@@ -11,21 +11,20 @@ from hypothesis import strategies as st
 
 from dln.errors import InputError
 from dln.infer import vi
+from dln.infer.estep import EStep, Likelihood, MinusProposal, Prior, Weighting
 from dln.infer.hidden import (
     EditProposal,
+    HiddenDraw,
     HiddenRequest,
     LabelledPriorProposal,
     MixtureProposal,
     PriorProposal,
+    draw_together,
 )
-from dln.infer.hidden_draws import HiddenDraw, draw_together
-from dln.infer.posterior import EStep
-from dln.infer.weights import Likelihood, MinusProposal, Prior, Weighting
-from dln.keys import Key
-from dln.lm.base import Completion, Sampling
+from dln.lm.base import Completion, Sampling, Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d")
 LABELS = ("yes", "no")

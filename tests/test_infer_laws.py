@@ -8,17 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.infer import vi
-from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.hidden import HiddenRequest, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.hidden_draws import HiddenDraw
-from dln.infer.prompts import Proposal
-from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
-from dln.keys import Key
+from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
+from dln.infer.hidden import HiddenDraw, HiddenRequest, LabelledPriorProposal, MixtureProposal, PriorProposal
+from dln.infer.prompts import DemonstrationProposal, Proposal
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Prompt, Sequential
-from dln.nn.layer import LayerInput
+from dln.nn.layers import LayerInput
 from dln.numerics import logsumexp
 from dln.particles import Particles
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d")
 LABELS = ("yes", "no")

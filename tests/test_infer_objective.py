@@ -12,18 +12,14 @@ from hypothesis import strategies as st
 
 from dln.errors import InputError
 from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
-from dln.infer.candidates import Candidates, comparable
+from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import PriorProposal
-from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive
-from dln.infer.posterior import EStep
-from dln.infer.regularize import Exploration, TrustRegion
-from dln.infer.select import BestByMargin
-from dln.infer.weights import Weighting
-from dln.keys import Key
-from dln.lm.base import TokenLogProbs
+from dln.infer.mstep import BestByMargin, Exploration, TrustRegion
+from dln.infer.objective import Accuracy, Candidates, ExpectedLogProb, NoiseContrastive, comparable
+from dln.lm.base import TokenLogProbs, Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d")
 LABELS = ("yes", "no")

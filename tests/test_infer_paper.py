@@ -13,12 +13,11 @@ import torch
 
 from dln.infer import vi
 from dln.infer.prompts import Proposal, screen
-from dln.keys import Key
 from dln.lm.base import Sampling
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
-from dln.nn.layer import LayerInput
-from dln.train.assemble import algorithm
-from dln.train.options import resolve_options
+from dln.nn.layers import LayerInput
+from dln.random import Key
+from dln.train.options import algorithm, resolve_options
 
 pytestmark = pytest.mark.model
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import InputError
-from dln.infer.memory import Snapshot
-from dln.infer.prompt_posterior import answering, posterior_weights
+from dln.infer.memory import Snapshot, answering, posterior_weights
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, Sequential
 from dln.nn.ensemble import Ensemble

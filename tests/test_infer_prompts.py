@@ -11,16 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import ContextLengthError, InputError
-from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.feedback import Feedback
-from dln.infer.prompts import MixturePrompts, Proposal, fixed_lines, screen
-from dln.infer.rewrites import RewriteProposal, SequenceProposal
-from dln.keys import Key
-from dln.lm.base import Completion, Sampling
+from dln.infer.memory import Feedback
+from dln.infer.prompts import (
+    DemonstrationProposal,
+    MixturePrompts,
+    Proposal,
+    RewriteProposal,
+    SequenceProposal,
+    fixed_lines,
+    screen,
+)
+from dln.lm.base import Completion, Sampling, Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, Template, load_template
 from dln.nn.template import template_names
+from dln.random import Key
 
 SIZE = 8
 X_ALONE = Template("x alone", 1, "forward", "{{ prompt }} {{ x }}", target_prefix=" ")

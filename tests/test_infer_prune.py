@@ -9,16 +9,13 @@ from hypothesis import strategies as st
 
 from dln.infer import vi
 from dln.infer.calibrate import FixedOutput
-from dln.infer.candidates import Candidates, Pairs
+from dln.infer.estep import EStep, Evidence, Likelihood, Prior, Weighting, score_pairs
 from dln.infer.hidden import LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.objective import ExpectedLogProb
-from dln.infer.posterior import EStep
+from dln.infer.objective import Candidates, ExpectedLogProb, Pairs
 from dln.infer.prompts import Proposal
-from dln.infer.score import score_pairs
-from dln.infer.weights import Evidence, Likelihood, Prior, Weighting
-from dln.keys import Key
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d", " e")
 LABELS = ("yes", "no")

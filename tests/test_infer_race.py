@@ -13,25 +13,20 @@ from hypothesis import strategies as st
 from dln.errors import InputError
 from dln.infer import vi
 from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
-from dln.infer.candidates import Candidates
+from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import PriorProposal
-from dln.infer.objective import Accuracy, ExpectedLogProb, NoiseContrastive
-from dln.infer.posterior import EStep
+from dln.infer.mstep import Best
+from dln.infer.objective import Accuracy, Candidates, ExpectedLogProb, NoiseContrastive
 from dln.infer.prompts import Proposal
 from dln.infer.race import BehindLeader, Race, balanced_order
-from dln.infer.select import Best
-from dln.infer.weights import Weighting
-from dln.keys import Key
+from dln.lm.base import Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.random import Key
 from dln.train import resolve_options
-from dln.train.assemble import algorithm
-from dln.train.events import StepDone
-from dln.train.record import step_event
-from dln.train.records import CandidateRecord, LayerRecord, StoppedRecord
-from dln.view.explanations import why_chosen
-from dln.view.limits import Limits
+from dln.train.events import CandidateRecord, LayerRecord, StepDone, StoppedRecord, step_event
+from dln.train.options import algorithm
+from dln.view.format import Limits, why_chosen
 from dln.view.steps import steps
 
 HIDDEN = (" a", " b", " c d")

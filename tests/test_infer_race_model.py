@@ -10,14 +10,13 @@ import pytest
 import dln
 from dln.data import exact_match
 from dln.infer import vi
-from dln.infer.race import Race
-from dln.infer.recall import Recalled
-from dln.infer.select import Best
-from dln.keys import Key
+from dln.infer.mstep import Best
+from dln.infer.race import Race, Recalled
 from dln.lm.base import Sampling
+from dln.random import Key
 from dln.train import resolve_options
-from dln.train.assemble import algorithm
 from dln.train.evaluate import judge
+from dln.train.options import algorithm
 
 
 class Beside:

@@ -12,29 +12,24 @@ from hypothesis import strategies as st
 from dln.data import Dataset
 from dln.errors import InputError
 from dln.infer import vi
-from dln.infer.feedback import Feedback
+from dln.infer.estep import EStep, Likelihood, MinusProposal, MutualInformation, Prior, Weighting, score_pairs
 from dln.infer.hidden import LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.memory import Snapshot
+from dln.infer.memory import Feedback, Snapshot
+from dln.infer.mstep import Exploration
 from dln.infer.objective import ExpectedLogProb, NoiseContrastive
-from dln.infer.posterior import EStep
-from dln.infer.regularize import Exploration
-from dln.infer.rewrites import RewriteProposal, SequenceProposal
-from dln.infer.score import score_pairs
-from dln.infer.weights import Likelihood, MinusProposal, MutualInformation, Prior, Weighting
-from dln.keys import Key
-from dln.lm.base import TokenLogProbs
-from dln.lm.metered import Meter, Metered
+from dln.infer.prompts import RewriteProposal, SequenceProposal
+from dln.lm.base import TokenLogProbs, Wrapper
+from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, Ensemble, LanguageLayer, LayerInput, Prompt, Sequential, load_network
-from dln.nn.layer import without_options
+from dln.nn.layers import without_options
 from dln.nn.template import load_template
+from dln.random import Key
 from dln.train import evaluate, fit
-from dln.train.assemble import algorithm
 from dln.train.estimate import LayerSize, estimate
-from dln.train.event_log import of_kind, read_events
 from dln.train.events import StepDone
-from dln.train.options import resolve_options
+from dln.train.options import algorithm, resolve_options
+from dln.train.run import of_kind, read_events
 
 LABELS = ("yes", "no")
 X = ("one", "two", "three", "four")

@@ -9,17 +9,15 @@ from hypothesis import strategies as st
 
 from dln.infer import vi
 from dln.infer.calibrate import FixedOutput
-from dln.infer.candidates import Candidates
+from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import PriorProposal
-from dln.infer.objective import ExpectedLogProb
-from dln.infer.posterior import EStep
+from dln.infer.memory import Replay
+from dln.infer.objective import Candidates, ExpectedLogProb
 from dln.infer.prompts import Proposal
-from dln.infer.replay import Replay
-from dln.infer.weights import Weighting
-from dln.keys import Key
+from dln.io import dump, parse
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
-from dln.schema import dump, parse
+from dln.random import Key
 
 HIDDEN = (" a", " b", " c d")
 LABELS = ("yes", "no")

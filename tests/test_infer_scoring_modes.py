@@ -17,29 +17,23 @@ from hypothesis import strategies as st
 import dln
 from dln.data import Dataset, Example
 from dln.errors import InputError
-from dln.infer.candidates import Candidates
-from dln.infer.downstream import DownstreamAccuracy, DownstreamLogProb
-from dln.infer.feedback import layer_feedback
+from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import LabelledPriorProposal, PriorProposal
-from dln.infer.memory import Reservoir
-from dln.infer.objective import Accuracy, ExpectedLogProb
-from dln.infer.posterior import EStep
+from dln.infer.memory import Reservoir, layer_feedback
+from dln.infer.mstep import TrustRegion
+from dln.infer.objective import Accuracy, Candidates, DownstreamAccuracy, DownstreamLogProb, ExpectedLogProb
+from dln.infer.prompts import RewriteProposal
 from dln.infer.race import Race
-from dln.infer.regularize import TrustRegion
-from dln.infer.rewrites import RewriteProposal
 from dln.infer.scoring_modes import ScoringModes
-from dln.infer.weights import Weighting
-from dln.keys import Key
-from dln.lm.base import Sampling
+from dln.lm.base import Sampling, Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.numerics import logsumexp
+from dln.random import Key
 from dln.train import resolve_options
-from dln.train.assemble import algorithm
-from dln.train.event_log import read_events
-from dln.train.events import StepDone, Validated
-from dln.train.records import LayerRecord
+from dln.train.events import LayerRecord, StepDone, Validated
+from dln.train.options import algorithm
+from dln.train.run import read_events
 from dln.view.report import render_report, write_report
 
 LABELS = ("yes", "no")

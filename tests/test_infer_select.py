@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.infer.memory import Reservoir, Snapshot, remember
-from dln.infer.select import Best, BestByMargin
+from dln.infer.mstep import Best, BestByMargin
 from dln.lm.table import TableLM
 from dln.nn import Demonstration, LanguageLayer, Sequential
 

@@ -11,20 +11,16 @@ import pytest
 from dln.errors import ContextLengthError, InputError, RunFailed
 from dln.infer import vi
 from dln.infer.calibrate import PenalisedLikelihood
-from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.feedback import labelled_examples, layer_feedback, worked_examples
+from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import PriorProposal
-from dln.infer.memory import Reservoir, Snapshot
+from dln.infer.memory import Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
 from dln.infer.objective import ExpectedLogProb
-from dln.infer.posterior import EStep
-from dln.infer.prompts import Proposal
-from dln.infer.weights import Weighting
-from dln.keys import Key
-from dln.lm.base import TokenLogProbs
-from dln.lm.metered import Meter, Metered
+from dln.infer.prompts import DemonstrationProposal, Proposal
+from dln.lm.base import TokenLogProbs, Wrapper
+from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Prompt, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d")
 LABELS = ("yes", "no")

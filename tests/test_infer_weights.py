@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import InputError
+from dln.infer.estep import Evidence, Likelihood, MinusProposal, MutualInformation, Prior, Weighting
 from dln.infer.hidden import HiddenRequest
-from dln.infer.weights import Evidence, Likelihood, MinusProposal, MutualInformation, Prior, Weighting
-from dln.keys import Key
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b")
 FINITE = st.floats(-40, 0)

@@ -6,12 +6,12 @@ import pytest
 
 from dln.errors import InputError
 from dln.infer import vi
-from dln.infer.feedback import Feedback
-from dln.infer.wordings import WORDINGS, WordingProposal, read_wording
-from dln.keys import Key
+from dln.infer.memory import Feedback
+from dln.infer.prompts import WORDINGS, WordingProposal, read_wording
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, Sequential, load_network, save_network
 from dln.nn.template import load_template
+from dln.random import Key
 
 NOTHING = Feedback((), (), (), ())
 

@@ -13,10 +13,10 @@ from scipy import special
 
 from dln import errors
 from dln.errors import DlnError, InputError
-from dln.keys import Key
+from dln.io import dump, parse
 from dln.numerics import effective_sample_size, entropy, kl_divergence, log_softmax, logsumexp, softmax
 from dln.particles import Particles
-from dln.schema import dump, parse
+from dln.random import Key
 
 NAMES = st.lists(st.one_of(st.integers(), st.text(max_size=8)), max_size=4)
 LOG_WEIGHTS = st.lists(st.one_of(st.floats(-50, 5), st.just(-math.inf)), min_size=1, max_size=8).filter(

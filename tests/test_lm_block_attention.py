@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dln.lm import block_attention, packed
-from dln.lm.block_attention import attending, blocks_of
-from dln.lm.plan import Plan
+from dln.lm.local import attention as block_attention
+from dln.lm.local import scoring as packed
+from dln.lm.local.attention import attending, blocks_of
+from dln.lm.local.plan import Plan
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=14)
 

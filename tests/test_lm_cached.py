@@ -18,12 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dln.errors import InputError, RunFailed
-from dln.lm.base import Completion, Sampling, Target, TokenLogProbs
-from dln.lm.cached import Cached
+from dln.lm.base import Completion, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.cache import Cached, Store
 from dln.lm.laws import LAWS, Law, LawCase, check_wrapper
-from dln.lm.store import Store
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.numerics import Floats
 
 TEXTS = ["", "yes", "yes sir", "yes sir now", " no", "no way", "ünï 🙂"]
@@ -337,10 +335,10 @@ def test_threads_share_a_store(tmp_path: Path) -> None:
 WRITER = textwrap.dedent("""
     import sys, time
     from dln.lm.base import Sampling, TokenLogProbs
-    from dln.lm.cached import Cached
-    from dln.lm.store import Store
+    from dln.lm.cache import Cached
+    from dln.lm.cache import Store
     from dln.lm.table import TableLM
-    from dln.lm.wrapper import Wrapper
+    from dln.lm.base import Wrapper
 
     class Slow(Wrapper):
         def log_prob(self, contexts, targets):
@@ -403,7 +401,7 @@ def test_killed_at_any_moment_a_writer_leaves_whole_chunks_and_resumes_to_the_sa
 def test_a_forked_child_opens_its_own_connection(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, sys
-        from dln.lm.store import Store
+        from dln.lm.cache import Store
         store = Store(sys.argv[1])
         store.put_many({b"parent": b"1"})
         child = os.fork()

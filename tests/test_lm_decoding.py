@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from conftest import build_tiny_model
 from dln.lm.base import Sampling
-from dln.lm.branching import BranchingCache, why_fixed_batches
-from dln.lm.checkpoint import Source
-from dln.lm.slots import ROOT, SlotTrie
-from dln.lm.stop_search import REPLACEMENT, StopSearch, stop_at
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.checkpoint import Source
+from dln.lm.local.decoding import REPLACEMENT, StopSearch, stop_at
+from dln.lm.local.engine import TransformersLM
+from dln.lm.local.kv_cache import ROOT, BranchingCache, SlotTrie, why_fixed_batches
 
 SKEWED = Sampling(1.0, max_tokens=60)
 WORDS = ("a", "b", "c", "d", "e", "f", "yes", "no", "12", "345", "who", "is")

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from dln.errors import CorruptDataError, InputError, ProviderError
-from dln.lm import drawing_laws, embedded_fetch, scoring_laws
+from dln.io import file_digest
+from dln.lm import laws as drawing_laws
+from dln.lm import laws as scoring_laws
+from dln.lm import smollm2 as embedded_fetch
 from dln.lm.base import Sampling
-from dln.lm.digests import file_digest
-from dln.lm.embedded import EmbeddedModel, embedded_model_path, pull, verify
 from dln.lm.laws import Law, LawCase
 from dln.lm.load import load_lm
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.engine import TransformersLM
+from dln.lm.smollm2 import EmbeddedModel, embedded_model_path, pull, verify
 from dln.numerics import log_softmax
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40

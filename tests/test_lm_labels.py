@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import InputError
-from dln.lm.batches import bucket
+from dln.lm.base import bucket
 from dln.lm.labels import LabelTrie
 
 VOCABULARY = 5

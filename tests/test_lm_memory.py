@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import build_tiny_model
-from dln.lm import causal_model, packed
-from dln.lm import stream as stream_module
-from dln.lm.checkpoint import Source
-from dln.lm.plan import Plan
-from dln.lm.query import Answer, Query
-from dln.lm.stream import BoundedMemo, stream
-from dln.lm.transformers import TransformersLM
-from dln.lm.visiting_order import common_prefix, longest_first
+from dln.lm.local import model as causal_model
+from dln.lm.local import query as stream_module
+from dln.lm.local import scoring as packed
+from dln.lm.local.checkpoint import Source
+from dln.lm.local.engine import TransformersLM
+from dln.lm.local.plan import Plan, common_prefix, longest_first
+from dln.lm.local.query import Answer, BoundedMemo, Query, stream
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=14)
 WORDS = ["the", " cat", " sat", " on", " mat", " dog", " log", " yes", " no", " 12"]

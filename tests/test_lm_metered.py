@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from dln.errors import BudgetReached, InputError, ProviderError
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs
-from dln.lm.cached import Cached
+from dln.lm.cache import Cached, Store
 from dln.lm.laws import LAWS, Law, LawCase, check_wrapper
-from dln.lm.metered import Bills, Budget, Meter, Metered, Usage
+from dln.lm.meter import Bills, Budget, Meter, Metered, Usage
 from dln.lm.prices import Price
-from dln.lm.store import Store
 from dln.lm.table import TableLM
 
 TEXTS = ["", "yes", "yes sir", "yes sir now", " no", "no way"]

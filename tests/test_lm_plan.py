@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dln.lm.packed import why_plain
-from dln.lm.plan import Plan
-from dln.lm.visiting_order import common_prefix
+from dln.lm.local.plan import Plan, common_prefix
+from dln.lm.local.scoring import why_plain
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=14)
 

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import DlnError, InputError
-from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
 from dln.lm.laws import LAWS, Law, LawBroken, LawCase, check_laws
-from dln.lm.nucleus import drawing_probabilities
-from dln.lm.prefix_tree import split_tokens
-from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
+from dln.lm.local.decoding import drawing_probabilities
+from dln.lm.table import TableLM, split_tokens
 from dln.numerics import Floats, logsumexp
 
 TEXTS = ["", "yes", "yes sir", "yes sir now", " no", "no way", "a\n b", "tail  ", "ünï 🙂"]

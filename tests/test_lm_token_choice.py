@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dln.lm.base import Sampling
-from dln.lm.nucleus import drawing_probabilities
-from dln.lm.token_choice import choose, exponentials
+from dln.lm.local.decoding import choose, drawing_probabilities, exponentials
 from dln.numerics import log_softmax, softmax
 
 LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12).map(np.array)

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Sampling
-from dln.lm.query import Answer, Question, read
-from dln.lm.token_bytes import token_bytes
-from dln.lm.token_level import TokenLevel
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.engine import TokenLevel, TransformersLM
+from dln.lm.local.query import Answer, Question, read
+from dln.lm.local.tokenizer import token_bytes
 from dln.numerics import log_softmax
 
 TEXTS = ["the cat sat", " yes no é🙂", "Input: a\nLabel:", "a<|end|>b"]

@@ -18,14 +18,13 @@ import torch
 from conftest import build_tiny_model
 from dln.errors import ContextLengthError, InputError
 from dln.lm.base import Completion, LanguageModel, Sampling
-from dln.lm.branching import why_fixed_batches
-from dln.lm.causal_model import CausalModel
-from dln.lm.checkpoint import Source, load_checkpoint
-from dln.lm.draws import Draw, DrawRequest
 from dln.lm.laws import LAWS, Law, LawCase
-from dln.lm.packed import why_plain
-from dln.lm.plain_decoding import decode_plain
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.checkpoint import Source, load_checkpoint
+from dln.lm.local.decoding import Draw, DrawRequest, decode_plain
+from dln.lm.local.engine import TransformersLM
+from dln.lm.local.kv_cache import why_fixed_batches
+from dln.lm.local.model import CausalModel
+from dln.lm.local.scoring import why_plain
 from dln.numerics import log_softmax, logsumexp
 
 CONTEXTS = ["the cat sat", "on the mat and\n", "", "Input: é🙂 who is"]
@@ -341,6 +340,6 @@ def test_a_completion_without_ids_is_scored_as_text(tiny_lm: TransformersLM) -> 
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    modules = "import sys, dln, dln.lm.load, dln.lm.transformers, dln.lm.embedded_copy"
+    modules = "import sys, dln, dln.lm.load, dln.lm.local.engine, dln.lm.smollm2"
     code = f"{modules}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

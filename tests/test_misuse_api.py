@@ -20,9 +20,9 @@ import pytest
 import dln
 from dln import data, train
 from dln.errors import CorruptDataError
-from dln.keys import Key
 from dln.nn import LayerInput, load_state_dict, template_names
 from dln.nn.saving import network_from_json, network_to_json
+from dln.random import Key
 
 TABLE = {"": {" yes": 0.5, " no": 0.5}}
 LM = dln.TableLM.random([" yes", " no"], seed=1)
@@ -649,7 +649,7 @@ def test_layer_inputs_are_checked():
 
 
 def test_unknown_keys_of_a_checkpoint_are_refused(tmp_path: Path):
-    from dln.train.progress import Progress
+    from dln.train.fit import Progress
 
     dln.fit(NETWORK, DATA, DATA, steps=0, run_dir=tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "checkpoint.json").read_text(encoding="utf-8"))["progress"]

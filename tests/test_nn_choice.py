@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import InputError
-from dln.keys import Key
+from dln.lm.base import Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, LayerInput, Prediction
-from dln.nn.predict import label_prediction
+from dln.nn.sequential import label_prediction
 from dln.numerics import log_softmax
+from dln.random import Key
 
 X = [LayerInput(f"x{i}", f"x{i}") for i in range(6)]
 

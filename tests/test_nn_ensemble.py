@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import CorruptDataError, InputError
-from dln.keys import Key
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prediction, Sequential, load_network, save_network
 from dln.nn.ensemble import Ensemble, average, best_of, members_of
 from dln.nn.saving import network_from_json, network_to_json
+from dln.random import Key
 
 LABELS = ("yes", "no", "perhaps")
 TEXTS = [" yes", " no", " perhaps", " a b", " c"]

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import InputError
-from dln.keys import Key
-from dln.lm.base import Capabilities, Sampling
+from dln.lm.base import Capabilities, Sampling, Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import Demonstration, LanguageLayer, LayerInput, Prompt, Template
+from dln.random import Key
 
 TEXTS = (" a", " b", " a b", " c d e")
 SAME_LINE = Template("same", 1, "forward", "{{ prompt }}|{{ h }}:", target_prefix=" ", stop=("\n",))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import InputError
-from dln.keys import Key
-from dln.lm.metered import Metered
+from dln.lm.meter import Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.random import Key
 
 HIDDEN = (" a", " b", " a b")
 LABELS = ("yes", "no")

@@ -12,7 +12,7 @@ from jinja2 import Environment, meta
 
 from dln.errors import InputError
 from dln.nn import Demonstration, Prompt, Template, load_template, template_names
-from dln.nn.layer import LayerInput, render
+from dln.nn.layers import LayerInput, render
 from dln.nn.template import VARIABLES
 
 EXAMPLE = {"input": "an input", "x": "the network's input", "output": "an output", "target": "a target"}

@@ -14,8 +14,8 @@ import yaml
 from cli_shell import Shell
 from dln.lm.base import Sampling, ScoringMode
 from dln.lm.load import load_lm
-from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Evaluated, StepDone
+from dln.train.run import current, of_kind, read_events
 from fault_language import Language, LanguageLM
 from fault_replies import Manners
 from fault_server import FaultServer

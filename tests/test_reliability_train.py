@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cli_shell import Shell
-from dln.train.event_log import of_kind, read_events
 from dln.train.events import Finished, Interrupted
+from dln.train.run import of_kind, read_events
 from fault_scripts import after, every
 from fault_server import FaultServer
 from fault_training import agreed, shell, steps_of, train, usage_of

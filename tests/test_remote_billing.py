@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from dln.cli.session import _used_before  # pyright: ignore[reportPrivateUsage] - what a resumed budget starts from
+from dln.cli.train import _used_before
 from dln.errors import DlnError
 from dln.lm.base import Sampling
 from dln.lm.load import load_lm
-from dln.lm.metered import Bills, Budget, Metered, Usage
+from dln.lm.meter import Bills, Budget, Metered, Usage
 from dln.lm.prices import Price
 from dln.lm.remote.engine import RemoteLM
-from dln.train.event_log import to_line
 from dln.train.events import Interrupted, Resumed
+from dln.train.run import to_line
 from fault_scripts import FAULTS, Exchange, Reply, every, first_of_each
 from fault_server import FaultServer
 

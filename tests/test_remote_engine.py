@@ -21,8 +21,8 @@ from dln.lm.remote.engine import RemoteLM
 from dln.lm.table import TableLM
 
 if TYPE_CHECKING:
+    from dln.lm.local.engine import TransformersLM
     from dln.lm.remote.sender import HttpSender
-    from dln.lm.transformers import TransformersLM
 from remote_forms import FORMS, Form
 from remote_simulator import TEXTS, Simulator, chat_text
 
@@ -239,7 +239,7 @@ def test_mismatched_batches_are_refused():
 def served_tiny(request: pytest.FixtureRequest, tiny_lm: TransformersLM) -> Iterator[tuple[RemoteLM, TransformersLM]]:
     """A tiny model in this process, and the same model behind a real server."""
     pytest.importorskip("uvicorn")
-    from dln.serve.build import served
+    from dln.serve.models import served
     from dln.serve.server import serving
 
     local = tiny_lm.with_chat(request.param)

@@ -13,16 +13,14 @@ import pytest
 
 from dln.errors import DlnError, ProviderError
 from dln.lm.base import LanguageModel, Sampling
-from dln.lm.cached import Cached
+from dln.lm.cache import Cached, Store, keeper_of, keeping_partial_results
 from dln.lm.load import load_lm
-from dln.lm.metered import Metered
-from dln.lm.partial_results import keeper_of, keeping_partial_results
+from dln.lm.meter import Metered
 from dln.lm.remote.call import Call, ServerUnreachable
 from dln.lm.remote.engine import RemoteLM
 from dln.lm.remote.session import NotRecorded, Recording
-from dln.lm.store import Store
 from dln.lm.table import TableLM
-from dln.nn.choice import ChoiceLayer
+from dln.nn.layers import ChoiceLayer
 from fault_language import Language, LanguageLM
 from fault_scripts import Exchange, after
 from fault_server import FaultServer

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dln.lm.base import Sampling
-from dln.lm.nucleus import drawing_probabilities
+from dln.lm.local.decoding import drawing_probabilities
 from dln.lm.remote.call import Call
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import VLLM, OpenAI

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dln.bench.remote import memory_growth, throughput
+from benchmarks.remote import memory_growth, throughput
 
 BUDGET = 0.05 / 64 / 0.9  # seconds of one processor per call that leave room for 90 % of the ideal rate
 

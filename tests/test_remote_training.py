@@ -13,8 +13,8 @@ import pytest
 from cli_shell import Shell, mail_csv
 from conftest import build_tiny_model
 from dln.lm.base import LanguageModel
-from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Finished, StepDone, Validated
+from dln.train.run import current, of_kind, read_events
 
 pytest.importorskip("uvicorn")
 
@@ -105,7 +105,7 @@ def compare(cli: Shell, local: str, name: str, url: str, words: tuple[object, ..
 
 
 def train_both(cli: Shell, model: LanguageModel, local: str, name: str, words: tuple[object, ...]) -> None:
-    from dln.serve.build import served
+    from dln.serve.models import served
     from dln.serve.server import serving
 
     with serving(served(model, name)) as url:

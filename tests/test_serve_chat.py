@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from dln.lm.base import Sampling
+from dln.lm.local.engine import TransformersLM
 from dln.lm.table import TableLM
-from dln.lm.transformers import TransformersLM
 from serve_clients import refused, running
 
 HELLO: list[Any] = [{"role": "user", "content": "the cat"}]

@@ -14,9 +14,9 @@ from cli_shell import Shell
 from dln.cli.serve import greet
 from dln.lm.base import Sampling
 from dln.lm.load import load_lm
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.engine import TransformersLM
 from dln.nn import ChoiceLayer, Sequential, save_network
-from dln.serve.build import served
+from dln.serve.models import served
 from dln.serve.server import serving
 from serve_clients import client_of
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dln.lm.base import Sampling
-from dln.lm.transformers import TransformersLM
+from dln.lm.local.engine import TransformersLM
 from serve_clients import running
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dln.keys import Key
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.nn.ensemble import Ensemble
+from dln.random import Key
 from serve_clients import refused, running
 
 X = "it snows"

@@ -16,11 +16,11 @@ import pytest
 
 from dln.errors import ContextLengthError, DlnError, InputError
 from dln.lm.base import Completion, Sampling
+from dln.lm.local.engine import TransformersLM
 from dln.lm.table import TableLM
-from dln.lm.transformers import TransformersLM
-from dln.serve.batcher import Batcher
-from dln.serve.build import served
-from dln.serve.refusal import Refusal
+from dln.serve.batching import Batcher
+from dln.serve.fields import Refusal
+from dln.serve.models import served
 from dln.serve.server import run_server, serving
 from serve_clients import client_of, refused, running, small_network
 

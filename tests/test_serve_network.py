@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 
-from dln.keys import Key
 from dln.lm.table import TableLM
 from dln.nn import LanguageLayer, Sequential
+from dln.random import Key
 from serve_clients import refused, running, small_network
 
 X = "it snows"

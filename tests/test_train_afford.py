@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.train import Options, resolve_options
-from dln.train.afford import affordable, beginning, reduced
-from dln.train.estimate import LayerSize, estimate
+from dln.train.estimate import LayerSize, affordable, beginning, estimate, reduced
 
 LAYERS = [LayerSize(context=60, demonstration=30, written=1, labels=4)]
 NAMES = ["val_every", "inference.demonstrations", "inference.num_prompts"]

@@ -7,7 +7,7 @@ import pytest
 from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
-from dln.train.deepen import COPY, deepened
+from dln.train.layout import COPY, deepened
 
 TEXTS = ("a fine film", "dull", " a long evening of very little ", "dull", "well made and well played")
 

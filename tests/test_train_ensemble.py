@@ -10,15 +10,15 @@ import pytest
 
 from dln.data import Dataset
 from dln.errors import InputError
-from dln.infer.prompt_posterior import posterior_weights
-from dln.lm.metered import Budget, Metered
+from dln.infer.memory import posterior_weights
+from dln.lm.meter import Budget, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential, load_network
 from dln.nn.ensemble import Ensemble
 from dln.nn.prompt import Prompt
 from dln.train import conclude, evaluate, fit, resolve_options
-from dln.train.event_log import current, of_kind, read_events, to_line
 from dln.train.events import Evaluated, Finished, Started, StepDone, Validated
+from dln.train.run import current, of_kind, read_events, to_line
 
 LABELS = ("yes", "no")
 OPTIONS = {"batch_size": 6, "val_every": 1, "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8}}

@@ -10,14 +10,13 @@ import pytest
 
 from dln.data import Dataset
 from dln.errors import BudgetReached, CorruptDataError, InputError
-from dln.lm.cached import Cached
-from dln.lm.metered import Budget, Metered
-from dln.lm.store import Store
+from dln.lm.cache import Cached, Store
+from dln.lm.meter import Budget, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential, load_network
 from dln.train import Run, fit
-from dln.train.event_log import current, of_kind, read_events
 from dln.train.events import Backtracked, Finished, Interrupted, Resumed, StepDone, Validated
+from dln.train.run import current, of_kind, read_events
 
 LABELS = ("yes", "no")
 

@@ -12,8 +12,7 @@ from dln.data import Dataset, Task, load_task
 from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.nn import LanguageLayer, Prompt, Sequential
-from dln.train.deepen import COPY
-from dln.train.layout import DECOMPOSE, standard_network, usual_template
+from dln.train.layout import COPY, DECOMPOSE, standard_network, usual_template
 
 TEXTS = ("a thought", *(load_task("asked").labels or ()))
 

@@ -16,7 +16,7 @@ from dln.lm.base import Capabilities, Sampling
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.numerics import Floats
-from dln.train.room import check_room
+from dln.train.estimate import check_room
 
 LIMIT = 200
 

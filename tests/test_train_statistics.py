@@ -13,7 +13,7 @@ from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import compare, conclude, evaluate, fitted_initial, resolve_options
-from dln.train.statistics import interval, paired
+from dln.train.evaluate import interval, paired
 
 outcomes = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=80)
 

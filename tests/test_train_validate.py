@@ -9,10 +9,10 @@ import pytest
 
 from dln.data import Dataset, exact_match
 from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
+from dln.lm.base import Wrapper
 from dln.lm.table import TableLM
-from dln.lm.wrapper import Wrapper
 from dln.nn import ChoiceLayer, Sequential
-from dln.train.validate import validate
+from dln.train.evaluate import validate
 
 LABELS = ("yes", "no", "maybe")
 DEV = Dataset.from_pairs([(f"item {i}", LABELS[i % 3]) for i in range(12)], LABELS)

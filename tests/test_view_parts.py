@@ -12,16 +12,11 @@ from scipy.stats import binomtest
 
 from dln.errors import InputError
 from dln.nn.prompt import Demonstration, Prompt
-from dln.train.events import Evaluated, Interrupted, Resumed, StepDone, Validated
-from dln.train.records import CandidateRecord, LayerRecord
+from dln.train.events import CandidateRecord, Evaluated, Interrupted, LayerRecord, Resumed, StepDone, Validated
 from dln.view.charts import Point, Series, line_chart, ticks
-from dln.view.cost import cost
-from dln.view.differences import prompt_difference, word_difference
-from dln.view.explanations import why_chosen
-from dln.view.numbers import MISSING, number, p_value, percent
+from dln.view.format import MISSING, number, p_value, percent, prompt_difference, why_chosen, word_difference
 from dln.view.report import render_report
-from dln.view.results import wilson
-from dln.view.summary import holding, summarize
+from dln.view.summary import cost, holding, summarize, wilson
 from dln.view.text import clean, clip
 from report_events import synthetic_run
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from dln.errors import InputError
-from dln.train.event_log import to_line
-from dln.train.events import Evaluated, Event, Finished, Started, StepDone
-from dln.train.records import MemberRecord
+from dln.train.events import Evaluated, Event, Finished, MemberRecord, Started, StepDone
+from dln.train.run import to_line
 from dln.view import report
-from dln.view.explanations import verdict
+from dln.view.format import verdict
 from dln.view.report import render_report, write_report
 from dln.view.text import clean
 from report_events import synthetic_run

@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from dln.data import Dataset, Example, Metric, Score, Task, load_metric, load_task, task_from_file
     from dln.errors import DlnError, InputError
     from dln.lm.base import LanguageModel, Sampling
-    from dln.lm.cached import Cached
+    from dln.lm.cache import Cached, Store
     from dln.lm.load import load_lm
-    from dln.lm.metered import Budget, Meter, Metered
-    from dln.lm.store import Store
+    from dln.lm.meter import Budget, Meter, Metered
     from dln.lm.table import TableLM
     from dln.nn import (
         ChoiceLayer,
@@ -81,10 +80,9 @@ _HOMES = {
     "dln.data": ("Dataset", "Example", "Metric", "Score", "Task", "load_metric", "load_task", "task_from_file"),
     "dln.errors": ("DlnError", "InputError"),
     "dln.lm.base": ("LanguageModel", "Sampling"),
-    "dln.lm.cached": ("Cached",),
+    "dln.lm.cache": ("Cached", "Store"),
     "dln.lm.load": ("load_lm",),
-    "dln.lm.metered": ("Budget", "Meter", "Metered"),
-    "dln.lm.store": ("Store",),
+    "dln.lm.meter": ("Budget", "Meter", "Metered"),
     "dln.lm.table": ("TableLM",),
     "dln.nn": (
         "ChoiceLayer",

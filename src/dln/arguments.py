@@ -79,7 +79,7 @@ _MAKE: dict[str, str] = {
     "Meter": "dln.Meter()",
     "Budget": "dln.Budget(max_calls=1000)",
     "Metric": 'a name such as "exact_match", or a function (prediction, target) -> number from 0 to 1',
-    "Key": "dln.keys.Key(13)",
+    "Key": "dln.random.Key(13)",
     "LayerInput": "dln.nn.LayerInput(x=text, h=text)",
 }
 """How objects of a class are made, for the last line of a message."""

@@ -1,28 +1,443 @@
-"""`dln bench`: the paper's comparison for any model, cell by cell."""
+"""`dln bench`: the paper's comparison for any model, cell by cell.
+
+Tables into pages: which region a command fills, the command itself, and the check before any work is done.
+
+What a bench says while it works: how many cells there are, which one is made, how long the rest will take.
+
+Running a bench from the command line: the same for every table that is made of cells.
+
+`dln bench ablation`: which training options give most accuracy per token, found out without a test example.
+"""
 
 from __future__ import annotations
 
+import difflib
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dln.bench.paper.methods import METHODS, in_order
-from dln.bench.paper.protocol import Protocol
-from dln.bench.paper.summary import summarize
-from dln.bench.paper.write import markdown
-from dln.cli import ablation, bench_flags, flags
-from dln.cli.bench_flags import budget_settings
-from dln.cli.bench_page import checked_places
-from dln.cli.bench_run import Table, load_tasks, make_table
-from dln.cli.flags import examples
-from dln.cli.lists import names_of, seeds_of
-from dln.cli.show import note
-from dln.cli.sources import lm_settings, load_config
+from dln.cli import flags
+from dln.cli import run_flags as bench_flags
+from dln.cli.build import build_models, known_task
+from dln.cli.config import RunConfig
+from dln.cli.flags import examples, names_of, seeds_of
+from dln.cli.output import duration, err, note, out, print_record, safe
+from dln.cli.run_flags import budget_settings
+from dln.cli.sources import lm_settings, load_config, remote
+from dln.data import Task
+from dln.errors import DlnError, InputError
+from dln.experiments.cells import Cell, CellResult, Cells
+from dln.experiments.method import DevelopmentProtocol, EvaluationProtocol, Method
+from dln.experiments.methods import BASE, METHODS, in_order, variants, with_base
+from dln.experiments.publish import (
+    REGIONS,
+    SHORT,
+    ablation_markdown,
+    circumstances,
+    full_section,
+    reductions,
+    remaining,
+    short_section,
+)
+from dln.experiments.runner import Bench
+from dln.experiments.summary import Summary, summarize
+from dln.experiments.tables import check_section, markdown, picture, write_section, write_table
+from dln.lm.meter import Meter
+from dln.lm.prices import FREE
 
-__all__ = ["EPILOG", "app"]
+__all__ = [
+    "ABLATION_EPILOG",
+    "PAPER_EPILOG",
+    "Place",
+    "Table",
+    "Watch",
+    "ablation",
+    "app",
+    "checked_places",
+    "load_tasks",
+    "make_table",
+    "typed",
+    "write_places",
+]
 
-EPILOG = examples(
+
+@dataclass(frozen=True)
+class Place:
+    """A region of a page."""
+
+    page: Path
+    region: str
+
+    @property
+    def short(self) -> bool:
+        """Whether it takes the short form of a table."""
+        return self.region == SHORT
+
+
+def checked_places(pages: Sequence[Path] | None, region: str | None, usual: str) -> list[Place]:
+    """Where `--write` and `--region` say that a table shall go: README.md takes the short one.
+
+    Raises:
+        InputError: no such region, or a page without its markers.
+    """
+    if region is not None and region not in REGIONS:
+        close = difflib.get_close_matches(region, REGIONS, n=1)
+        raise InputError(
+            "there is no such region",
+            where="--region",
+            got=region,
+            expected=", ".join(REGIONS),
+            fix=f"did you mean {close[0]!r}?" if close else None,
+        )
+    if region is not None and not pages:
+        raise InputError("a region is of a page", where="--region", got=region, fix="--write docs/results.md")
+    front = usual in ("paper", "equal tokens")
+    places = [
+        Place(page, SHORT if front and page.name == "README.md" else region or usual)
+        for page in dict.fromkeys(pages or ())
+    ]
+    for place in places:
+        if place.short and not front:
+            raise InputError("the short table is that of `dln bench paper`", where="--region", got=place.region)
+        check_section(place.page, place.region)
+    return places
+
+
+def write_places(places: Sequence[Place], full: str, short: str = "", picture: str = "") -> list[Path]:
+    """Fill the regions; `picture`, an SVG, lies beside the page and is shown under the full table."""
+    written: list[Path] = []
+    for place in places:
+        text = short if place.short else full
+        if picture and not place.short:
+            path = place.page.parent / "images" / f"results-{place.region.replace(' ', '-')}.svg"
+            try:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(picture, encoding="utf-8")
+            except OSError as error:
+                raise InputError("the picture cannot be written", where=path, got=error.strerror) from error
+            text = f"{text.rstrip()}\n\n![Accuracy against training tokens](images/{path.name})"
+            written.append(path)
+        write_section(place.page, place.region, text)
+        written.append(place.page)
+    return written
+
+
+def typed(context: typer.Context, config: RunConfig) -> str:
+    """The command with the flags that were given, here or by the environment; no secret is repeated."""
+    recorded = cast(dict[str, Any], config.model_dump(mode="json")["lm"])  # addresses without credentials, no keys
+    words = context.command_path.split()
+    for parameter in cast(Sequence[Any], context.command.params):
+        source = context.get_parameter_source(parameter.name)
+        if source is None or source.name not in ("COMMANDLINE", "ENVIRONMENT"):
+            continue
+        value = context.params[parameter.name]
+        if parameter.name == "lm_option":
+            value = [f"{name}={option}" for name, option in recorded["options"].items()]
+        elif parameter.name == "base_url":
+            value = recorded["base_url"]
+        words += _flag(parameter, value)
+    return shlex.join(words)
+
+
+def _flag(parameter: Any, value: Any) -> list[str]:
+    flag = max(parameter.opts, key=len)
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        off = list(parameter.secondary_opts)
+        return [flag] if value else off[:1]
+    values = cast(Sequence[object], value if isinstance(value, list | tuple) else [value])
+    return [word for one in values for word in (flag, str(one))]
+
+
+class Watch:
+    """A progress bar on a terminal, a line per cell off it, a record per cell with --json.
+
+    Args:
+        wanted: all cells of the table.
+        known: those that were finished before.
+        jobs: cells that are made side by side.
+        as_json: records on standard output.
+    """
+
+    def __init__(
+        self, wanted: Sequence[Cell], known: Mapping[Cell, CellResult], jobs: int = 1, *, as_json: bool = False
+    ) -> None:
+        self._json, self._jobs = as_json, jobs
+        self._missing = [cell for cell in wanted if cell not in known]
+        self._finished = list(known.values())
+        self._total = len(self._missing)
+        self._lock = threading.Lock()
+        console = err()
+        self._plain = as_json or not console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=self._plain,
+        )
+        self._task = self._bar.add_task("cells", total=self._total, left=self._left())
+        counts = f"{len(wanted)} cells, {len(wanted) - self._total} of them known, {self._total} to be made"
+        if as_json:
+            begin = {"cells": len(wanted), "known": len(wanted) - self._total, "missing": self._total}
+            print_record({"kind": "begin", **begin, "seconds_left": remaining(self._missing, self._finished, jobs)})
+        else:
+            left = self._left()
+            note(f"{counts}, {left}" if left and self._total else counts)
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, cell: Cell, result: CellResult | None) -> None:
+        """See `dln.experiments.runner.Progress`."""
+        with self._lock:
+            if what == "begins":
+                self._bar.update(self._task, description=safe(cell))
+            elif result is not None:
+                self._ended(what, cell, result)
+
+    def _ended(self, what: str, cell: Cell, result: CellResult) -> None:
+        if what == "done":
+            self._missing.remove(cell)
+            self._finished.append(result)
+            self._bar.update(self._task, advance=1, left=self._left())
+        if self._json:
+            hidden = {"correct", "prompts", "log_probs", "tested", "recipe"}
+            print_record({"kind": "cell", **result.model_dump(mode="json", exclude=hidden)})
+        elif what == "done":
+            text = f"{cell}: {100 * result.accuracy:.1f} %, {result.train.tokens:,} training tokens"
+            if self._plain:
+                done = f"{self._total - len(self._missing)} of {self._total}"
+                left = self._left()
+                note(f"{text} ({done}, {left})" if left else f"{text} ({done})")
+            else:
+                self._bar.console.print(safe(text), style="dim")
+
+    def _left(self) -> str:
+        seconds = remaining(self._missing, self._finished, self._jobs) if self._missing else None
+        return "" if seconds is None else f"about {duration(seconds)} left"
+
+
+SIDE_BY_SIDE = 4
+"""Cells at a time of a model behind a server, unless the user says."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be made, and how it is shown.
+
+    Args:
+        tasks: with their full splits.
+        methods: each after those it builds upon.
+        seeds: one cell per task, method and seed.
+        protocol: what all cells share.
+        summarize: cells → numbers.
+        show: numbers → Markdown.
+        title: of the picture.
+        judged: what the examples are called that judge.
+        places: regions of pages that it is written into.
+    """
+
+    tasks: Sequence[Task]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    protocol: EvaluationProtocol
+    summarize: Callable[[Sequence[CellResult]], Summary]
+    show: Callable[[Summary], str]
+    title: str
+    judged: str = "test"
+    places: Sequence[Place] = ()
+
+
+def load_tasks(names: Sequence[str], config: RunConfig, least_dev: int = 120) -> list[Task]:
+    """The tasks by name; said aloud where a dev set is small."""
+    source = config.data
+    loaded = [known_task(name, source.directory, leaky=source.leaky) for name in names]
+    for task in loaded:
+        if len(task.dev) < least_dev:
+            note(f"note: {task.name} has only {len(task.dev)} dev examples")
+    return loaded
+
+
+def make_table(
+    context: typer.Context, table: Table, config: RunConfig, directory: Path, jobs: int | None, *, as_json: bool
+) -> None:
+    """Make the missing cells, print the table and write its files and pages.
+
+    Raises:
+        DlnError: and `KeyboardInterrupt`: passed on, after the table of the finished cells was written.
+    """
+    for side in ("prompt_lm", "hidden_lm"):
+        if getattr(config.lm, side) is not None:
+            note(f"note: all methods spend from one model; the configured {side} is not used")
+    started, meter = time.perf_counter(), Meter()
+    with ExitStack() as stack:
+        # the directory first: whether it can be gone on with is known at once, a model takes its time
+        cells = Cells(directory, table.protocol.record(config.lm.spec))
+        models = build_models(config, stack, meter)
+        for line in models.notes:
+            note(f"note: {line}")
+        quote = models.quotes.get(config.lm.spec)
+        bench = Bench(
+            models.lm,
+            table.tasks,
+            table.methods,
+            table.seeds,
+            table.protocol,
+            cells,
+            jobs or (SIDE_BY_SIDE if remote(config.lm.spec) else 1),
+            FREE if quote is None else quote.price,
+        )
+        results = _finished(bench, context, table, config, as_json=as_json)
+    summary = table.summarize(results)
+    text, short = _texts(context, table, config, summary, results)
+    files = write_table(summary, directory, text, table.title)
+    files += write_places(table.places, text, short, picture(summary, table.title))
+    if as_json:
+        rows = [asdict(row) for row in summary.rows]
+        names = [str(path) for path in files]
+        print_record({"kind": "table", "files": names, "tokens": meter.snapshot().tokens, "rows": rows})
+        return
+    out().print(safe(text), soft_wrap=True)
+    note(f"this call took {duration(time.perf_counter() - started)}")
+    note(f"written: {', '.join(str(path) for path in files)}")
+
+
+def _finished(
+    bench: Bench, context: typer.Context, table: Table, config: RunConfig, *, as_json: bool
+) -> list[CellResult]:
+    """All cells; of a bench that ends early, the table of those that are finished is written all the same."""
+    watch = Watch(bench.wanted, bench.known(), bench.jobs, as_json=as_json)
+    try:
+        with watch:
+            return bench.run(watch)
+    except (KeyboardInterrupt, DlnError):
+        done = list(bench.known().values())
+        directory = bench.cells.directory
+        if done:
+            summary = table.summarize(done)
+            text, _ = _texts(context, table, config, summary, done)
+            write_table(summary, directory, text, table.title)
+        note(
+            f"{len(done)} of {len(bench.wanted)} cells are finished and kept in {directory}"
+            + (", with the table of these; " if done else "; ")
+            + "the same command goes on with the others"
+        )
+        raise
+
+
+def _texts(
+    context: typer.Context, table: Table, config: RunConfig, summary: Summary, cells: Sequence[CellResult]
+) -> tuple[str, str]:
+    """The full form and the short one."""
+    about = circumstances(typed(context, config), config.lm.spec, cells)
+    less = reductions(summary, judged=table.judged)
+    return full_section(table.show(summary), about, less), short_section(summary, about, less)
+
+
+ABLATION_EPILOG = examples(
+    "dln bench ablation --data data",
+    "dln bench ablation --data data --tasks mpqa,trec --variants k6,k24,batch-40 --seeds 13",
+    "dln bench ablation --tasks questions --variants variants.yaml --set steps=4",
+    "dln bench ablation --data data --variants all --write docs/results.md",
+)
+
+
+def ablation(
+    context: typer.Context,
+    tasks: bench_flags.Tasks = bench_flags.NLU,
+    chosen_variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="FILE|A,B,…",
+            help="A YAML file of name: {option: value}, built-in ones by name, or all of these.",
+        ),
+    ] = "all",
+    preset: Annotated[str, typer.Option(help="The base, which every variant changes.")] = "default",
+    layers: Annotated[int, typer.Option(min=1, help="Depth of the base.")] = 1,
+    seeds: bench_flags.BenchSeeds = "13,42,25",
+    data: flags.DataDirectory = None,
+    leaky: flags.Leaky = None,
+    train_size: bench_flags.BenchTrainSize = 400,
+    dev_size: bench_flags.BenchDevSize = 128,
+    judge_size: Annotated[
+        int, typer.Option(min=1, help="Examples of the dev set's other half that judge.", rich_help_panel=flags.DATA)
+    ] = 250,
+    equal_tokens: bench_flags.EqualTokens = None,
+    setting: bench_flags.BenchSetting = None,
+    lm: flags.Model = None,
+    base_url: flags.BaseUrl = None,
+    api_key_env: flags.ApiKeyEnv = None,
+    lm_option: flags.ModelOption = None,
+    prices: flags.Prices = None,
+    price: flags.PriceOf = None,
+    jobs: bench_flags.Jobs = None,
+    budget: bench_flags.BudgetOf = None,
+    max_calls: flags.MaxCalls = None,
+    max_tokens: flags.MaxTokens = None,
+    max_minutes: flags.MaxMinutes = None,
+    max_usd: flags.MaxUsd = None,
+    directory: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Cells and tables; the same directory goes on.")
+    ] = Path("ablation"),
+    write: bench_flags.Page = None,
+    region: bench_flags.Region = None,
+    config: flags.Config = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Change one training option at a time, on train and dev examples only: half of the dev set judges."""
+    cache = str(directory / "answers.sqlite")
+    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
+    given: dict[str, Any] = {
+        "data": {"directory": data, "leaky": leaky},
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False),
+        "budget": budget_settings(budget, **limits),
+    }
+    chosen = load_config(given, config, setting or ())
+    options = dict(chosen.options)
+    if str(options.pop("preset", preset)) != preset:
+        note(f"note: the base is preset {preset} (--preset); the configured one is not used")
+    candidates = variants(chosen_variants, preset, layers)
+    numbers = seeds_of(seeds)
+    places = checked_places(write, region, "ablation")
+    loaded = load_tasks(names_of(tasks, "--tasks"), chosen, least_dev=240)
+    methods, same = with_base(candidates, options, loaded[0], preset, layers)
+    if same:
+        note(f"note: left out, because the base does the same: {', '.join(same)}")
+    pairs = [(BASE, method.name) for method in methods[1:]]
+    abouts = {method.name: method.about for method in methods}
+    table = Table(
+        tasks=loaded,
+        methods=methods,
+        seeds=numbers,
+        protocol=DevelopmentProtocol(train_size, dev_size, judge_size, options, equal_tokens, leaky=chosen.data.leaky),
+        summarize=lambda cells: summarize(cells, pairs),
+        show=lambda summary: ablation_markdown(summary, abouts),
+        title="Accuracy on held-out dev examples",
+        judged="held-out dev",
+        places=places,
+    )
+    make_table(context, table, chosen, directory, jobs, as_json=as_json)
+
+
+PAPER_EPILOG = examples(
     "dln bench paper --data data",
     "dln bench paper --tasks mpqa,subj --methods 0-shot,icl-5,dln-1 --seeds 13",
     "dln bench paper --lm vllm/llama --base-url http://localhost:8000/v1 --jobs 8 --budget usd=5",
@@ -36,7 +451,7 @@ DEFAULT_METHODS = (
 )
 
 app = typer.Typer(
-    help="Compare methods under one protocol.", epilog=EPILOG, no_args_is_help=True, rich_markup_mode="rich"
+    help="Compare methods under one protocol.", epilog=PAPER_EPILOG, no_args_is_help=True, rich_markup_mode="rich"
 )
 
 
@@ -45,22 +460,22 @@ def group() -> None:
     """Compare methods under one protocol."""
 
 
-@app.command("paper", epilog=EPILOG)
+@app.command("paper", epilog=PAPER_EPILOG)
 def paper(
     context: typer.Context,
     tasks: bench_flags.Tasks = bench_flags.PAPER_NINE,
     methods: Annotated[
         str, typer.Option(metavar="A,B,…", help=f"Of: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size.")
     ] = DEFAULT_METHODS,
-    seeds: bench_flags.Seeds = "13,42,25",
+    seeds: bench_flags.BenchSeeds = "13,42,25",
     data: flags.DataDirectory = None,
     leaky: flags.Leaky = None,
-    train_size: bench_flags.TrainSize = 400,
-    dev_size: bench_flags.DevSize = 128,
+    train_size: bench_flags.BenchTrainSize = 400,
+    dev_size: bench_flags.BenchDevSize = 128,
     test_size: Annotated[int, typer.Option(min=1, help="Test examples.", rich_help_panel=flags.DATA)] = 250,
     equal_tokens: bench_flags.EqualTokens = None,
     encoder: bench_flags.Encoder = "words",
-    setting: bench_flags.Setting = None,
+    setting: bench_flags.BenchSetting = None,
     lm: flags.Model = None,
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
@@ -103,7 +518,7 @@ def paper(
         tasks=load_tasks(names_of(tasks, "--tasks"), chosen),
         methods=wanted,
         seeds=numbers,
-        protocol=Protocol(train_size, dev_size, test_size, options, equal_tokens, encoder, chosen.data.leaky),
+        protocol=EvaluationProtocol(train_size, dev_size, test_size, options, equal_tokens, encoder, chosen.data.leaky),
         summarize=summarize,
         show=lambda summary: markdown(summary, abouts),
         title="Test accuracy",
@@ -112,4 +527,4 @@ def paper(
     make_table(context, table, chosen, directory, jobs, as_json=as_json)
 
 
-app.command("ablation", epilog=ablation.EPILOG)(ablation.ablation)
+app.command("ablation", epilog=ABLATION_EPILOG)(ablation)

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dln.cli import complete, flags
+from dln.cli import flags
+from dln.cli import flags as complete
 from dln.cli.flags import examples
-from dln.cli.show import note, out, percent, print_record, safe
-from dln.train.statistics import Interval
+from dln.cli.output import note, out, percent, print_record, safe
+from dln.train.evaluate import Interval
 from dln.view.seeds import Together, read_together
 
-__all__ = ["EPILOG", "compare", "tell_together"]
+__all__ = ["COMPARE_EPILOG", "compare", "tell_together"]
 
-EPILOG = examples(
+COMPARE_EPILOG = examples(
     "dln compare runs/mail-seeds",
     "dln compare runs/mail-a runs/mail-b runs/mail-c --json",
 )

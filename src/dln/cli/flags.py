@@ -1,13 +1,21 @@
-"""Flags that several commands share: what they are called, what they mean, how they are completed."""
+"""Flags that several commands share: what they are called, what they mean, how they are completed.
+
+Flags that take several values at once, with commas between them.
+
+Shell completion of names: tasks, presets, templates, models, runs and training options.
+
+Every command imports this module: what it completes from is imported when the shell asks.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from dln.cli import complete
+from dln.errors import InputError
 
 __all__ = [
     "Answers",
@@ -36,8 +44,126 @@ __all__ = [
     "RunDirectory",
     "Target",
     "examples",
+    "hidden_starts",
+    "key_variables",
+    "model_options",
+    "models",
     "named_task",
+    "names_of",
+    "presets",
+    "runs",
+    "seeds_of",
+    "settings",
+    "tasks",
+    "templates",
 ]
+
+
+def names_of(text: str, flag: str) -> list[str]:
+    """The names in `text`, each once, in their order.
+
+    >>> names_of("subj, mpqa,,subj", "--tasks")
+    ['subj', 'mpqa']
+
+    Raises:
+        InputError: there is none; it names `flag`.
+    """
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise InputError("nothing is named here", where=flag, got=repr(text), expected="names with commas between")
+    return found
+
+
+def seeds_of(text: str, flag: str = "--seeds") -> list[int]:
+    """The seeds in `text`, each once, in their order.
+
+    >>> seeds_of("13, 42")
+    [13, 42]
+
+    Raises:
+        InputError: one is no whole number, or there is none; it names `flag`.
+    """
+    return list(dict.fromkeys(_seed(name, flag) for name in names_of(text, flag)))
+
+
+def _seed(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(
+            "a seed is a whole number", where=flag, got=repr(text), expected="whole numbers with commas between"
+        ) from error
+
+
+OPTIONS = ("timeout", "max_concurrency", "chat", "device", "dtype")
+"""Options of engines that are asked for most."""
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Known tasks, and the example files that are here."""
+    from dln.data import task_names
+
+    files = [str(path) for kind in ("*.csv", "*.tsv", "*.jsonl") for path in sorted(Path().glob(kind))]
+    return _matching([*task_names(), *files], incomplete)
+
+
+def presets(incomplete: str) -> list[str]:
+    """Named sets of options."""
+    from dln.train.options import PRESETS
+
+    return _matching(list(PRESETS), incomplete)
+
+
+def hidden_starts(incomplete: str) -> list[str]:
+    """What hidden layers can begin as."""
+    from dln.train.layout import Hidden
+
+    return _matching(list(get_args(Hidden)), incomplete)
+
+
+def templates(incomplete: str) -> list[str]:
+    """Templates of layers."""
+    from dln.nn import template_names
+
+    return _matching(template_names("forward"), incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """Forms of model names, as far as they are fixed."""
+    from dln.lm.load import ENGINES
+
+    return _matching([engine.form.partition("<")[0] for engine in ENGINES.values()], incomplete)
+
+
+def key_variables(incomplete: str) -> list[str]:
+    """Environment variables that are set and whose names say that they hold a key; names only."""
+    return _matching(sorted(name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))), incomplete)
+
+
+def model_options(incomplete: str) -> list[str]:
+    """Options of engines, as `--lm-option` takes them."""
+    return _matching([f"{name}=" for name in OPTIONS], incomplete)
+
+
+def runs(incomplete: str) -> list[str]:
+    """Run directories below `runs/` and beside what is typed."""
+    folders = {Path("runs"), Path(incomplete).parent, Path(incomplete)}
+    found = {str(path.parent) for folder in folders if folder.is_dir() for path in folder.glob("*/run.yaml")}
+    return _matching(sorted(found), incomplete)
+
+
+def settings(incomplete: str) -> list[str]:
+    """Training options, as `--set` takes them."""
+    from dln.train.options import InferenceOptions, Options
+
+    names = [name for name in Options.model_fields if name != "inference"]
+    names += [f"inference.{name}" for name in InferenceOptions.model_fields]
+    return _matching([f"{name}=" for name in names], incomplete)
+
+
+def _matching(words: list[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
+
 
 DATA, MODEL = "Task and data", "Models and cost"
 
@@ -60,7 +186,7 @@ OneTask = Annotated[
         envvar="DLN_TASK",
         metavar="NAME|FILE",
         help="A known task (questions, subj, trec, gsm8k, …) or a .csv, .tsv or .jsonl file.",
-        autocompletion=complete.tasks,
+        autocompletion=tasks,
         rich_help_panel=DATA,
     ),
 ]
@@ -105,7 +231,7 @@ Model = Annotated[
         envvar="DLN_LM",
         metavar="SPEC",
         help="The model of all layers; default smollm2.",
-        autocompletion=complete.models,
+        autocompletion=models,
         rich_help_panel=MODEL,
     ),
 ]
@@ -126,7 +252,7 @@ ApiKeyEnv = Annotated[
         envvar="DLN_API_KEY_ENV",
         metavar="NAME",
         help="Name of the environment variable with the key; default: the engine's own.",
-        autocompletion=complete.key_variables,
+        autocompletion=key_variables,
         rich_help_panel=MODEL,
     ),
 ]
@@ -136,7 +262,7 @@ ModelOption = Annotated[
         "--lm-option",
         metavar="NAME=VALUE",
         help="An option of the engine, as in timeout=60 or max_concurrency=16.",
-        autocompletion=complete.model_options,
+        autocompletion=model_options,
         rich_help_panel=MODEL,
     ),
 ]
@@ -200,5 +326,5 @@ Answers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON records on standard output, and nothing else there.")]
 RunDirectory = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=complete.runs, show_default=False)
+    Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=runs, show_default=False)
 ]

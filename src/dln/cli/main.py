@@ -22,8 +22,7 @@ from typer.main import get_command, get_group
 import dln
 from dln.cli.errors import UsageError, usage_error
 from dln.cli.flags import examples
-from dln.cli.show import err, note, safe
-from dln.cli.stopping import Terminated, terminable
+from dln.cli.output import Terminated, err, note, safe, terminable
 from dln.errors import DlnError, InputError
 
 __all__ = ["app", "log_warnings", "main", "run"]
@@ -32,19 +31,19 @@ __all__ = ["app", "log_warnings", "main", "run"]
 COMMANDS = {
     "train": "dln.cli.train:train",
     "eval": "dln.cli.evaluate:evaluate",
-    "predict": "dln.cli.predict:predict",
-    "resume": "dln.cli.resume:resume",
+    "predict": "dln.cli.evaluate:predict",
+    "resume": "dln.cli.train:resume",
     "bench": "dln.cli.bench:app",
-    "probe-task": "dln.cli.probe_task:probe_task",
+    "probe-task": "dln.cli.tune:probe_task",
     "tune": "dln.cli.tune:tune",
     "doctor": "dln.cli.doctor:doctor",
-    "report": "dln.cli.report:report",
+    "report": "dln.cli.runs:report",
     "runs": "dln.cli.runs:runs",
     "compare": "dln.cli.compare:compare",
     "serve": "dln.cli.serve:serve",
-    "model": "dln.cli.model:app",
+    "model": "dln.cli.doctor:app",
 }
-"""Where each command is: a function, whose module has its `EPILOG`, or the application of a group."""
+"""Where each command is: a function, whose module has its examples as `<NAME>_EPILOG`, or the app of a group."""
 
 APPEARANCE: dict[str, Any] = {"rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 
@@ -65,7 +64,7 @@ class CommandsByName(MutableMapping[str, Any]):
             if isinstance(found, typer.Typer):
                 holder.add_typer(found, name=name)
             else:
-                holder.command(name, epilog=module.EPILOG)(found)
+                holder.command(name, epilog=getattr(module, f"{attribute.upper()}_EPILOG"))(found)
             self._made[name] = get_group(holder).commands[name]
         return self._made[name]
 

@@ -1,9 +1,13 @@
-"""`dln runs`: what runs there are and how they ended."""
+"""`dln runs`: what runs there are and how they ended.
+
+`dln report`: write the HTML report of a run.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import time
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +17,16 @@ from rich.table import Table
 
 from dln.cli import flags
 from dln.cli.flags import examples
-from dln.cli.show import note, out, percent, print_record, safe
+from dln.cli.output import note, out, percent, print_record, safe
+from dln.cli.train import command_of, recorded_config
 from dln.errors import DlnError, InputError
-from dln.train.event_log import read_events
+from dln.train.run import read_events, read_meta
+from dln.view.report import write_report
 from dln.view.summary import RunSummary, summarize
 
-__all__ = ["EPILOG", "runs"]
+__all__ = ["REPORT_EPILOG", "RUNS_EPILOG", "report", "runs"]
 
-EPILOG = examples("dln runs", "dln runs experiments --json")
+RUNS_EPILOG = examples("dln runs", "dln runs experiments --json")
 
 
 def runs(
@@ -81,3 +87,18 @@ def _state(run: Path, summary: RunSummary) -> str:
         except OSError:
             return "running"
     return "killed"
+
+
+REPORT_EPILOG = examples("dln report runs/questions", "dln report runs/questions --open")
+
+
+def report(
+    run: flags.RunDirectory,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write report.html of a run, finished or not, and say where it is."""
+    command = command_of(recorded_config(run)) if read_meta(run).get("config") else None
+    path = write_report(run, command=command)
+    out().print(safe(path), soft_wrap=True)
+    if show:
+        webbrowser.open(path.resolve().as_uri())

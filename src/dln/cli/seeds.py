@@ -16,7 +16,7 @@ import yaml
 
 from dln.cli.compare import tell_together
 from dln.cli.config import RunConfig, parse_config
-from dln.cli.show import err, safe
+from dln.cli.output import err, safe
 from dln.errors import CorruptDataError, InputError
 from dln.view.seeds import read_together
 

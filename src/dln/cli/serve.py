@@ -11,23 +11,24 @@ from typing import Annotated
 
 import typer
 
-from dln.cli import complete, flags
+from dln.cli import flags
+from dln.cli import flags as complete
+from dln.cli.build import Loader, said_together
 from dln.cli.flags import examples
-from dln.cli.networks import Loader, said_together
-from dln.cli.show import note, out, print_record, safe
+from dln.cli.output import note, out, print_record, safe
 from dln.cli.sources import load_config
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
 from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.serve.batcher import Batcher
-from dln.serve.build import served
+from dln.serve.batching import Batcher
+from dln.serve.models import served
 from dln.serve.server import need_serve_extra, run_server
 
-__all__ = ["EPILOG", "greet", "serve"]
+__all__ = ["SERVE_EPILOG", "greet", "serve"]
 
-EPILOG = examples(
+SERVE_EPILOG = examples(
     "dln serve smollm2",
     "dln serve smollm2 --port 0 --json",
     "dln serve runs/questions --port 9000",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dln.data.batches import batch_indices
-from dln.data.dataset import Dataset, Example
+from dln.data.dataset import Dataset, Example, batch_indices
 from dln.data.metrics import (
     ExactMatch,
     FunctionMetric,
@@ -20,8 +19,8 @@ from dln.data.metrics import (
     scores,
 )
 from dln.data.registry import bundled_names, load_task, task_from_file, task_names
-from dln.data.split import split
-from dln.data.task import Task
+from dln.data.splits import split
+from dln.data.tasks import Task
 
 __all__ = [
     "Dataset",

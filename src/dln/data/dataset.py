@@ -1,20 +1,28 @@
-"""Examples and datasets: immutable values, wherever the rows came from."""
+"""Examples and datasets: immutable values, wherever the rows came from.
+
+Minibatches as a pure function of a key: a resumed run draws the same batches.
+
+From rows of cells to a dataset: choose columns, clean, decide between labels and free texts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, overload
 
-from dln.arguments import checked, shown
-from dln.data.labels import label_names, label_specs
+from dln.arguments import Count, checked, shown
+from dln.data.labels import label_names, label_order, label_specs
+from dln.data.readers import Row, Table, choose_columns
 from dln.errors import InputError
+from dln.random import Key
 
-__all__ = ["Dataset", "Example", "text_key"]
+__all__ = ["MAX_LABELS", "Dataset", "Example", "batch_indices", "cell_text", "dataset_of_table", "text_key"]
 
 
 @checked
@@ -108,9 +116,8 @@ class Dataset(Sequence[Example]):
         delimiter: str | None = None,
         encoding: str = "utf-8",
     ) -> Dataset:
-        """Read a CSV file with a header line; see `dln.data.csv_source.read_csv`."""
-        from dln.data.csv_source import read_csv
-        from dln.data.table import dataset_of_table
+        """Read a CSV file with a header line; see `dln.data.readers.read_csv`."""
+        from dln.data.readers import read_csv
 
         table = read_csv(path, delimiter=delimiter, encoding=encoding, wanted=(input, target))
         return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
@@ -126,9 +133,8 @@ class Dataset(Sequence[Example]):
         free_form: bool | None = None,
         encoding: str = "utf-8",
     ) -> Dataset:
-        """Read a file of one JSON object per line; see `dln.data.jsonl_source.read_jsonl`."""
-        from dln.data.jsonl_source import read_jsonl
-        from dln.data.table import dataset_of_table
+        """Read a file of one JSON object per line; see `dln.data.readers.read_jsonl`."""
+        from dln.data.readers import read_jsonl
 
         return dataset_of_table(read_jsonl(path, encoding=encoding), input, target, labels=labels, free_form=free_form)
 
@@ -144,8 +150,7 @@ class Dataset(Sequence[Example]):
         name: str = "data frame",
     ) -> Dataset:
         """Take two columns of a pandas data frame."""
-        from dln.data.frame_source import table_of_pandas
-        from dln.data.table import dataset_of_table
+        from dln.data.readers import table_of_pandas
 
         return dataset_of_table(table_of_pandas(frame, name), input, target, labels=labels, free_form=free_form)
 
@@ -162,8 +167,7 @@ class Dataset(Sequence[Example]):
         free_form: bool | None = None,
     ) -> Dataset:
         """Take two columns of a Hugging Face dataset, loaded by name or already in memory (extra `hf`)."""
-        from dln.data.frame_source import table_of_hf
-        from dln.data.table import dataset_of_table
+        from dln.data.readers import table_of_hf
 
         table = table_of_hf(name_or_dataset, split=split, subset=subset)
         return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
@@ -266,3 +270,197 @@ def text_key(text: str) -> str:
     True
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@checked
+def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool = True) -> tuple[int, ...]:
+    """Positions of one batch, without replacement within it, in random order.
+
+    Balanced, the classes that occur take turns, in a random order of classes, until the batch is full;
+    a class that runs out is passed over. So class counts differ by at most 1 where there are enough
+    examples, and each class is equally likely to have the odd one. Free-form datasets, and
+    `balanced=False`, give a uniform draw.
+
+    Args:
+        dataset: where to draw from.
+        batch_size: how many examples.
+        key: for step t, `key.child("step", t, "batch")`.
+        balanced: equal classes rather than the natural distribution.
+
+    Raises:
+        InputError: the batch is empty or larger than the dataset.
+    """
+    if not 1 <= batch_size <= len(dataset):
+        raise InputError(
+            "a batch must be at least 1 and at most as large as the dataset",
+            where="batch_size",
+            got=batch_size,
+            expected=f"1 to {len(dataset)} ({dataset.name})",
+            fix=f"batch_size={len(dataset)}",
+        )
+    generator = key.generator()
+    if not balanced or dataset.labels is None:
+        return tuple(int(i) for i in generator.permutation(len(dataset))[:batch_size])
+    pools: dict[int, list[int]] = {}
+    for i, label in enumerate(dataset.labels_of()):
+        pools.setdefault(label, []).append(i)
+    present = sorted(pools)
+    shuffled = [generator.permutation(pools[label]).tolist() for label in present]
+    turns = [shuffled[int(k)] for k in generator.permutation(len(present))]
+    by_turn = [pool[turn] for turn in range(max(map(len, turns))) for pool in turns if turn < len(pool)]
+    return tuple(int(i) for i in generator.permutation(by_turn[:batch_size]))
+
+
+MAX_LABELS = 100
+"""More distinct targets than this are free-form texts, unless labels are given."""
+
+
+def dataset_of_table(
+    table: Table,
+    input_column: str | None,
+    target_column: str | None,
+    *,
+    labels: Sequence[str] | Mapping[str, str] | None = None,
+    free_form: bool | None = None,
+) -> Dataset:
+    """The dataset in two columns of a table.
+
+    Cells are stripped; numbers and truth values become texts. Repeats of the same input with the same
+    target are dropped but for the first. In classification, inputs that occur with different targets
+    are dropped altogether: nobody can say which label is right. Both are said in the notes.
+
+    Args:
+        table: the rows.
+        input_column: name of the input column; None guesses.
+        target_column: name of the target column; None guesses.
+        labels: label specifications, or a mapping of the data's values to them; None takes the
+            distinct targets.
+        free_form: True keeps targets as free texts, False insists on labels, None decides: free-form
+            if there are more than 100 distinct targets, or if most of them occur once.
+
+    Raises:
+        InputError: no rows, no such column, an empty or missing cell, a target that is not a label.
+    """
+    if not table.rows:
+        raise InputError("there are no rows", where=table.source, expected="at least one example")
+    choice = choose_columns(table.columns, [row.cells for row in table.rows], table.source, input_column, target_column)
+    examples = [
+        Example(
+            input=cell_text(table, row, choice.input),
+            target=cell_text(table, row, choice.target),
+            id=f"{table.source}:{row.line}",
+        )
+        for row in table.rows
+    ]
+    notes = [*table.notes, *choice.notes]
+    specs: tuple[str, ...] | None = None
+    if labels is not None and not free_form:
+        specs, names = label_specs(labels)
+        examples = [_renamed(table, row, e, names) for row, e in zip(table.rows, examples, strict=True)]
+    elif free_form is not True:
+        specs = _distinct_labels(table, examples, notes, insist=free_form is False)
+    examples = _without_repeats(examples, notes)
+    if specs is not None:
+        examples = _without_conflicts(table.source, examples, notes)
+    names_of = None if specs is None else label_names(specs)
+    return Dataset(tuple(examples), names_of, tuple(notes), table.source)
+
+
+def cell_text(table: Table, row: Row, column: str) -> str:
+    """A cell as a stripped text; numbers and truth values become texts.
+
+    Raises:
+        InputError: it is missing, empty, or no text; with its place.
+    """
+    value = row.cells.get(column)
+    if isinstance(value, str):
+        text = value.strip()
+    elif isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, int):
+        text = str(value)
+    elif isinstance(value, float) and math.isfinite(value):
+        text = str(int(value)) if value.is_integer() else repr(value)
+    elif value is None or isinstance(value, float):
+        text = ""
+    else:
+        raise InputError(
+            f"column {column!r} holds something that is not a text",
+            where=table.where(row),
+            got=f"{type(value).__name__} {str(value)[:60]}",
+            expected="a text or a number",
+        )
+    if not text:
+        raise InputError(
+            f"column {column!r} is empty",
+            where=table.where(row),
+            got=repr(value),
+            expected="a text",
+            fix="fill the cell or remove the row",
+        )
+    broken = next((c for c in text if c == "\x00" or "\ud800" <= c <= "\udfff"), None)
+    if broken is not None:
+        raise InputError(
+            f"column {column!r} holds a character that no text has",
+            where=table.where(row),
+            got=f"U+{ord(broken):04X} at position {text.index(broken)}",
+            fix="remove it, or export the data again",
+        )
+    return text
+
+
+def _renamed(table: Table, row: Row, example: Example, names: Mapping[str, str]) -> Example:
+    if example.target not in names:
+        raise InputError(
+            "a target is not one of the labels",
+            where=table.where(row),
+            got=repr(example.target),
+            expected=", ".join(names),
+            fix='add it to the labels, or as a spelling: "label|value"',
+        )
+    return Example(example.input, names[example.target], example.id)
+
+
+def _distinct_labels(
+    table: Table, examples: Sequence[Example], notes: list[str], *, insist: bool
+) -> tuple[str, ...] | None:
+    distinct = label_order([example.target for example in examples])
+    mostly_unique = len(distinct) > max(3, len({(e.input, e.target) for e in examples}) / 2)
+    if not insist and (len(distinct) > MAX_LABELS or mostly_unique):
+        notes.append(
+            f"{len(distinct)} distinct targets in {len(examples)} rows: taken as free-form texts, not as labels"
+        )
+        return None
+    for row, example in zip(table.rows, examples, strict=True):
+        if "|" in example.target:
+            raise InputError(
+                "a label must not contain '|', which separates spellings",
+                where=table.where(row),
+                got=repr(example.target),
+                fix=f'rename it: labels={{"{example.target}": "another name", …}}',
+            )
+    return distinct
+
+
+def _without_repeats(examples: Sequence[Example], notes: list[str]) -> list[Example]:
+    kept: dict[tuple[str, str], Example] = {}
+    for example in examples:
+        kept.setdefault((text_key(example.input), example.target), example)
+    if len(kept) < len(examples):
+        notes.append(f"{len(examples) - len(kept)} repeated rows (same input, same target) dropped")
+    return list(kept.values())
+
+
+def _without_conflicts(source: str, examples: Sequence[Example], notes: list[str]) -> list[Example]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(text_key(example.input), []).append(example)
+    conflicts = [group for group in groups.values() if len(group) > 1]
+    if conflicts:
+        places = ["/".join((e.id or "?").rpartition(":")[2] for e in group) for group in conflicts[:5]]
+        more = f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""
+        notes.append(f"{len(conflicts)} inputs with contradicting labels dropped (lines {', '.join(places)}{more})")
+    kept = [group[0] for group in groups.values() if len(group) == 1]
+    if not kept:
+        raise InputError("every input occurs with contradicting labels", where=source, got=notes[-1])
+    return kept

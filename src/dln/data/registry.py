@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dln.arguments import Seed, checked, unknown_name
-from dln.data.asked import asked_task
-from dln.data.corrected import corrected_task
 from dln.data.dataset import Dataset
 from dln.data.labels import label_specs
 from dln.data.metrics import Metric
-from dln.data.packaged import Packaged
 from dln.data.paper import PAPER_TASKS, paper_task
-from dln.data.questions import questions_task
-from dln.data.task import Task
+from dln.data.tasks import Packaged, Task, asked_task, corrected_task, questions_task
 from dln.errors import InputError
 
 __all__ = ["ALIASES", "bundled_names", "load_task", "task_from_file", "task_names"]

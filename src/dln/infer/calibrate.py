@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from dln.nn.choice import ChoiceLayer
+from dln.nn.layers import ChoiceLayer
 from dln.numerics import Floats, log_softmax
 
 __all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood"]

@@ -5,32 +5,196 @@
 (paper: Algorithm 2, line 5; Algorithm 3, line 3). Objectives are [N, B] matrices of per-example terms,
 so that candidates are compared on the very same examples; an example that is not scored for every
 candidate is NaN for all of them.
+
+What the M-step compares: the candidates for one layer, the pairs they are scored on, their scores.
+
+Judging hidden layers by what they lead to, where their own texts cannot be scored.
+
+    h_m ~ p(· | ĥ_{l-1}, π^n),  m = 1 … M, drawn on through the layers above up to the output layer
+    s^n_i = log (1/M) Σ_m p(y_i | h_m)            a Monte-Carlo estimate of log p(y|x) under π^n
+    s^n_i = (1/M) Σ_m [ŷ(h_m) is right]           where not even the output can be scored
+
+The draws of all candidates have the same seeds, by example and m: candidates differ by their prompts
+and not by luck of the draw, as far as the model lets a seed have that effect. By Jensen's inequality
+the estimate of log p(y|x) is too low on average, by less the larger M; it is so for all candidates.
+
+The evidence lower bound of a batch under the present network.
+
+    ELBO = E_q[ Σ_l log p(h_l | h_{l-1}, π_l) ] + H[q]  ≤  log p(y|x)
+
+for any q, with equality at the exact posterior. Only `log_prob` (a sum over tokens) may enter it.
+
+An example that a prompt of the network shows among its demonstrations does not count: its answer stands in
+the prompt, so its log p(y|x) says nothing of examples that are not shown. What is left is a mean over fewer
+examples, and a bound of log p(y|x) on these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator
-from dln.infer.candidates import Candidates, Pairs, Scored, comparable
-from dln.infer.score import Convention, PairScores, score_pairs
+from dln.infer.estep import Convention, PairScores, Posterior, score_pairs
 from dln.lm.base import Target, text_of
-from dln.nn.choice import ChoiceLayer
-from dln.nn.layer import LayerInput
-from dln.nn.sequential import AnyLayer
+from dln.nn.layers import ChoiceLayer, LanguageLayer, LayerInput
+from dln.nn.sequential import AnyLayer, Sequential, Trace
 from dln.numerics import Floats, logsumexp
+from dln.random import Key
 
 __all__ = [
     "Accuracy",
+    "Bound",
+    "Candidates",
+    "DownstreamAccuracy",
+    "DownstreamLogProb",
     "ExpectedLogProb",
     "NoiseContrastive",
     "Objective",
+    "Pairs",
+    "Scored",
+    "Stopped",
+    "comparable",
+    "elbo",
+    "unknown_bound",
 ]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """One layer's candidates and all that may be looked at to judge them.
+
+    Attributes:
+        key: randomness for judges that draw.
+        layers: [N] the candidates; the incumbent is the first.
+        position: the layer's place, 0-based.
+        depth: L, the number of layers.
+        trace: the forward pass of the present network.
+        posterior: the inferred hidden texts.
+        correct: [B] whether the present network's prediction was right.
+        counted: [B] examples that may be used (scored in the E-step, in no candidate's demonstrations).
+        step: number of the training step, 0-based.
+        above: the present network's layers over this one, the output layer last.
+    """
+
+    key: Key
+    layers: tuple[AnyLayer, ...]
+    position: int
+    depth: int
+    trace: Trace
+    posterior: Posterior
+    correct: npt.NDArray[np.bool_]
+    counted: npt.NDArray[np.bool_]
+    step: int
+    above: tuple[AnyLayer, ...] = ()
+
+    @property
+    def pairs(self) -> Pairs:
+        """The weighted pairs that the candidates are scored on."""
+        return Pairs.of(self.position, self.trace, self.posterior, self.counted)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is the network's last layer."""
+        return self.position == self.depth - 1
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A candidate that left the race (see `dln.infer.race`).
+
+    Attributes:
+        round: after which round, 1 is the first.
+        examples: how many its partial score is a mean of.
+        score: the mean over those; another candidate was clearly ahead on the same ones.
+    """
+
+    round: int
+    examples: int
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Candidates with their objective.
+
+    Attributes:
+        layers: [N] the candidates, with their fitted bias and temperature where that applies.
+        per_example: [N, B] terms of the objective, NaN for examples that were not used.
+        stopped: [N] where a candidate left the race, None for those that stayed; empty without a race.
+        share: pairs that were scored, as a part of all pairs of all candidates.
+    """
+
+    layers: tuple[AnyLayer, ...]
+    per_example: Floats
+    stopped: tuple[Stopped | None, ...] = ()
+    share: float = 1.0
+
+    @property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """[B] whether an example counted."""
+        return comparable(np.isfinite(self.per_example))
+
+    @property
+    def scores(self) -> Floats:
+        """[N] mean over the used examples; NaN if there was none, and for a candidate without any score."""
+        used = self.used
+        if not used.any():
+            return np.full(len(self.per_example), np.nan)
+        # row by row in memory: a candidate's last bits must not depend on how many others there are
+        return np.ascontiguousarray(self.per_example[:, used]).mean(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """(input particle, output particle) pairs with weight w_{l-1}^k · w_l^k', zero weights left out."""
+
+    inputs: list[LayerInput]
+    outputs: list[Target]
+    weights: Floats
+    examples: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, position: int, trace: Trace, posterior: Posterior, counted: npt.NDArray[np.bool_]) -> Pairs:
+        """The pairs of the layer at `position`, for every counted example."""
+        inputs: list[LayerInput] = []
+        outputs: list[Target] = []
+        weights: list[float] = []
+        examples: list[int] = []
+        for i in np.flatnonzero(counted):
+            below, above = posterior.levels[position][i], posterior.levels[position + 1][i]
+            for h, w in zip(below.values, below.weights, strict=True):
+                for target, v in zip(above.values, above.weights, strict=True):
+                    if w * v > 0:
+                        inputs.append(LayerInput(trace.x[i], text_of(h)))
+                        outputs.append(target)
+                        weights.append(float(w * v))
+                        examples.append(int(i))
+        return cls(inputs, outputs, np.array(weights), np.array(examples, dtype=np.int64))
+
+    def sum_by_example(self, values: Floats, size: int) -> Floats:
+        """[N, P] → [N, B]: weighted sums; NaN for an example without pairs, or with a NaN for any candidate."""
+        totals = np.full((len(values), size), np.nan)
+        # a pair that is unusable for one candidate makes its example NaN for all: never averaged in
+        clean = np.where(np.isfinite(values) & comparable(np.isfinite(values)), values, np.nan)
+        for example in np.unique(self.examples):
+            inside = self.examples == example
+            totals[:, example] = np.ascontiguousarray(clean[:, inside] * self.weights[inside]).sum(axis=1)
+        return totals
+
+
+def comparable(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[N, M] → [M]: what is usable for every candidate, those aside that are usable nowhere.
+
+    A candidate that cannot be scored at all is out of the election; it must not spoil it for the others.
+    """
+    nowhere = ~usable.any(axis=1, keepdims=True)
+    return np.asarray((usable | nowhere).all(axis=0) & ~nowhere.all(), dtype=np.bool_)
 
 
 class Objective(Protocol):
@@ -185,3 +349,153 @@ def calibrated(
 
 def _choices(layers: Sequence[AnyLayer]) -> list[ChoiceLayer]:
     return [layer for layer in layers if isinstance(layer, ChoiceLayer)]
+
+
+@dataclass(frozen=True)
+class DownstreamLogProb:
+    """log (1/M) Σ_m p(y | h_m), in nats, for hidden layers under an output that can be scored.
+
+    A draw under which the output has no finite score is left out of its example's mean.
+
+    Args:
+        samples: M, draws per example and candidate.
+        temperature: of the draws; at 1 the estimate is of p(y|x) as it stands.
+    """
+
+    samples: int = 5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.samples, self.temperature)
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """[N, B] estimates."""
+        top, drawn = _top(candidates), _Drawn.of(candidates, self.samples, self.temperature)
+        scores = score_pairs([top], drawn.inputs, drawn.wanted)
+        values = drawn.fold(np.where(scores.usable[0], scores.log_prob[0], -np.inf))
+        counts = np.isfinite(values).sum(axis=2)
+        means = logsumexp(values, axis=2) - np.log(np.maximum(counts, 1))
+        return drawn.scored(candidates, np.where(counts > 0, means, np.nan))
+
+
+@dataclass(frozen=True)
+class DownstreamAccuracy:
+    """The part of draws after which the network's greedy answer is right, for hidden layers.
+
+    Args:
+        correct: (prediction, target) → whether it is right.
+        samples: M, draws per example and candidate.
+        temperature: of the draws.
+    """
+
+    correct: Callable[[str, str], bool]
+    samples: int = 5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.samples, self.temperature)
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """[N, B] parts, between 0 and 1."""
+        top, drawn = _top(candidates), _Drawn.of(candidates, self.samples, self.temperature)
+        answers = top.sample(candidates.key, drawn.inputs, 0.0)
+        right = [
+            float(self.correct(answer.text, text_of(target)))
+            for answer, target in zip(answers, drawn.wanted, strict=True)
+        ]
+        return drawn.scored(candidates, drawn.fold(np.array(right, dtype=np.float64)).mean(axis=2))
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Output-layer inputs of N candidates, E counted examples and M draws each, in this order.
+
+    Attributes:
+        shape: (N, E, M).
+        examples: [E] places in the batch.
+        inputs: [N · E · M].
+        wanted: [N · E · M] what the output layer should make of them.
+    """
+
+    shape: tuple[int, int, int]
+    examples: list[int]
+    inputs: list[LayerInput]
+    wanted: list[Target]
+
+    @classmethod
+    def of(cls, candidates: Candidates, samples: int, temperature: float) -> _Drawn:
+        """One request per level for all candidates."""
+        examples = [int(i) for i in np.flatnonzero(candidates.counted)]
+        seen, targets = candidates.trace.inputs(candidates.position), candidates.posterior.mode(candidates.depth)
+        rows = [seen[i] for i in examples for _ in range(samples)]
+        inputs = rows * len(candidates.layers)
+        contexts = [context for layer in candidates.layers for context in layer.contexts(rows)]
+        chain = cast("tuple[LanguageLayer, ...]", (candidates.layers[0], *candidates.above[:-1]))
+        for level, layer in enumerate(chain):
+            # a seed is a function of the example and the draw: not of the candidate, nor of who is scored beside it
+            key = candidates.key.child("downstream", level)
+            seeds = [key.integer(i, m) for i in examples for m in range(samples)] * len(candidates.layers)
+            drawn = layer.draw(contexts if level == 0 else layer.contexts(inputs), seeds, temperature)
+            inputs = [LayerInput(item.x, h.text) for item, h in zip(inputs, drawn, strict=True)]
+        wanted = [targets[i] for i in examples for _ in range(samples)] * len(candidates.layers)
+        return cls((len(candidates.layers), len(examples), samples), examples, inputs, wanted)
+
+    def fold(self, values: Floats) -> Floats:
+        """[N · E · M] → [N, E, M]."""
+        return values.reshape(self.shape)
+
+    def scored(self, candidates: Candidates, terms: Floats) -> Scored:
+        """[N, E] → the objective; an example without a term for every candidate is NaN for all."""
+        rows = np.full((len(candidates.layers), len(candidates.trace)), np.nan)
+        rows[:, self.examples] = terms
+        rows[:, ~comparable(np.isfinite(rows))] = np.nan
+        return Scored(candidates.layers, rows)
+
+
+def _top(candidates: Candidates) -> AnyLayer:
+    if candidates.is_output or not candidates.above:
+        raise InputError(
+            "what a layer leads to can only be looked at below the output layer",
+            where="inference.hidden_objective",
+            got=f"layer {candidates.position} of {candidates.depth}, {len(candidates.above)} layers above",
+        )
+    return candidates.above[-1]
+
+
+def _check(samples: int, temperature: float) -> None:
+    if samples < 1:
+        raise InputError("a Monte-Carlo estimate needs a draw or more", where="samples", got=samples)
+    if not 0 <= temperature < float("inf"):
+        raise InputError("temperature must be finite and ≥ 0", where="temperature", got=temperature)
+
+
+Bound = Callable[[Sequential, Trace, Posterior], float]
+"""A bound of mean log p(y|x) under the present network, in nats; NaN where there is none."""
+
+
+def elbo(network: Sequential, trace: Trace, posterior: Posterior) -> float:
+    """Bound of the mean log p(y|x) over the examples that every layer can score and no prompt shows, in nats.
+
+    Args:
+        network: the present network; its prompts decide which examples are shown.
+        trace: the forward pass of the batch.
+        posterior: q, of the same batch.
+
+    Returns:
+        NaN if no example counts.
+    """
+    shown = {d.x for prompt in network.parameters() for d in prompt.demonstrations}
+    counted = posterior.scored & np.array([x not in shown for x in trace.x], dtype=np.bool_)
+    total = np.array([sum(level[i].entropy for level in posterior.levels) for i in range(len(trace))])
+    for position, layer in enumerate(network.layers):
+        pairs = Pairs.of(position, trace, posterior, counted)
+        scores = score_pairs([layer], pairs.inputs, pairs.outputs)
+        values = np.where(scores.usable, scores.log_prob, np.nan)
+        total = total + pairs.sum_by_example(values, len(trace))[0]
+    known = np.isfinite(total)
+    return float(total[known].mean()) if known.any() else float("nan")
+
+
+def unknown_bound(network: Sequential, trace: Trace, posterior: Posterior) -> float:
+    """NaN: for networks with a model that cannot score given texts."""
+    return float("nan")

@@ -3,25 +3,53 @@
 The language model's own rewrites are the paper's backward pass. Demonstrations are there because
 small models write poor instructions but use examples well. A new idea is one new class with
 `__call__(key, layer, feedback, num) -> list of proposals`.
+
+Demonstration proposals: a candidate is the instruction plus verbatim labelled examples.
+
+Small models write poor instructions but use examples well. Examples come from a pool that is not
+scored in the same step, so that a prompt cannot win by containing the answers.
+
+Wording proposals: the present prompt with other names for input and output.
+
+Whether a model reads "Input: … Label:" or "Review: … Sentiment:" can matter more to a small one than any
+instruction. The names are a discrete parameter of the prompt like the rest, chosen by the same objective.
+
+The paper's backward pass: a language model reads successes and errors and writes a better instruction.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dln.errors import InputError
-from dln.infer.feedback import Feedback
-from dln.keys import Key
-from dln.nn.choice import ChoiceLayer
-from dln.nn.layer import LayerInput
-from dln.nn.prompt import Prompt
-from dln.nn.sequential import AnyLayer
-from dln.nn.template import Template
+import numpy as np
 
-__all__ = ["MixturePrompts", "PromptProposal", "Proposal", "fixed_lines", "screen"]
+from dln.errors import ContextLengthError, InputError
+from dln.infer.memory import Feedback
+from dln.lm.base import LanguageModel, Sampling
+from dln.nn.layers import ChoiceLayer, LanguageLayer, LayerInput
+from dln.nn.prompt import Demonstration, Prompt
+from dln.nn.sequential import AnyLayer
+from dln.nn.template import Template, load_template
+from dln.random import Key
+
+__all__ = [
+    "WORDINGS",
+    "DemonstrationProposal",
+    "MixturePrompts",
+    "PromptProposal",
+    "Proposal",
+    "RewriteProposal",
+    "SequenceProposal",
+    "WordingProposal",
+    "fixed_lines",
+    "read_wording",
+    "screen",
+]
 
 
 @dataclass(frozen=True)
@@ -131,3 +159,330 @@ def fixed_lines(template: Template, shortest: int = 24) -> tuple[str, ...]:
     """Lines of a template without variables, long enough that nobody writes them by chance."""
     lines = (line.strip() for line in template.text.splitlines())
     return tuple(line for line in lines if len(line) >= shortest and "{" not in line)
+
+
+@dataclass(frozen=True)
+class DemonstrationProposal:
+    """The present instruction with k demonstrations from the pool.
+
+    Half of the candidates are fresh draws, the other half change the present set: some of its
+    examples are exchanged for others from the pool and the order is drawn anew. Long examples are fewer:
+    together they take at most `room` of the model's context.
+
+    Args:
+        sizes: k is one of these, drawn at random; the most that is shown.
+        balanced: outputs as equally frequent among the k as the pool allows.
+        keep: part of the present demonstrations that an exchange keeps.
+        room: part of the model's context that demonstrations may take, in tokens of their texts.
+    """
+
+    sizes: tuple[int, ...] = (4, 8, 16)
+    balanced: bool = True
+    keep: float = 0.5
+    room: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1:
+            raise InputError("demonstration counts must be 1 or more", where="demonstrations", got=self.sizes)
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` candidates; none if the pool is empty."""
+        if not feedback.pool:
+            return []
+        proposals: list[Proposal] = []
+        fits = self._fitting(layer)
+        for index in range(num):
+            rng = key.child("demonstrations", index).generator()
+            size = int(rng.choice(self.sizes))
+            present = layer.prompt.demonstrations if index % 2 else ()
+            kept = _some(rng, present, min(size, round(len(present) * self.keep)))
+            fresh = [d for d in dict.fromkeys(feedback.pool) if d not in kept]
+            chosen = fits([*kept, *self._draw(rng, fresh, size - len(kept), kept)])
+            if not chosen:
+                continue
+            order = rng.permutation(len(chosen))
+            prompt = layer.prompt.with_demonstrations(tuple(chosen[int(i)] for i in order))
+            detail = f"k={len(chosen)}" + (f", {len(set(kept) & set(chosen))} kept" if kept else "")
+            proposals.append(Proposal(prompt, "demonstrations", detail))
+        return proposals
+
+    def _fitting(self, layer: AnyLayer) -> Callable[[list[Demonstration]], list[Demonstration]]:
+        """Leaves out what does not fit any more, example by example."""
+        length = layer.lm.capabilities.context_length
+        if length is None:
+            return lambda chosen: chosen
+        both, most = layer.template.residual, self.room * length
+
+        def fits(chosen: list[Demonstration]) -> list[Demonstration]:
+            shown: list[Demonstration] = []
+            used = 0
+            for d in chosen:
+                used += layer.lm.count_tokens(f"{d.x} {d.h} {d.y}" if both else f"{d.h} {d.y}")
+                if used > most:
+                    break
+                shown.append(d)
+            return shown
+
+        return fits
+
+    def _draw(
+        self, rng: np.random.Generator, pool: Sequence[Demonstration], size: int, kept: Sequence[Demonstration]
+    ) -> list[Demonstration]:
+        shuffled = [pool[int(i)] for i in rng.permutation(len(pool))]
+        if not self.balanced:
+            return shuffled[:size]
+        counts = {d.y: 0 for d in shuffled} | {d.y: 0 for d in kept}
+        for demonstration in kept:
+            counts[demonstration.y] += 1
+        chosen: list[Demonstration] = []
+        while shuffled and len(chosen) < size:
+            # the next of the rarest output so far; ties fall to the shuffled order
+            best = min(range(len(shuffled)), key=lambda i: counts[shuffled[i].y])
+            demonstration = shuffled.pop(best)
+            counts[demonstration.y] += 1
+            chosen.append(demonstration)
+        return chosen
+
+
+def _some(rng: np.random.Generator, items: Sequence[Demonstration], size: int) -> list[Demonstration]:
+    return [items[int(i)] for i in rng.permutation(len(items))[:size]]
+
+
+WORDINGS: tuple[tuple[str, str], ...] = (
+    ("Input", "Label"),
+    ("Text", "Category"),
+    ("Review", "Sentiment"),
+    ("Sentence", "Type"),
+    ("Question", "Type"),
+    ("Question", "Answer"),
+    ("Message", "Topic"),
+    ("Statement", "Class"),
+)
+"""Names of input and output that are common in texts which models have read."""
+
+
+@dataclass(frozen=True)
+class WordingProposal:
+    """The present instruction and demonstrations in other wordings, each wording at most once.
+
+    Args:
+        wordings: (name of the input, name of the output).
+    """
+
+    wordings: tuple[tuple[str, str], ...] = WORDINGS
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """At most `num` candidates in random order; none for a layer whose template has no names to choose."""
+        usual = layer.template.wording
+        if usual is None:
+            return []
+        present = layer.prompt.wording or usual
+        others = [wording for wording in dict.fromkeys((usual, *self.wordings)) if wording != present]
+        order = key.child("wordings").generator().permutation(len(others))
+        return [
+            Proposal(
+                layer.prompt.with_wording(None if wording == usual else wording),
+                "wording",
+                f"{wording[0]} → {wording[1]}",
+            )
+            for wording in (others[int(i)] for i in order[:num])
+        ]
+
+
+def read_wording(text: str) -> tuple[str, str]:
+    """("Review", "Sentiment") from "Review → Sentiment" or "Review/Sentiment".
+
+    Raises:
+        InputError: there are not two names.
+    """
+    names = [name.strip() for name in text.replace("→", "/").split("/")]
+    if len(names) != 2 or not all(names):
+        raise InputError(
+            "a wording is two names, of the input and of the output",
+            where="wordings",
+            got=text,
+            fix='"Review/Sentiment"',
+        )
+    return names[0], names[1]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One example as a backward template shows it.
+
+    Attributes:
+        input: what the layer below wrote (x for a first layer), or x where the layer's template reads x alone.
+        x: the network's input, where the layer reads it beside `input`; else empty.
+        output: what the layer wrote.
+        target: what it should have written.
+    """
+
+    input: str
+    x: str
+    output: str
+    target: str
+
+
+@dataclass(frozen=True)
+class RewriteProposal:
+    """π ~ p(π | B_π({input, own output, wanted output}, present π)), one answer per candidate.
+
+    Each candidate sees another random subset and another meta-instruction. The layer's demonstrations
+    are kept; the instruction is rewritten.
+
+    Args:
+        lm: the model that writes; default the layer's own.
+        sampling: how it writes (paper: temperature 0.7); the template's stop strings are used. An answer takes a
+            quarter of the model's context at most.
+        template: of kind `backward`.
+        subset: part of the batch that each candidate sees; 0.5 is the paper's held-out ranking.
+        max_examples: at most this many examples are shown.
+        from_memory: start from the present prompt and from those in memory in turn, as the released code does,
+            and not from the present prompt alone.
+    """
+
+    lm: LanguageModel | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=96))
+    template: Template | str = "backward"
+    subset: float = 1.0
+    max_examples: int = 20
+    from_memory: bool = False
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` rewritten instructions."""
+        template = load_template(self.template, "backward")
+        return [
+            Proposal(base.with_instruction(_clean(text)), "rewrite", detail, fixed_lines(template))
+            for text, base, detail in _ask(self, template, key, layer, feedback, num, count=1)
+        ]
+
+
+@dataclass(frozen=True)
+class SequenceProposal(RewriteProposal):
+    """Several candidates from one answer: a numbered list (the released code's "seq" variant).
+
+    Args:
+        count: how many instructions each answer is asked for.
+    """
+
+    template: Template | str = "backward_sequence"
+    count: int = 3
+
+    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` rewritten instructions from about num / count answers."""
+        template = load_template(self.template, "backward")
+        answers = _ask(self, template, key, layer, feedback, -(-num // self.count), count=self.count)
+        lines = [
+            (re.sub(r"^\s*(\d+[.)](?!\d)|[-*](?=\s))\s*", "", line), base, detail)
+            for text, base, detail in answers
+            for line in text.splitlines()
+            if line.strip()
+        ]
+        return [
+            Proposal(base.with_instruction(_clean(line)), "sequence", detail, fixed_lines(template))
+            for line, base, detail in lines[:num]
+        ]
+
+
+def _ask(
+    proposal: RewriteProposal,
+    template: Template,
+    key: Key,
+    layer: AnyLayer,
+    feedback: Feedback,
+    num: int,
+    count: int,
+) -> list[tuple[str, Prompt, str]]:
+    """`num` answers of the model, each with the prompt it rewrites, and the meta-instruction it was given."""
+    lm = proposal.lm or layer.lm
+    messages = template.messages or ("",)
+    sampling = replace(proposal.sampling, stop=proposal.sampling.stop or template.stop)
+    if lm.capabilities.context_length is not None:
+        # the rest of a short context is for the examples that the answer is made from
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.capabilities.context_length // 4))
+    bases = (layer.prompt, *feedback.memory) if proposal.from_memory else (layer.prompt,)
+    # both go round; the shift pairs every base with every message, also where their numbers have a common factor
+    period, shifts = math.lcm(len(bases), len(messages)), math.gcd(len(bases), len(messages))
+    plans = [(bases[i % len(bases)], messages[(i + i // period % shifts) % len(messages)]) for i in range(num)]
+    contexts = [
+        _context(
+            lm, sampling, template, layer.with_prompt(base), feedback, _pick(proposal, key, feedback, i), message, count
+        )
+        for i, (base, message) in enumerate(plans)
+    ]
+    writer = LanguageLayer(lm, sampling=sampling)
+    draws = writer.sample_contexts(key.child("rewrite"), contexts)
+    return [
+        (draw.text, base, message if base is layer.prompt else f"{message} (from memory)".strip())
+        for draw, (base, message) in zip(draws, plans, strict=True)
+    ]
+
+
+def _pick(proposal: RewriteProposal, key: Key, feedback: Feedback, index: int) -> list[int]:
+    """The random subset that candidate number `index` sees."""
+    order = key.child("subset", index).generator().permutation(len(feedback.inputs))
+    size = max(1, round(len(order) * proposal.subset))
+    return [int(i) for i in order[: min(size, proposal.max_examples)]]
+
+
+def _context(
+    lm: LanguageModel,
+    sampling: Sampling,
+    template: Template,
+    layer: AnyLayer,
+    feedback: Feedback,
+    chosen: list[int],
+    message: str,
+    count: int,
+) -> str:
+    """The backward prompt, with examples left out from the end until it fits the model's context."""
+    limit = lm.capabilities.context_length
+    students_of = _students(layer, feedback)
+    for size in range(len(chosen), -1, -1):
+        students = [(feedback.correct[i], students_of[i]) for i in chosen[:size] if _tells(feedback, i)]
+        text = template.render(
+            prompt=layer.prompt.instruction,
+            examples=[student for _, student in students],
+            successes=[student for right, student in students if right],
+            failures=[student for right, student in students if not right],
+            message=message,
+            count=count,
+        )
+        # the chat frame around the text is not counted by count_tokens: 64 tokens are left for it
+        if limit is None or lm.count_tokens(text) + sampling.max_tokens + 64 <= limit:
+            return text
+    raise ContextLengthError(
+        "the backward prompt does not fit the model's context even without examples",
+        where=f"template {template.name}",
+        got=f"{lm.count_tokens(layer.prompt.instruction)} tokens of instruction",
+        expected=f"at most {limit} tokens altogether",
+        fix="a shorter instruction, or --set inference.max_prompt_tokens=…",
+    )
+
+
+def _tells(feedback: Feedback, example: int) -> bool:
+    """Whether there is something to learn from an example.
+
+    Where the network was wrong and nothing better than ĥ was found, the wanted text would be what the layer wrote.
+    """
+    return feedback.correct[example] or feedback.outputs[example].strip() != feedback.wanted[example].strip()
+
+
+def _students(layer: AnyLayer, feedback: Feedback) -> list[Student]:
+    """[B] the examples with all that the layer reads."""
+    reads = layer.template.variables
+    # a first layer's h is x itself: nothing is shown twice
+    both = layer.template.residual and any(item.h != item.x for item in feedback.inputs)
+    inputs = [layer.reads(item) if isinstance(layer, LanguageLayer) else item for item in feedback.inputs]
+    return [
+        Student(item.h if "h" in reads else item.x, item.x if both else "", output, wanted)
+        for item, output, wanted in zip(inputs, feedback.outputs, feedback.wanted, strict=True)
+    ]
+
+
+def _clean(text: str) -> str:
+    """The instruction without the quotation that models put around it."""
+    stripped = text.strip().removeprefix(">").strip()
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
+        return stripped[1:-1].strip()
+    return stripped

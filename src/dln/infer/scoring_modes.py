@@ -10,7 +10,7 @@ neither. Training goes on all the same:
                    else: accuracy
 
 A hidden text is weighed by its own log-probability and by that of the output above it, or by what stands
-for them: see `dln.infer.weights.Weighting`.
+for them: see `dln.infer.estep.Weighting`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dln.lm.base import ScoringMode
-from dln.nn.choice import ChoiceLayer
+from dln.nn.layers import ChoiceLayer
 from dln.nn.sequential import AnyLayer, Sequential
 
 __all__ = ["ScoringModes", "scores_outputs"]

@@ -6,6 +6,8 @@
 
 With one layer there is nothing hidden and this is DLN-1 (paper, Algorithm 1); with two it is DLN-2
 (Algorithm 2); with more it is Algorithm 3 of Appendix E. There is no other path.
+
+What goes into a training step and what comes out: the batch, the state, and what is said of the step.
 """
 
 from __future__ import annotations
@@ -17,31 +19,89 @@ import numpy as np
 
 from dln.errors import RunFailed
 from dln.infer.calibrate import FixedOutput
-from dln.infer.candidates import Candidates
-from dln.infer.demonstrations import DemonstrationProposal
-from dln.infer.elbo import Bound, elbo
-from dln.infer.feedback import labelled_examples, layer_feedback, worked_examples
+from dln.infer.estep import Convention, EStep, Posterior, Weigher, Weighting
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.memory import Reservoir
-from dln.infer.mstep import LayerInfo, MStep
-from dln.infer.objective import ExpectedLogProb, Objective
-from dln.infer.posterior import EStep, Posterior
-from dln.infer.prompts import MixturePrompts, PromptProposal
-from dln.infer.recall import Recalled
-from dln.infer.regularize import Penalty
-from dln.infer.rewrites import RewriteProposal
-from dln.infer.score import Convention
+from dln.infer.memory import Replay, Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
+from dln.infer.mstep import Best, LayerInfo, MStep, Penalty, Selector
+from dln.infer.objective import Bound, Candidates, ExpectedLogProb, Objective, elbo
+from dln.infer.prompts import DemonstrationProposal, MixturePrompts, PromptProposal, RewriteProposal
+from dln.infer.race import Recalled
 from dln.infer.scoring_modes import ScoringModes
-from dln.infer.select import Best, Selector
-from dln.infer.state import Batch, Info, State, init
-from dln.infer.weights import Weigher, Weighting
-from dln.keys import Key
 from dln.lm.base import Target
 from dln.nn.prompt import Demonstration
 from dln.nn.sequential import Sequential, Trace
 from dln.particles import Particles
+from dln.random import Key
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled examples of one step.
+
+    Attributes:
+        x: inputs.
+        y: wanted outputs.
+        pool: other labelled (input, output) pairs, which the output layer may show as demonstrations.
+    """
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    pool: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What training changes.
+
+    Attributes:
+        network: with the present prompts.
+        step: updates done.
+        memory: the best networks so far by validation, best first; their prompts are candidates too.
+        reservoir: worked examples of each layer from earlier batches.
+        replay: examples of earlier batches that judge candidates of the output layer too.
+    """
+
+    network: Sequential
+    step: int = 0
+    memory: tuple[Snapshot, ...] = ()
+    reservoir: Reservoir = field(default_factory=Reservoir)
+    replay: Replay = field(default_factory=Replay)
+
+
+@dataclass(frozen=True, eq=False)
+class Info:
+    """Everything a viewer could want to know of one step.
+
+    Attributes:
+        trace: the forward pass.
+        correct: [B] whether each prediction was right.
+        posterior: the inferred hidden texts.
+        layers: M-steps in the order they were taken; a frozen layer has none.
+        elbo: of the batch before the M-step, in nats per example, without the examples that a prompt of the
+            network shows (see `dln.infer.objective`); NaN if no example is left that could be scored.
+        excluded: examples left out because a score was missing or not finite.
+        scoring_modes: how texts and outputs were scored, and what that lost.
+    """
+
+    trace: Trace
+    correct: tuple[bool, ...]
+    posterior: Posterior
+    layers: tuple[LayerInfo, ...]
+    elbo: float
+    excluded: int
+    scoring_modes: ScoringModes = field(default_factory=ScoringModes)
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the batch that was right before the step."""
+        return float(np.mean(self.correct))
+
+
+def init(network: Sequential) -> State:
+    """The state before the first step."""
+    return State(network)
 
 
 @dataclass(frozen=True)
@@ -144,7 +204,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
 
     All layers choose under the same posterior, with the present prompt among the candidates, so a step
     never lowers the batch objective Σ_l s_l. What is asked twice within the step is asked of the models
-    once (`dln.infer.recall`).
+    once (`dln.infer.race`).
 
     Args:
         state: where training stands.

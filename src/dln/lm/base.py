@@ -2,18 +2,25 @@
 
 Everything is batch-first and synchronous; concurrency is the engine's own business. All
 log-probabilities are natural logarithms at temperature 1, of target tokens only.
+
+What is wrong with a request, said before anything is computed.
+
+What every wrapper of a language model passes on unchanged.
+
+Length-bucketed batches: rows of like length share a forward, so that little is spent on padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from annotated_types import Gt, Le, MinLen
 
 from dln.arguments import Count, NonNegative, checked
+from dln.errors import ContextLengthError, InputError
 from dln.numerics import Floats
 
 __all__ = [
@@ -24,6 +31,12 @@ __all__ = [
     "ScoringMode",
     "Target",
     "TokenLogProbs",
+    "Wrapper",
+    "bucket",
+    "check_counts",
+    "check_fits",
+    "check_ids",
+    "check_starts",
     "text_of",
 ]
 
@@ -208,3 +221,145 @@ class LanguageModel(Protocol):
     def count_tokens(self, text: str) -> int:
         """Tokens in `text` as this model counts them (an estimate where the server has no tokenizer)."""
         ...
+
+
+def check_counts(what: str, contexts: Sequence[object], others: Sequence[object]) -> None:
+    """Refuse lists of unequal length.
+
+    Raises:
+        InputError: naming `what`.
+    """
+    if len(contexts) != len(others):
+        raise InputError(
+            f"as many {what} as contexts are needed",
+            where=what,
+            got=len(others),
+            expected=f"{len(contexts)}",
+            fix="give one per context",
+        )
+
+
+def check_fits(lengths: Sequence[int], limit: int | None, what: str, *, model: str | None = None) -> None:
+    """Refuse what is longer than the model's context, in tokens; None is a context without limit.
+
+    Args:
+        lengths: of the requests.
+        limit: the model's context.
+        what: is counted by these lengths.
+        model: its name, where several may be in use.
+
+    Raises:
+        ContextLengthError: naming the first request that is too long.
+    """
+    for index, length in enumerate(lengths):
+        if limit is not None and length > limit:
+            raise ContextLengthError(
+                f"{what} are longer than this model's context",
+                where=f"request {index}" if model is None else f"{model}, request {index}",
+                got=f"{length} tokens",
+                expected=f"at most {limit} tokens",
+                fix="shorten the text or the prompt, ask for fewer tokens, or use a model with a longer context",
+            )
+
+
+def check_ids(rows: Sequence[Sequence[int]], vocabulary: int, where: str) -> None:
+    """Refuse empty rows and what is no token id of this model.
+
+    Raises:
+        InputError: naming the first bad row.
+    """
+    for index, row in enumerate(rows):
+        if not row:
+            raise InputError("a prompt of no tokens cannot be continued or scored", where=f"{where}[{index}]")
+        bad = next((token for token in row if not 0 <= token < vocabulary), None)
+        if bad is not None:
+            raise InputError(
+                "this is no token id of the model", where=f"{where}[{index}]", got=bad, expected=f"0 … {vocabulary - 1}"
+            )
+
+
+def check_starts(starts: Sequence[int], lengths: Sequence[int]) -> None:
+    """Refuse a first scored token that does not exist or has no token before it.
+
+    Raises:
+        InputError: naming the first bad start.
+    """
+    for index, (first, length) in enumerate(zip(starts, lengths, strict=True)):
+        if not 1 <= first <= length:
+            raise InputError(
+                "scores begin at a token that has one before it",
+                where=f"start[{index}]",
+                got=first,
+                expected=f"1 … {length}",
+            )
+
+
+class Wrapper:
+    """A language model around another one; the three verbs are the subclass's own.
+
+    Only what the `LanguageModel` protocol names is passed on, each by a line of its own: an engine's
+    other attributes are reached through `inner`, so that no call slips past the wrapper unseen.
+    """
+
+    def __init__(self, inner: LanguageModel) -> None:
+        self._inner = inner
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """The model itself: it is a resource with locks and counters, shared by whatever uses it."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._inner!r})"
+
+    @property
+    def inner(self) -> LanguageModel:
+        """The model that is wrapped, one layer down."""
+        return self._inner
+
+    @property
+    def unwrapped(self) -> LanguageModel:
+        """The engine under all wrappers."""
+        return self._inner.unwrapped if isinstance(self._inner, Wrapper) else self._inner
+
+    @property
+    def name(self) -> str:
+        """The wrapped model's name."""
+        return self._inner.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The wrapped model's capabilities."""
+        return self._inner.capabilities
+
+    def fingerprint(self) -> str:
+        """The wrapped model's fingerprint: a wrapper changes no number."""
+        return self._inner.fingerprint()
+
+    def count_tokens(self, text: str) -> int:
+        """As the wrapped model counts."""
+        return self._inner.count_tokens(text)
+
+
+def bucket(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Split rows into batches of at most `max_tokens` padded tokens and `max_rows` rows, longest first.
+
+    The longest batch comes first, so that a shortage of memory shows at once and not after minutes. A row
+    longer than `max_tokens` is a batch of its own. The result depends on the arguments alone.
+
+    Args:
+        lengths: length of each row, in tokens.
+        max_tokens: bound on rows × longest row of a batch, in tokens.
+        max_rows: bound on the rows of a batch.
+
+    Returns:
+        Row indices per batch; every index occurs once.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and len(batches[-1]) < max_rows and (len(batches[-1]) + 1) * width <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            width = max(1, lengths[index])
+    return batches

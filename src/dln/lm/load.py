@@ -27,7 +27,7 @@ from dln.lm.base import LanguageModel
 from dln.lm.remote.dialects import DIALECTS
 
 if TYPE_CHECKING:
-    from dln.lm.checkpoint import Checkpoint
+    from dln.lm.local.checkpoint import Checkpoint
 
 __all__ = ["ENGINES", "Engine", "as_lm", "load_lm"]
 
@@ -99,9 +99,9 @@ def _in_process(
 
 
 def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> LanguageModel:
-    from dln.lm.checkpoint import Source, load_checkpoint, resolve_device
-    from dln.lm.embedded_copy import load_embedded
-    from dln.lm.transformers import TransformersLM
+    from dln.lm.local.checkpoint import Source, load_checkpoint, resolve_device
+    from dln.lm.local.engine import TransformersLM
+    from dln.lm.smollm2 import load_embedded
 
     check_options(options, _in_process, f"load_lm({spec!r})")
     chat = options.pop("chat", None)

@@ -1,12 +1,10 @@
 """Language layers and networks: frozen values whose learnable parameters are prompts."""
 
-from dln.nn.choice import ChoiceLayer
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.layer import LanguageLayer, Layer, LayerInput
-from dln.nn.predict import Prediction
+from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, LayerInput
 from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.saving import load_network, load_state_dict, save_network
-from dln.nn.sequential import AnyLayer, Sequential, Trace
+from dln.nn.sequential import AnyLayer, Prediction, Sequential, Trace
 from dln.nn.template import Template, load_template, template_names
 
 __all__ = [

@@ -15,12 +15,11 @@ import numpy as np
 
 from dln.arguments import Count, Seed, checked
 from dln.errors import InputError
-from dln.keys import Key
-from dln.nn.choice import Answers
-from dln.nn.predict import Prediction, Vote
+from dln.nn.layers import Answers
 from dln.nn.prompt import Prompt
-from dln.nn.sequential import Sequential
+from dln.nn.sequential import Prediction, Sequential, Vote
 from dln.numerics import Floats
+from dln.random import Key
 
 __all__ = ["AnyNetwork", "Ensemble", "average", "best_of", "members_of"]
 

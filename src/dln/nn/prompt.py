@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dln.arguments import Count, checked
-from dln.schema import dump, parse
+from dln.io import dump, parse
 
 __all__ = ["Demonstration", "Prompt", "as_prompt"]
 

@@ -21,15 +21,14 @@ from pydantic import Field
 
 from dln.arguments import checked, did_you_mean, shown
 from dln.errors import CorruptDataError, InputError
+from dln.io import dump, parse
 from dln.lm.base import LanguageModel, Sampling
 from dln.lm.load import as_lm, load_lm
-from dln.nn.choice import Answers, ChoiceLayer
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.layer import LanguageLayer
+from dln.nn.layers import Answers, ChoiceLayer, LanguageLayer
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import AnyLayer, Sequential
 from dln.nn.template import Template
-from dln.schema import dump, parse
 
 __all__ = [
     "SCHEMA",

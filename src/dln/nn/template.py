@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dln.arguments import Count, checked, did_you_mean, shown, unknown_name
 from dln.errors import InputError
-from dln.schema import dump, parse
+from dln.io import dump, parse
 
 __all__ = ["Kind", "Template", "load_template", "names_of", "template_names"]
 

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from dln.errors import DlnError
-from dln.serve.answer import Answer, Served
-from dln.serve.fields import ChatRequest, Common, CompletionRequest, check
+from dln.serve.batching import Answer, Served
+from dln.serve.fields import ChatRequest, Common, CompletionRequest, Refusal, check, refusal_of
 from dln.serve.guard import Guard, answer_refusal
-from dln.serve.refusal import Refusal, refusal_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

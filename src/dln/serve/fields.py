@@ -3,6 +3,8 @@
 A field that would change the answer and is not understood is refused by name, never passed over. Fields of the
 OpenAI form and of vLLM's that ask for what is done anyway (a penalty of 0) or that concern nobody but the caller
 (`user`) are let through.
+
+A request that is not answered: the status and the error object that clients of the OpenAI form understand.
 """
 
 from __future__ import annotations
@@ -11,9 +13,73 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dln.serve.refusal import Refusal
+from dln.errors import BudgetReached, ContextLengthError, DlnError, InputError, ProviderError
 
-__all__ = ["MAX_CHOICES", "ChatRequest", "Common", "CompletionRequest", "Ids", "Message", "Text", "check"]
+__all__ = [
+    "MAX_CHOICES",
+    "ChatRequest",
+    "Common",
+    "CompletionRequest",
+    "Message",
+    "Refusal",
+    "Text",
+    "TokenIds",
+    "check",
+    "refusal_of",
+]
+
+
+class Refusal(Exception):
+    """An error answer.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong, and what would be right.
+        param: the request's field that is concerned.
+        code: a word for programs.
+        retry_after: seconds after which asking again makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def kind(self) -> str:
+        """The word that clients find as `type`."""
+        if self.status == 401:
+            return "authentication_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def refusal_of(error: DlnError) -> Refusal:
+    """What the model refused, as an answer: what the client can mend is 400, what it cannot is 5xx."""
+    if isinstance(error, ContextLengthError):
+        return Refusal(400, str(error), None, "context_length_exceeded")
+    if isinstance(error, InputError):
+        return Refusal(400, str(error), str(error.where) if error.where is not None else None, "invalid_value")
+    if isinstance(error, BudgetReached):
+        return Refusal(429, str(error), None, "insufficient_quota")
+    if isinstance(error, ProviderError):
+        return Refusal(502, str(error), None, "provider_error")
+    return Refusal(500, str(error), None, "model_error")
+
 
 MAX_PROMPTS = 512
 MAX_N = 128
@@ -24,7 +90,7 @@ MAX_TOP = 100
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Text = Annotated[str, Field(max_length=4_000_000)]
 TokenId = Annotated[int, Field(ge=0)]
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 FREE = {
@@ -64,7 +130,7 @@ class Common(BaseModel):
     stream_options: dict[str, bool] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     logprob_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
-    allowed_token_ids: Ids | None = None
+    allowed_token_ids: TokenIds | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     samples: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -83,8 +149,8 @@ class Common(BaseModel):
 class CompletionRequest(Common):
     """POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] | Ids | Annotated[
-        list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] | TokenIds | Annotated[
+        list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)
     ]  # fmt: skip
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None

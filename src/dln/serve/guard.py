@@ -11,7 +11,7 @@ import hmac
 import logging
 from typing import TYPE_CHECKING, Any
 
-from dln.serve.refusal import Refusal
+from dln.serve.fields import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dln.errors import InputError, RunFailed
-from dln.serve.answer import Served
+from dln.serve.batching import Served
 from dln.serve.guard import is_loopback
 
 if TYPE_CHECKING:

@@ -1,19 +1,43 @@
-"""A model's tokens as a server shows them: prompts to ids, ids to pieces of text with their places."""
+"""A model's tokens as a server shows them: prompts to ids, ids to pieces of text with their places.
+
+Tokens with their log-probabilities as JSON: the lists of completions, the entries of chats, vLLM's prompts.
+
+Draws among chosen tokens only: the model's distribution, cut to them, step by step.
+
+POST /tokenize and /detokenize, as vLLM has them.
+"""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from dln.errors import InputError
-from dln.lm.query import Ids
-from dln.lm.token_level import TokenLevel
-from dln.lm.tokens import Codec
-from dln.serve.fields import Message
-from dln.serve.refusal import Refusal
+from dln.lm.base import Completion, Sampling
+from dln.lm.local.decoding import choose
+from dln.lm.local.engine import TokenLevel
+from dln.lm.local.query import Ids, TopTokens
+from dln.lm.local.tokenizer import Codec
+from dln.serve.batching import finite
+from dln.serve.fields import Message, Refusal, Text, TokenIds, check
 
-__all__ = ["Prompt", "Tokens"]
+__all__ = [
+    "MOST_STEPS",
+    "Prompt",
+    "Row",
+    "Tokens",
+    "chat_scores",
+    "completion_scores",
+    "detokenize",
+    "draw_among",
+    "prompt_scores",
+    "tokenize",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +145,182 @@ class Tokens:
             if not (hidden and not joined.endswith(text) and not self._lm.decode((token,))):
                 at += len(piece)
         return places
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token with what is known of it.
+
+    Attributes:
+        token: its id.
+        log_prob: in nats; None for the first token of a text.
+        top: the tokens shown beside it; None where there is nothing to show.
+        sampling: log-probability under the distribution it was drawn from; None if it was not drawn.
+    """
+
+    token: int
+    log_prob: float | None
+    top: TopTokens | None
+    sampling: float | None = None
+
+
+def completion_scores(tokens: Tokens, rows: Sequence[Row], text: str, *, by_id: bool) -> dict[str, Any]:
+    """`logprobs` of a completion: parallel lists, and beside the usual ones the ids and log q of each token.
+
+    Args:
+        tokens: names them.
+        rows: the tokens of the choice, the echoed prompt's first.
+        text: the text of the choice.
+        by_id: whether tokens are called "token_id:123".
+    """
+    ids = [row.token for row in rows]
+    pieces = tokens.pieces(ids)
+
+    def name(token: int) -> str:
+        return f"token_id:{token}" if by_id else tokens.name(token)
+
+    def beside(row: Row) -> dict[str, float] | None:
+        if row.top is None or row.log_prob is None:
+            return None
+        shown = dict(row.top)
+        shown.setdefault(row.token, row.log_prob)
+        named: dict[str, float] = {}
+        for token, value in shown.items():
+            key = name(token)
+            named[f"token_id:{token}" if key in named else key] = finite(value)
+        return named
+
+    tops = [beside(row) for row in rows]
+    return {
+        "tokens": [f"token_id:{token}" for token in ids] if by_id else pieces,
+        "token_logprobs": [None if row.log_prob is None else finite(row.log_prob) for row in rows],
+        "top_logprobs": tops if any(top is not None for top in tops) else None,
+        "text_offset": tokens.offsets(ids, pieces, text),
+        "token_ids": ids,
+        "sampling_logprobs": [None if row.sampling is None else finite(row.sampling) for row in rows],
+    }
+
+
+def chat_scores(tokens: Tokens, rows: Sequence[Row], *, by_id: bool) -> dict[str, Any]:
+    """`logprobs` of a chat's choice: one entry per token, with its bytes, id and log q."""
+
+    def entry(token: int, value: float) -> dict[str, Any]:
+        raw = tokens.raw(token)
+        shown = f"token_id:{token}" if by_id else raw.decode("utf-8", "replace")
+        return {"token": shown, "logprob": finite(value), "bytes": list(raw), "token_id": token}
+
+    content: list[dict[str, Any]] = []
+    for row in rows:
+        shown = entry(row.token, float("nan") if row.log_prob is None else row.log_prob)
+        shown["top_logprobs"] = [entry(token, value) for token, value in row.top or ()]
+        if row.sampling is not None:
+            shown["sampling_logprob"] = finite(row.sampling)
+        content.append(shown)
+    return {"content": content, "refusal": None}
+
+
+def prompt_scores(tokens: Tokens, rows: Sequence[Row]) -> list[dict[str, Any] | None]:
+    """`prompt_logprobs`: null for the first token, then {id: {logprob, rank, decoded_token}} with the token's own.
+
+    The rank counts the more probable tokens among those that are shown; it is null where the token itself is
+    none of them, because then its place is not known.
+    """
+    shown: list[dict[str, Any] | None] = []
+    for row in rows:
+        if row.log_prob is None:
+            shown.append(None)
+            continue
+        ranks = {token: rank for rank, (token, _) in enumerate(row.top or (), 1)}
+        values = {row.token: row.log_prob, **dict(row.top or ())}
+        shown.append(
+            {
+                str(token): {
+                    "logprob": finite(value),
+                    "rank": ranks.get(token),
+                    "decoded_token": tokens.raw(token).decode("utf-8", "replace"),
+                }
+                for token, value in values.items()
+            }
+        )
+    return shown
+
+
+MOST_STEPS = 64
+"""Every step scores the whole text again: this is for labels and other short answers."""
+
+
+def draw_among(
+    lm: TokenLevel, tokens: Tokens, items: Sequence[tuple[Ids, int]], sampling: Sampling, allowed: Ids
+) -> list[Completion]:
+    """One draw per (prompt, seed), in which only `allowed` tokens occur.
+
+    The same race as in any other draw, run among fewer: with every token allowed the draws are the usual ones.
+    Log-probabilities are the model's own, before the cut.
+    """
+    return [_Draw(lm, tokens, sampling, allowed).run(prompt, seed) for prompt, seed in items]
+
+
+class _Draw:
+    def __init__(self, lm: TokenLevel, tokens: Tokens, sampling: Sampling, allowed: Ids) -> None:
+        self._lm, self._tokens, self._sampling, self._allowed = lm, tokens, sampling, allowed
+
+    def run(self, prompt: Ids, seed: int) -> Completion:
+        drawn: list[int] = []
+        log_probs: list[float] = []
+        log_q: list[float] = []
+        while True:
+            scores = self._lm.next_log_probs([(*prompt, *drawn)], self._allowed)[0].log_probs
+            logits = np.full(max(self._allowed) + 1, -np.inf)
+            logits[list(self._allowed)] = scores
+            with np.errstate(divide="ignore", invalid="ignore"):
+                choice = choose(logits, self._sampling, seed, len(drawn), 0.0)
+            drawn.append(choice.token)
+            log_probs.append(float(logits[choice.token]))
+            log_q.append(choice.sampling_log_prob)
+            ended = choice.token in self._tokens.terminators
+            text = self._tokens.text(drawn[:-1] if ended else drawn)
+            cuts = [at for at in map(text.find, self._sampling.stop) if at >= 0]
+            if ended or cuts or len(drawn) >= self._sampling.max_tokens:
+                return Completion(
+                    text[: min(cuts)] if cuts else text,
+                    tuple(drawn),
+                    tuple(log_probs),
+                    tuple(log_q),
+                    finish_reason="stop" if ended or cuts else "length",
+                )
+
+
+class _Tokenize(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)  # llama-server's names for the same are passed over
+
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+
+
+class _Detokenize(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    tokens: TokenIds
+
+
+def tokenize(tokens: Tokens, body: dict[str, Any], max_model_len: int | None) -> dict[str, Any]:
+    """Ids of a prompt (as a context, or alone without special tokens), or of messages in the chat form."""
+    asked = check(_Tokenize, body)
+    if asked.messages is not None:
+        if not asked.add_generation_prompt:
+            raise Refusal(400, "add_generation_prompt must be true", "add_generation_prompt", "unsupported_parameter")
+        ids = tokens.conversation(asked.messages)
+    elif asked.prompt is not None:
+        ids = tokens.prompt(asked.prompt).ids if asked.add_special_tokens else tokens.alone(asked.prompt)
+    else:
+        raise Refusal(400, "prompt or messages is needed", "prompt", "missing_required_parameter")
+    strings = [tokens.raw(token).decode("utf-8", "replace") for token in ids] if asked.return_token_strs else None
+    return {"count": len(ids), "max_model_len": max_model_len, "tokens": list(ids), "token_strs": strings}
+
+
+def detokenize(tokens: Tokens, body: dict[str, Any]) -> dict[str, Any]:
+    """The text of ids, special tokens by their names."""
+    return {"prompt": "".join(tokens.pieces(check(_Detokenize, body).tokens))}

@@ -1,11 +1,9 @@
 """Training: the loop, evaluation, and the run directory."""
 
-from dln.train.conclude import conclude, fitted_initial
-from dln.train.deepen import deepened
-from dln.train.evaluate import Evaluation, compare, evaluate
-from dln.train.fit import fit
+from dln.train.evaluate import Evaluation, compare, conclude, evaluate, fitted_initial
+from dln.train.fit import FitResult, fit
+from dln.train.layout import deepened
 from dln.train.options import PRESETS, InferenceOptions, Options, resolve_options
-from dln.train.result import FitResult
 from dln.train.run import Run
 
 __all__ = [

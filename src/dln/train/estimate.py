@@ -2,17 +2,104 @@
 
 An estimate is arithmetic on means. Nothing is asked of a model here; answers that a cache will have and
 repeated requests make a run cheaper than this.
+
+Whether an input, the prompt and the output together fit a model's context: asked before any model works.
+
+How long the requests of a network's layers are, measured on a few examples: what estimates are made from.
+
+Smaller steps for a small budget, so that training gets to its first validation.
+
+A budget that ends before the first validation buys nothing: training returns the prompts that it began with. So the
+first of these is done that makes the beginning affordable, each as often as it helps before the next one: validate
+after every step, leave the most worked examples out, propose fewer prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
-from dln.nn.choice import FREE_TOKENS
+from dln.data import Dataset, Example
+from dln.errors import ContextLengthError
+from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.nn.layers import FREE_TOKENS
 from dln.train.options import Options
 
-__all__ = ["Cost", "Estimate", "LayerSize", "Speed", "estimate"]
+__all__ = [
+    "Cost",
+    "Estimate",
+    "LayerSize",
+    "Speed",
+    "affordable",
+    "beginning",
+    "check_room",
+    "estimate",
+    "layer_sizes",
+    "reduced",
+]
+
+_FRAME = 64
+"""Tokens left for the chat frame around a text, which `count_tokens` does not count."""
+
+
+def check_room(network: Sequential, *datasets: Iterable[Example]) -> None:
+    """Refuse data that some layer could not even read under its present prompt.
+
+    Raises:
+        ContextLengthError: naming the first example whose input or label does not fit, and how many more.
+    """
+    examples = [example for dataset in datasets for example in dataset]
+    for position, layer in enumerate(network.layers):
+        limit = layer.lm.capabilities.context_length
+        if limit is None:
+            continue
+        if isinstance(layer, ChoiceLayer):
+            _check_labels(layer, examples, limit)
+        below = network.layers[position - 1] if position else None
+        reserve = _output_tokens(layer) + _FRAME + (0 if below is None else _output_tokens(below))
+        long = [(example, n) for example in examples if (n := _tokens(layer, example, position, limit - reserve))]
+        if long:
+            example, tokens = long[0]
+            raise ContextLengthError(
+                "this input is too long for the model's context"
+                + (f", as are {len(long) - 1} more" if len(long) > 1 else ""),
+                where=example.id or example.input[:40],
+                got=f"{tokens} tokens with the prompt of layer {position + 1}, and {reserve} kept for what is written",
+                expected=f"at most {limit} tokens altogether",
+                fix="shorten or remove the row, or use a model with a longer context",
+            )
+
+
+def _output_tokens(layer: AnyLayer) -> int:
+    """The most tokens that the layer's output may have."""
+    if isinstance(layer, ChoiceLayer):
+        return max(layer.lm.count_tokens(word) for label in layer.labels for word in label.split("|"))
+    return layer.sampling.max_tokens
+
+
+def _tokens(layer: AnyLayer, example: Example, position: int, room: int) -> int:
+    """Tokens of the layer's context if they are more than `room`, else 0."""
+    (context,) = layer.contexts([LayerInput(example.input, "" if position else example.input)])
+    if len(context.encode("utf-8", errors="replace")) <= room:  # a token has at least one byte
+        return 0
+    tokens = layer.lm.count_tokens(context)
+    return tokens if tokens > room else 0
+
+
+def _check_labels(layer: ChoiceLayer, examples: list[Example], limit: int) -> None:
+    """A label of half a context is a text in the wrong column."""
+    for name in layer.names:
+        if len(name.encode("utf-8", errors="replace")) > limit // 2 and layer.lm.count_tokens(name) > limit // 2:
+            place = next((example.id for example in examples if example.target == name), None)
+            raise ContextLengthError(
+                "this label is too long for the model's context",
+                where=place or "labels",
+                got=f"{layer.lm.count_tokens(name)} tokens: {name[:40]!r}…",
+                expected=f"labels of a few words; the context has {limit} tokens",
+                fix="check that the right column is the target, or remove the row",
+            )
+
 
 _TELLING = 20  # examples from which on a race stops about half of the candidates
 
@@ -258,3 +345,115 @@ def _demonstrations(options: Options, last: bool, batch: int, step: int) -> floa
         return sum(chosen.demonstrations) / len(chosen.demonstrations)
     pool = batch / 2 if step == 0 else min(batch * step, chosen.reservoir)
     return sum(min(size, pool) for size in chosen.demonstrations) / len(chosen.demonstrations)
+
+
+SHOWN = 20
+"""Examples whose lengths are measured."""
+
+
+def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = None) -> list[LayerSize]:
+    """Mean sizes of each layer's requests, on examples spread over the data set.
+
+    Args:
+        network: with its initial prompts.
+        dataset: whose lengths are measured.
+        written: mean tokens of a hidden text or free answer; default half of the longest.
+    """
+    if written is None:
+        writers = [layer for layer in network.layers if isinstance(layer, LanguageLayer)]
+        written = max((layer.sampling.max_tokens for layer in writers), default=0) / 2
+    stride = max(1, len(dataset) // SHOWN)
+    shown = [dataset[i] for i in range(0, len(dataset), stride)][:SHOWN]
+    text = " ".join(["word"] * max(1, round(written)))
+    sizes: list[LayerSize] = []
+    for position, layer in enumerate(network.layers):
+        rows = [LayerInput(e.input, text if position else e.input) for e in shown]
+        last = position == len(network) - 1
+        outputs = [e.target if last else text for e in shown]
+        worked = tuple(Demonstration(r.x, r.h, o) for r, o in zip(rows, outputs, strict=True))
+        plain = _mean(layer, layer.contexts(rows))
+        with_one = _mean(
+            layer,
+            [
+                layer.with_prompt(Prompt(layer.prompt.instruction, (d,))).contexts([row])[0]
+                for d, row in zip(worked, rows, strict=True)
+            ],
+        )
+        bare = _mean(layer, layer.with_prompt(Prompt(layer.prompt.instruction)).contexts(rows))
+        choice = isinstance(layer, ChoiceLayer)
+        words = [w for label in layer.labels for w in label.split("|")] if isinstance(layer, ChoiceLayer) else []
+        sizes.append(
+            LayerSize(
+                context=plain,
+                demonstration=with_one - bare,
+                written=written if not choice else _mean(layer, outputs),
+                labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if choice else None,
+                prompt=layer.lm.count_tokens(layer.prompt.instruction),
+            )
+        )
+    return sizes
+
+
+def _mean(layer: AnyLayer, texts: list[str]) -> float:
+    return sum(map(layer.lm.count_tokens, texts)) / len(texts)
+
+
+FEWEST_EXAMPLES, FEWEST_PROMPTS = 6, 4
+"""Less than this is not worth a step."""
+
+
+def affordable(options: Options, fits: Callable[[Options], bool], *, keep: Set[str] = frozenset()) -> Options:
+    """`options`, or smaller ones under which the first validation fits; the smallest where none do.
+
+    The preset "paper" stays as it is: it is there to be compared with.
+
+    Args:
+        options: what is wanted.
+        fits: whether the budget suffices for a whole run with the options that it is given; those end with the first
+            validation.
+        keep: dotted names of options that stay as they are.
+    """
+    if options.preset == "paper" or options.steps == 0:
+        return options
+    while not fits(beginning(options)):
+        smaller = _smaller(options, keep)
+        if smaller is None:
+            break
+        options = smaller
+    return options
+
+
+def reduced(wanted: Options, chosen: Options) -> dict[str, tuple[Any, Any]]:
+    """What `affordable` changed: dotted names → (wanted, chosen), as in a configuration."""
+    sizes = list(wanted.inference.demonstrations), list(chosen.inference.demonstrations)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "val_every": (wanted.val_every, chosen.val_every),
+        "inference.demonstrations": sizes,
+        "inference.num_prompts": (wanted.inference.num_prompts, chosen.inference.num_prompts),
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def beginning(options: Options) -> Options:
+    """A run that ends with the first validation after a step."""
+    return options.model_copy(update={"steps": min(options.steps, options.val_every)})
+
+
+def _smaller(options: Options, keep: Set[str]) -> Options | None:
+    """The next smaller options; None where there are none."""
+    if options.val_every > 1 and "val_every" not in keep:
+        return options.model_copy(update={"val_every": 1})
+    chosen = options.inference
+    if "inference.demonstrations" not in keep and "demonstrations" in chosen.prompt_proposals:
+        sizes = sorted(chosen.demonstrations)
+        if len(sizes) > 1:
+            return _with_inference(options, demonstrations=tuple(sizes[:-1]))
+        if sizes[0] >= 2 * FEWEST_EXAMPLES:
+            return _with_inference(options, demonstrations=(sizes[0] // 2,))
+    if "inference.num_prompts" not in keep and chosen.num_prompts >= 2 * FEWEST_PROMPTS:
+        return _with_inference(options, num_prompts=chosen.num_prompts // 2)
+    return None
+
+
+def _with_inference(options: Options, **changes: Any) -> Options:
+    return options.model_copy(update={"inference": options.inference.model_copy(update=changes)})

@@ -1,23 +1,166 @@
-"""Evaluation with an interval and, against another network, a paired test on the same examples."""
+"""Evaluation with an interval and, against another network, a paired test on the same examples.
+
+Honest numbers: intervals for a mean metric, and paired tests on the same examples.
+
+All intervals are at 95 %. scipy does the work.
+
+Validation on the dev set: the number that training selects by, and the output layer's final fit.
+
+The final word: trained against initial network on the test set, with the paired test, as an event.
+"""
 
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
 from dln.arguments import Count, Seed, checked
 from dln.data import Dataset, Example, FunctionMetric, Metric, NamedMetric, Score, exact_match, load_metric
 from dln.errors import InputError
-from dln.nn import Prediction
-from dln.nn.ensemble import AnyNetwork
-from dln.train.records import ComparedRecord, ResultRecord
-from dln.train.statistics import Interval, Paired, interval, paired
+from dln.infer.calibrate import Calibrator
+from dln.lm.meter import Meter
+from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
+from dln.nn.ensemble import AnyNetwork, members_of
+from dln.nn.sequential import free_prediction, label_prediction
+from dln.random import Key
+from dln.train.events import ComparedRecord, Evaluated, ResultRecord
+from dln.train.options import Options, calibrator
 
-__all__ = ["Evaluation", "compare", "evaluate", "graded", "judge"]
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Paired",
+    "Validation",
+    "compare",
+    "conclude",
+    "evaluate",
+    "fitted_initial",
+    "graded",
+    "interval",
+    "judge",
+    "over_runs",
+    "paired",
+    "validate",
+]
+
+_DECIMALS = 9
+"""Digits of a difference of scores that count; the rest is rounding."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}  95% CI [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two networks on the same examples.
+
+    Attributes:
+        difference: mean of after − before, with its 95 % interval.
+        p_value: two-sided; exact McNemar for right/wrong outcomes, Wilcoxon's signed ranks for graded ones.
+        better: examples on which `after` scores higher.
+        worse: examples on which it scores lower.
+        test: name of the test.
+    """
+
+    difference: Interval
+    p_value: float
+    better: int
+    worse: int
+    test: str
+
+
+@checked
+def interval(scores: Sequence[float]) -> Interval:
+    """Mean of per-example scores in [0, 1]: Wilson's interval for 0/1 scores, Student's for graded ones.
+
+    Raises:
+        InputError: no scores.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
+    if n == 0:
+        raise InputError("an interval needs one score or more")
+    mean = float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        ci = _stats().binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
+        return Interval(mean, float(ci.low), float(ci.high))
+    half = _student(values)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+@checked
+def over_runs(values: Sequence[float]) -> Interval:
+    """Mean of one number per run, with Student's 95 % interval of what another run gives; NaN bounds for one run.
+
+    Unlike `interval`, the values may lie anywhere, and 0 and 1 are numbers like others.
+
+    Raises:
+        InputError: no values.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        raise InputError("a mean over runs needs one run or more")
+    half = _student(numbers) if len(numbers) > 1 else float("nan")
+    mean = float(numbers.mean())
+    return Interval(mean, mean - half, mean + half)
+
+
+@checked
+def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Compare per-example scores of two networks on the same examples.
+
+    For right/wrong outcomes the interval of the difference is Agresti and Min's (half a count added to
+    each cell of the 2 × 2 table before the Wald formula).
+
+    Raises:
+        InputError: the two differ in length, or are empty.
+    """
+    a, b = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    n = len(a)
+    if n == 0 or len(b) != n:
+        raise InputError("a paired test needs the same examples for both", got=f"{n} and {len(b)} scores")
+    # averages over seeds that are equal differ by rounding, and ranks must see the ties
+    difference = (b - a).round(_DECIMALS)
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    mean = float(difference.mean())
+    if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
+        p = float(_stats().binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
+        gained, lost, total = better + 0.5, worse + 0.5, n + 2.0
+        centre = (gained - lost) / total
+        half = 1.959964 * np.sqrt((gained + lost) - (gained - lost) ** 2 / total) / total
+        bounds = Interval(mean, max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
+        return Paired(bounds, p, better, worse, "exact McNemar")
+    p = float(_stats().wilcoxon(difference).pvalue) if better + worse else 1.0
+    half = _student(difference)
+    return Paired(Interval(mean, mean - half, mean + half), p, better, worse, "Wilcoxon signed rank")
+
+
+def _student(values: Any) -> float:
+    n = len(values)
+    if n < 2:
+        return 1.0
+    return float(_stats().t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+
+
+def _stats() -> Any:
+    from scipy import stats  # takes a second or two: not before a number is wanted
+
+    return cast(Any, stats)
 
 
 @dataclass(frozen=True)
@@ -210,3 +353,121 @@ def compare(before: Evaluation | None, after: Evaluation) -> tuple[Paired | None
             )
         )
     return (paired(before.scores, after.scores) if before else None), rows
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A network measured on the dev set.
+
+    Attributes:
+        network: with the output layer fitted on the dev set, where it is fitted at all.
+        evaluation: its predictions there, each by numbers fitted without that example.
+        log_likelihood: mean log p(y|x), each example judged by numbers fitted without it, in nats; one that could
+            not be scored counts as a guess, −log C. None for free text.
+    """
+
+    network: Sequential
+    evaluation: Evaluation
+    log_likelihood: float | None
+
+    def score(self, select_by: str) -> tuple[float, str]:
+        """The number that selection looks at, and its name; free text goes by accuracy."""
+        if select_by == "log_likelihood" and self.log_likelihood is not None:
+            return self.log_likelihood, select_by
+        return self.evaluation.accuracy.mean, "accuracy"
+
+
+def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator) -> Validation:
+    """Measure `network` on `dev`, with one forward pass."""
+    last = network.layers[-1]
+    if not isinstance(last, ChoiceLayer):
+        return Validation(network, evaluate(network, dev, metric=metric), None)
+    items = [LayerInput(x, x) for x in dev.inputs]
+    hidden: list[tuple[str, ...]] = [()] * len(items)
+    if len(network) > 1:
+        trace = Sequential(network.layers[:-1]).sample(Key(0).child("validate"), dev.inputs, temperature=0.0)
+        items = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
+        hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(items))]
+    masses = last.label_log_masses(last.contexts(items))
+    targets = np.array([last.index(target) for target in dev.targets], dtype=np.int64)
+    usable = np.isfinite(masses[np.arange(len(targets)), targets])
+    calibration = calibrator(
+        last, masses[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
+    )
+    fitted = calibration.layer
+    # left out, an example that cannot be scored would make the network look better than one that scores it badly
+    judged = np.full(len(targets), -np.log(len(last.labels)))
+    judged[usable] = calibration.log_prob
+    if fitted.answers == "free":
+        texts = [answer.text for answer in fitted.write(fitted.contexts(items), [0] * len(items))]
+        predictions = tuple(free_prediction(fitted, [text], (h,)) for text, h in zip(texts, hidden, strict=True))
+    else:
+        rows = fitted.normalise(masses)
+        rows[usable] = calibration.label_log_probs
+        predictions = tuple(
+            label_prediction(fitted, m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
+        )
+    right = graded(metric, network.labels)
+    scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
+    return Validation(
+        network=network.with_layer(len(network) - 1, fitted),
+        evaluation=Evaluation(
+            tuple(dev),
+            predictions,
+            tuple(score.value for score in scores),
+            network.labels,
+            tuple(score.feedback for score in scores),
+        ),
+        log_likelihood=float(judged.mean()),
+    )
+
+
+@checked
+def conclude(
+    before: AnyNetwork | None,
+    after: AnyNetwork,
+    dataset: Dataset,
+    *,
+    fitted: AnyNetwork | None = None,
+    split: str = "test",
+    metric: Metric | str = exact_match,
+    samples: Count | None = None,
+    meter: Meter | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Evaluated:
+    """Evaluate `after`, and `before` and `fitted` on the same examples if they are given.
+
+    `fitted` is the initial network with its output layer fitted (see `fitted_initial`): the difference
+    between `before` and `fitted` is what bias and temperature give, the rest is what the prompts give.
+    """
+    started = time.perf_counter()
+    old = None if before is None else evaluate(before, dataset, metric=metric, samples=samples, progress=progress)
+    new = evaluate(after, dataset, metric=metric, samples=samples, progress=progress)
+    middle = None if fitted is None else evaluate(fitted, dataset, metric=metric, samples=samples, progress=progress)
+    test, rows = compare(old, new)
+    against = None if middle is None else paired(middle.scores, new.scores)
+    return Evaluated(
+        split=split,
+        members=len(members_of(after)),
+        before=None if old is None else old.to_record(),
+        after=new.to_record(),
+        fixed=0 if test is None else test.better,
+        broken=0 if test is None else test.worse,
+        p_value=None if test is None else test.p_value,
+        difference=None if test is None else (test.difference.mean, test.difference.low, test.difference.high),
+        examples=rows,
+        fitted=None if middle is None else middle.to_record(),
+        fitted_p_value=None if against is None else against.p_value,
+        usage={} if meter is None else {k: float(v) for k, v in meter.snapshot().to_dict().items()},
+        seconds=time.perf_counter() - started,
+    )
+
+
+@checked
+def fitted_initial(
+    initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options
+) -> Sequential | None:
+    """The initial network with its output layer fitted on the dev set, or None where nothing is fitted."""
+    if dev is None or options.inference.output_layer == "fixed" or not isinstance(initial.layers[-1], ChoiceLayer):
+        return None
+    return validate(initial, dev, metric, calibrator(options.inference)).network

@@ -1,38 +1,239 @@
 """The events of a run: one typed record per line of `events.jsonl`, which is the truth about the run.
 
-Everything else (panels, reports, listings) is rebuilt from these records; see `dln.train.event_log`.
+Everything else (panels, reports, listings) is rebuilt from these records; see `dln.train.run`.
+
+The parts that a run's events are made of: examples, particles, candidates, results.
+
+From a step's `Info` to its event.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field
+import numpy as np
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from dln.train.records import (
-    ComparedRecord,
-    EstimateRecord,
-    ExampleRecord,
-    HiddenRecord,
-    LayerRecord,
-    MemberRecord,
-    Record,
-    ResultRecord,
-    ScoringModesRecord,
-)
+from dln.infer import vi
+from dln.infer.mstep import LayerInfo
+from dln.infer.objective import Stopped
+from dln.infer.scoring_modes import ScoringModes
+from dln.nn import ChoiceLayer
 
 __all__ = [
     "AnyEvent",
     "Backtracked",
+    "CandidateRecord",
+    "ComparedRecord",
+    "EstimateRecord",
     "Evaluated",
     "Event",
+    "ExampleRecord",
     "Finished",
+    "HiddenRecord",
     "Interrupted",
+    "LayerRecord",
+    "MemberRecord",
+    "Record",
+    "ResultRecord",
     "Resumed",
+    "ScoringModesRecord",
     "Started",
     "StepDone",
+    "StoppedRecord",
     "Validated",
+    "scoring_modes_record",
+    "step_event",
 ]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown fields are an error. NaN and infinities are written as null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="null")
+
+
+class EstimateRecord(Record):
+    """What a run was expected to use at most.
+
+    Attributes:
+        calls: requests to models.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens drawn.
+        usd: US dollars; null where a price is not known.
+        seconds: time; null where nobody could say.
+        tokens_by: how tokens were counted.
+    """
+
+    calls: float
+    prompt_tokens: float
+    completion_tokens: float
+    usd: float | None = None
+    seconds: float | None = None
+    tokens_by: str = ""
+
+
+class ExampleRecord(Record):
+    """One example of a batch: input, wanted output, prediction, and whether that was right."""
+
+    x: str
+    y: str
+    prediction: str
+    correct: bool
+
+
+class HiddenRecord(Record):
+    """The particles of one example at one hidden level (h_1 is level 1).
+
+    Attributes:
+        level: 1 … L-1.
+        example: position in the batch.
+        forward: ĥ, the text of the forward pass.
+        texts: h^k.
+        token_ids: the ids each was drawn as, null where the engine has none.
+        sources: which proposal each comes from.
+        alpha: log p(h^k | ĥ below, π), under the run's scoring convention, null where unusable.
+        beta: log p(h* above | h^k, π above), likewise.
+        weights: q^k; they sum to one.
+        ess: effective sample size, equal texts counted as one.
+    """
+
+    level: int
+    example: int
+    forward: str
+    texts: list[str]
+    token_ids: list[list[int] | None]
+    sources: list[str]
+    alpha: list[float | None]
+    beta: list[float | None]
+    weights: list[float | None]
+    ess: float
+
+
+class StoppedRecord(Record):
+    """A candidate left the race after `round` (1 is the first), with this mean over `examples` examples."""
+
+    round: int
+    examples: int
+    score: float | None
+
+
+class CandidateRecord(Record):
+    """One candidate prompt of an M-step (prompts as in network files).
+
+    Attributes:
+        prompt: instruction and demonstrations.
+        source: which proposal it comes from.
+        detail: of that proposal.
+        objective: mean over the examples that counted, null where it was not scored on all of them.
+        penalty: what was taken off.
+        score: objective − penalty.
+        bias: fitted with it, of an output layer over labels.
+        temperature: likewise.
+        stopped: where it left the race, null if it stayed or there was none.
+    """
+
+    prompt: dict[str, Any]
+    source: str
+    detail: str = ""
+    objective: float | None
+    penalty: float
+    score: float | None
+    bias: list[float] | None = None
+    temperature: float | None = None
+    stopped: StoppedRecord | None = None
+
+
+class LayerRecord(Record):
+    """One M-step: candidate 0 is the incumbent; `winner` is the position of the chosen one.
+
+    Attributes:
+        layer: 0-based position.
+        examples: how many examples the scores are a mean of.
+        dropped: screened-out proposals by reason.
+        share: pairs that were scored, as a part of all pairs of all candidates; below 1 after a race.
+    """
+
+    layer: int
+    candidates: list[CandidateRecord]
+    winner: int
+    examples: int
+    dropped: dict[str, int]
+    share: float = 1.0
+
+
+class MemberRecord(Record):
+    """One of the networks that answer together.
+
+    Attributes:
+        weight: q(π), its part of the answer; all of them sum to one.
+        step: the step its parameters are from.
+        score: their validation score, null where it is not known.
+        parameters: its prompts, and the output layer's bias and temperature (`Sequential.state_dict`).
+    """
+
+    weight: float
+    step: int
+    score: float | None
+    parameters: dict[str, Any]
+
+
+class ScoringModesRecord(Record):
+    """The scoring modes of a step.
+
+    Attributes:
+        weights: how hidden texts were weighed, null without hidden layers.
+        hidden: how prompts of hidden layers were judged, likewise.
+        output: how prompts of the output layer were judged.
+        lost: what weaker scoring modes cost, in sentences.
+    """
+
+    weights: str | None
+    hidden: str | None
+    output: str
+    lost: list[str] = Field(default_factory=list)
+
+
+class ResultRecord(Record):
+    """An evaluation in numbers.
+
+    Attributes:
+        n: examples.
+        accuracy: mean metric.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        balanced_accuracy: mean of the per-class accuracies, null for free text.
+        log_likelihood: mean log p(y|x) of the network, in nats, null for free text.
+        label_mass: mean mass on all labels before normalising, null for free text.
+        per_class: per label, {"n", "correct", "predicted"}.
+        confusion: confusion[target][prediction] counts; predictions that are no label under "".
+        unscored: examples without a usable score; they count as wrong.
+    """
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float | None = None
+    log_likelihood: float | None = None
+    label_mass: float | None = None
+    per_class: dict[str, dict[str, int]] = Field(default_factory=dict)
+    confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
+    unscored: int = 0
+
+
+class ComparedRecord(Record):
+    """One example under both networks; `before` is null where only one was evaluated."""
+
+    x: str
+    y: str
+    before: str | None
+    after: str
+    before_correct: bool | None
+    after_correct: bool
+    hidden: list[str] = Field(default_factory=list)
+    probability: float | None = None
 
 
 class Event(Record):
@@ -217,3 +418,86 @@ AnyEvent = Annotated[
     Started | StepDone | Validated | Backtracked | Interrupted | Resumed | Finished | Evaluated,
     Field(discriminator="kind"),
 ]
+
+
+def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDone:
+    """The record of the step that led to `state`."""
+    return StepDone(
+        step=state.step,
+        elbo=_number(info.elbo),
+        accuracy=info.accuracy,
+        excluded=info.excluded,
+        examples=[
+            ExampleRecord(x=x, y=y, prediction=p, correct=c)
+            for x, y, p, c in zip(info.trace.x, targets, info.trace.predictions, info.correct, strict=True)
+        ],
+        hidden=_hidden(info),
+        layers=[_layer(layer) for layer in info.layers],
+        parameters=state.network.state_dict(),
+        scoring_modes=scoring_modes_record(info.scoring_modes),
+    )
+
+
+def scoring_modes_record(modes: ScoringModes) -> ScoringModesRecord:
+    """The scoring modes, for events and run.yaml."""
+    return ScoringModesRecord(weights=modes.weights, hidden=modes.hidden, output=modes.output, lost=list(modes.lost))
+
+
+def _hidden(info: vi.Info) -> list[HiddenRecord]:
+    return [
+        HiddenRecord(
+            level=number,
+            example=i,
+            forward=info.trace.hidden[number - 1][i].text,
+            texts=[completion.text for completion in level.proposals[i]],
+            token_ids=[None if c.token_ids is None else list(c.token_ids) for c in level.proposals[i]],
+            sources=list(level.sources[i]),
+            alpha=[_number(a) for a in level.alpha[i]],
+            beta=[_number(b) for b in level.beta[i]],
+            weights=[_number(w) for w in level.weights[i]],
+            ess=info.posterior.levels[number][i].ess,
+        )
+        for number, level in enumerate(info.posterior.hidden, 1)
+        for i in range(len(info.trace))
+    ]
+
+
+def _layer(info: LayerInfo) -> LayerRecord:
+    return LayerRecord(
+        layer=info.position,
+        candidates=[
+            CandidateRecord(
+                prompt=proposal.prompt.to_json(),
+                source=proposal.source,
+                detail=proposal.detail,
+                objective=_number(objective),
+                penalty=float(penalty),
+                score=_number(score),
+                bias=layer.bias.tolist() if isinstance(layer, ChoiceLayer) else None,
+                temperature=layer.temperature if isinstance(layer, ChoiceLayer) else None,
+                stopped=None if stopped is None else _stopped(stopped),
+            )
+            for proposal, layer, objective, penalty, score, stopped in zip(
+                info.proposals,
+                info.layers,
+                info.objective,
+                info.penalties,
+                info.scores,
+                info.stopped or (None,) * len(info.proposals),
+                strict=True,
+            )
+        ],
+        winner=info.winner,
+        examples=int(info.used.sum()),
+        dropped=info.dropped,
+        share=info.share,
+    )
+
+
+def _stopped(stopped: Stopped) -> StoppedRecord:
+    return StoppedRecord(round=stopped.round, examples=stopped.examples, score=_number(stopped.score))
+
+
+def _number(value: float) -> float | None:
+    """None for what is not a finite number, so that it is never read as one."""
+    return float(value) if np.isfinite(value) else None

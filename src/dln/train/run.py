@@ -8,6 +8,15 @@
 
 Nothing here is a pickle, and no file is ever half-replaced: a kill at any moment leaves a run that can
 be resumed and repeats at most the step in hand.
+
+Reading and writing `events.jsonl`: append-only, one record a line, a torn last line tolerated.
+
+A run that was resumed repeats the steps after its checkpoint: `current` leaves out what a `Resumed`
+record made void.
+
+What a run is made of: options, layout, data, model and versions, for run.yaml.
+
+What must agree before training begins: the data with the network, and a resumed run with its beginning.
 """
 
 from __future__ import annotations
@@ -16,22 +25,131 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self, TypeVar, cast
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from dln.arguments import checked
+from dln.data import Dataset, NamedMetric
 from dln.errors import CorruptDataError, InputError
-from dln.nn import AnyNetwork, save_network
-from dln.train.event_log import of_kind, read_events, to_line
-from dln.train.events import Event, StepDone
+from dln.nn import AnyNetwork, Sequential, save_network
+from dln.nn.saving import network_to_json
+from dln.train.events import AnyEvent, Backtracked, Evaluated, Event, Finished, Resumed, StepDone, Validated
+from dln.train.options import Options
 
-__all__ = ["Run"]
+__all__ = [
+    "Run",
+    "check_data",
+    "check_unchanged",
+    "current",
+    "of_kind",
+    "parse_line",
+    "provenance",
+    "read_events",
+    "to_line",
+]
+
+EventT = TypeVar("EventT", bound=Event)
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(AnyEvent)
+
+
+def parse_line(line: str, where: str) -> Event:
+    """One record.
+
+    Raises:
+        CorruptDataError: it is not one of the known events.
+    """
+    try:
+        return _ADAPTER.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CorruptDataError(
+            "this line is not an event of a run",
+            where=where,
+            got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            fix="restore the file, or start a new run",
+        ) from error
+
+
+def read_events(path: str | Path) -> list[Event]:
+    """All records of a file; a torn last line (the process was killed while writing) is left out.
+
+    Raises:
+        InputError: the file is not there.
+        CorruptDataError: a complete line is not an event.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise InputError("this run has no events", where=source, got=error.strerror) from error
+    lines = text.split("\n")
+    # what follows the last newline was not written to its end
+    return [parse_line(line, f"{source}:{i}") for i, line in enumerate(lines[:-1], 1) if line.strip()]
+
+
+def current(events: Sequence[Event]) -> list[Event]:
+    """The events that still hold: those after a checkpoint that a resumed run went back to are void."""
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, Resumed):
+            kept = [e for e in kept if not (isinstance(e, StepDone | Validated | Backtracked) and e.step > event.step)]
+            kept = [e for e in kept if not isinstance(e, Finished | Evaluated)]
+        kept.append(event)
+    return kept
+
+
+def of_kind(events: Iterable[Event], kind: type[EventT]) -> list[EventT]:
+    """Those events that are of one kind, in order."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def to_line(event: Event) -> str:
+    """One line of JSON, newline included; equal events give equal lines."""
+    return json.dumps(json.loads(event.model_dump_json()), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def provenance(
+    network: Sequential,
+    train: Dataset,
+    dev: Dataset | None,
+    options: Options,
+    metric: NamedMetric,
+    task: str,
+    config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The content of run.yaml; a resumed run must have the same options, data, network and models."""
+    content = "".join(d.content_hash() for d in (train, dev) if d is not None)
+    return {
+        "schema": 1,
+        "task": task or train.name,
+        "config": dict(config or {}),
+        "metric": metric.name,
+        "options": options.model_dump(mode="json"),
+        "network": network_to_json(network),
+        "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
+        "data_hash": hashlib.sha256(content.encode()).hexdigest(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("dln", "numpy", "scipy", "torch", "transformers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
 
 SCHEMA = 1
 
@@ -202,3 +320,49 @@ def _replace(path: Path, text: str) -> None:
 
 def _damaged(path: Path, got: str) -> CorruptDataError:
     return CorruptDataError("this file of the run is damaged", where=path, got=got, fix="start a new run")
+
+
+def check_data(network: Sequential, train: Dataset, dev: Dataset | None) -> None:
+    """Refuse data that is empty, or whose targets the network does not know.
+
+    Raises:
+        InputError: naming the part of the data.
+    """
+    for name, dataset in (("train", train), ("dev", dev)):
+        if dataset is None:
+            continue
+        if not len(dataset):
+            raise InputError(
+                "there are no examples",
+                where=name,
+                got="an empty dataset",
+                expected="one example or more",
+                fix='dln.Dataset.from_pairs([("an input", "its target"), …])',
+            )
+        unknown = sorted(set(dataset.targets) - set(network.labels or dataset.targets))
+        if unknown:
+            raise InputError(
+                "the data has targets that the network does not know",
+                where=name,
+                got=unknown[:10],
+                expected=list(network.labels or ()),
+                fix="name the labels the same, or map them: dataset.with_labels({…})",
+            )
+
+
+def check_unchanged(run: Run, meta: Mapping[str, Any]) -> None:
+    """A resumed run must compute with what it began with.
+
+    Raises:
+        InputError: naming what has changed.
+    """
+    before = run.meta
+    for name in ("options", "data_hash", "network", "models"):
+        if before.get(name) != meta[name]:
+            raise InputError(
+                f"the run cannot be resumed: its {name.replace('_', ' ')} has changed",
+                where=run.path,
+                got=meta[name] if name in {"data_hash", "models"} else "another value than in run.yaml",
+                expected=before.get(name) if name in {"data_hash", "models"} else None,
+                fix="restore what it was, or start a new run",
+            )

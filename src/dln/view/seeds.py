@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from dln.errors import InputError
-from dln.train.event_log import read_events
-from dln.train.run import read_meta
-from dln.train.statistics import Interval, over_runs
+from dln.train.evaluate import Interval, over_runs
+from dln.train.run import read_events, read_meta
 from dln.view.summary import RunSummary, summarize
 
 __all__ = ["OneRun", "Together", "read_together"]

@@ -1,19 +1,286 @@
-"""A run in one line: what `dln runs` lists, and what a report opens with."""
+"""A run in one line: what `dln runs` lists, and what a report opens with.
+
+What a run used: calls, tokens, seconds and money, by step and altogether, beside what was expected.
+
+Final results in tables: classes, confusions, and the examples that training fixed or broke.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from dln.errors import InputError
-from dln.train.event_log import current, of_kind
-from dln.train.events import Evaluated, Event, Finished, Interrupted, Resumed, Started, StepDone, Validated
-from dln.train.records import ScoringModesRecord
-from dln.view.cost import cost
-from dln.view.numbers import finite
+from dln.train.events import (
+    ComparedRecord,
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    ResultRecord,
+    Resumed,
+    ScoringModesRecord,
+    Started,
+    StepDone,
+    Validated,
+)
+from dln.train.run import current, of_kind
+from dln.view.format import Limits, finite
 
-__all__ = ["Measured", "RunSummary", "State", "holding", "layers_of", "main_evaluation", "started_of", "summarize"]
+__all__ = [
+    "COLUMNS",
+    "Cell",
+    "ClassRow",
+    "Confusion",
+    "Cost",
+    "CostRow",
+    "Examples",
+    "Measured",
+    "Recall",
+    "RunSummary",
+    "State",
+    "class_rows",
+    "confusion",
+    "cost",
+    "example_tables",
+    "holding",
+    "layers_of",
+    "main_evaluation",
+    "started_of",
+    "summarize",
+    "wilson",
+]
+
+COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds", "usd")
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """What a step or an evaluation used.
+
+    Attributes:
+        name: which one.
+        step: updates done by then, None for what comes after training.
+        used: one number per entry of `COLUMNS`, None where it is not known.
+        wall: wall-clock seconds; None where nobody wrote them down (0 in the event).
+        excluded: examples without a usable score, None where none are counted.
+    """
+
+    name: str
+    step: int | None
+    used: tuple[float | None, ...]
+    wall: float | None
+    excluded: int | None
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens read and drawn."""
+        return _sum(self.used[1:3])
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """All rows, the run altogether, and what was expected of it.
+
+    Attributes:
+        rows: by step and evaluation.
+        total: all together.
+        expected: what the run was expected to use at most, None where nobody estimated it.
+        tokens_by: how the tokens of the estimate were counted.
+    """
+
+    rows: tuple[CostRow, ...]
+    total: CostRow
+    expected: CostRow | None = None
+    tokens_by: str = ""
+
+
+def cost(events: Sequence[Event]) -> Cost:
+    """Differences of neighbouring counts: an event's own part; a step and its validation are one row.
+
+    Where a count falls, a new counter began (a later evaluation): what it says is that event's part.
+    """
+    rows: list[CostRow] = []
+    before: dict[str, float] = dict.fromkeys(COLUMNS, 0.0)
+    for event in events:
+        if not isinstance(event, StepDone | Validated | Evaluated):
+            continue
+        used = tuple(_part(event.usage, before, name) for name in COLUMNS)
+        before |= {name: value for name in COLUMNS if (value := finite(event.usage.get(name))) is not None}
+        row = CostRow(_name(event), _step(event), used, finite(event.seconds) or None, _excluded(event))
+        if rows and row.step is not None and row.step == rows[-1].step:
+            rows[-1] = _together(rows[-1], row)
+        else:
+            rows.append(row)
+    estimate = next((event.estimate for event in of_kind(events, Started) if event.estimate is not None), None)
+    if estimate is None:
+        return Cost(tuple(rows), _total(events, rows))
+    used = (estimate.calls, estimate.prompt_tokens, estimate.completion_tokens, None, estimate.usd)
+    expected = CostRow("estimated, at most", None, used, estimate.seconds, None)
+    return Cost(tuple(rows), _total(events, rows), expected, estimate.tokens_by)
+
+
+def _together(step: CostRow, validation: CostRow) -> CostRow:
+    """The time of a step includes its validation's."""
+    used = tuple(_sum(pair) for pair in zip(step.used, validation.used, strict=True))
+    return replace(step, name=f"{step.name} and its validation", used=used)
+
+
+def _total(events: Sequence[Event], rows: Sequence[CostRow]) -> CostRow:
+    return CostRow(
+        name="altogether",
+        step=None,
+        used=tuple(_sum(row.used[i] for row in rows) for i in range(len(COLUMNS))),
+        wall=_sum(row.wall for row in rows),
+        excluded=sum(event.excluded for event in of_kind(events, StepDone)),
+    )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _part(usage: dict[str, float], before: dict[str, float], name: str) -> float | None:
+    now = finite(usage.get(name))
+    if now is None:
+        return None
+    return now if now < before[name] else now - before[name]
+
+
+def _name(event: StepDone | Validated | Evaluated) -> str:
+    if isinstance(event, StepDone):
+        return f"step {event.step}"
+    return f"validation after step {event.step}" if isinstance(event, Validated) else f"evaluation: {event.split}"
+
+
+def _step(event: StepDone | Validated | Evaluated) -> int | None:
+    return None if isinstance(event, Evaluated) else event.step
+
+
+def _excluded(event: StepDone | Validated | Evaluated) -> int:
+    if isinstance(event, StepDone):
+        return event.excluded
+    return event.result.unscored if isinstance(event, Validated) else event.after.unscored
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Counts of one class, and its recall with Wilson's 95 % interval (None where the class has no example)."""
+
+    n: int
+    correct: int
+    predicted: int
+    recall: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One class before and after training."""
+
+    label: str
+    before: Recall | None
+    after: Recall | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A count, and its part of the row."""
+
+    count: int
+    share: float
+    diagonal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Rows are what was wanted, columns what was predicted; an empty column name is "no label"."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A table of examples: the first of them, and how many there are."""
+
+    name: str
+    title: str
+    about: str
+    rows: tuple[ComparedRecord, ...]
+    total: int
+
+
+def class_rows(event: Evaluated, labels: Sequence[str] | None) -> tuple[ClassRow, ...]:
+    """One row per class, in the order of the labels; none for free text."""
+    before = event.before.per_class if event.before else {}
+    after = event.after.per_class
+    names = dict.fromkeys([*(labels or ()), *after, *before])
+    return tuple(
+        ClassRow(label, _recall(before.get(label)), _recall(after.get(label)))
+        for label in names
+        if label in before or label in after
+    )
+
+
+def confusion(result: ResultRecord | None, labels: Sequence[str] | None) -> Confusion | None:
+    """The confusion matrix, or None where there are no classes."""
+    if result is None or not result.confusion:
+        return None
+    table = result.confusion
+    targets = [label for label in dict.fromkeys([*(labels or ()), *table]) if label in table]
+    said = dict.fromkeys(label for row in table.values() for label in row if label)
+    columns = list(dict.fromkeys([*(labels or targets), *said]))
+    if any(row.get("") for row in table.values()):
+        columns.append("")
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    for target in targets:
+        total = sum(table[target].values())
+        counts = [table[target].get(column, 0) for column in columns]
+        cells = [Cell(n, n / total if total else 0.0, c == target) for n, c in zip(counts, columns, strict=True)]
+        rows.append((target, tuple(cells)))
+    return Confusion(tuple(columns), tuple(rows))
+
+
+def example_tables(event: Evaluated, limits: Limits) -> tuple[Examples, ...]:
+    """Fixed, broken, and those that are wrong as before."""
+    fixed = [e for e in event.examples if e.before_correct is False and e.after_correct]
+    broken = [e for e in event.examples if e.before_correct is True and not e.after_correct]
+    wrong = [e for e in event.examples if not e.before_correct and not e.after_correct]
+    still = "Wrong before and after" if event.before else "Wrong"
+    tables = (
+        _examples("fixed", "Fixed", "Wrong before training, right now.", fixed, limits),
+        _examples("broken", "Broken", "Right before training, wrong now.", broken, limits),
+        _examples("wrong", still, "What is left to learn, or mislabelled.", wrong, limits),
+    )
+    return tables if event.before else tables[2:]
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a part: (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = Φ⁻¹(0.975)."""
+    z, p = 1.959963984540054, correct / n
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _examples(name: str, title: str, about: str, rows: Sequence[ComparedRecord], limits: Limits) -> Examples:
+    return Examples(name, title, about, tuple(rows[: limits.changed]), len(rows))
+
+
+def _recall(counts: dict[str, int] | None) -> Recall | None:
+    if counts is None:
+        return None
+    n, correct, predicted = counts.get("n", 0), counts.get("correct", 0), counts.get("predicted", 0)
+    if not 0 <= correct <= n or n == 0:
+        return Recall(n, correct, predicted, None, None, None)
+    return Recall(n, correct, predicted, correct / n, *wilson(correct, n))
+
 
 State = Literal["running?", "finished", "interrupted"]
 

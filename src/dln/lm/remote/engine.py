@@ -21,9 +21,8 @@ from pydantic import SecretStr
 
 from dln.arguments import Count, Positive, Size, check_options, checked
 from dln.errors import InputError, ProviderError
-from dln.lm.base import Capabilities, Completion, Sampling, ScoringMode, Target, TokenLogProbs
-from dln.lm.budget import Usage
-from dln.lm.checks import check_counts, check_fits
+from dln.lm.base import Capabilities, Completion, Sampling, ScoringMode, Target, TokenLogProbs, check_counts, check_fits
+from dln.lm.meter import Usage
 from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import DIALECTS

@@ -25,13 +25,13 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dln.errors import InputError
-from dln.keys import Key
 from dln.lm.base import Sampling, ScoringMode
 from dln.lm.labels import LabelTrie
 from dln.lm.remote.dialect import Forcing, Prompt
 from dln.lm.remote.read import Ids, Token, malformed
 from dln.lm.remote.session import Session
 from dln.numerics import Floats
+from dln.random import Key
 
 __all__ = [
     "AnsweredLabels",

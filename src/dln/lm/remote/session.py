@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from dln.errors import DlnError, ProviderError
-from dln.lm.budget import Usage
-from dln.lm.partial_results import keeper_of
+from dln.lm.cache import keeper_of
+from dln.lm.meter import Usage
 from dln.lm.remote.call import Call, Sender
 from dln.lm.remote.dialect import Dialect, Prompt
 from dln.lm.remote.read import Ids, malformed, model_of

@@ -1,1 +1,0 @@
-"""Search over training options on the dev set, with Optuna."""

@@ -1,0 +1,317 @@
+"""What a run is expected to use: calls, tokens, money and time, from the data and without a call to a server.
+
+What a budget means for a run, before it begins: smaller steps where they would not fit, and what is said of that.
+
+`dln train --dry-run`: calls, tokens, money and time, before anything is spent but a second of measuring.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from shlex import quote
+from typing import Any, NoReturn
+
+from rich.table import Table
+
+from dln.cli.build import build_models, build_network, build_task
+from dln.cli.config import RunConfig, training_options
+from dln.cli.output import duration, note, out, print_record
+from dln.cli.sources import price_table, remote, wanted_models
+from dln.data import Task
+from dln.errors import InputError
+from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.prices import Quote
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.numerics import Floats
+from dln.random import Key
+from dln.train.estimate import Cost, Estimate, LayerSize, Speed, affordable, beginning, estimate, layer_sizes, reduced
+from dln.train.options import Options, dotted_names, merge_options, nested
+
+__all__ = [
+    "CHARACTERS",
+    "LengthOnly",
+    "assumed_seconds",
+    "counted_by",
+    "dollars",
+    "dry_run",
+    "estimate_record",
+    "expected",
+    "within_budget",
+]
+
+CHARACTERS = 4
+"""Of a token, where nobody can be asked."""
+
+CALL_SECONDS, TOKEN_SECONDS, AT_ONCE = 0.5, 0.02, 16
+"""Assumed of a server that is not asked: a call's latency, the time of a drawn token, calls in flight."""
+
+
+class LengthOnly:
+    """Stands for a model on a server where only lengths matter: asks nothing, four characters are a token."""
+
+    def __init__(self, spec: str) -> None:
+        self._spec = spec
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._spec
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As of a server that can do everything."""
+        return Capabilities(True, True, False, self._spec.endswith(":chat"), None)
+
+    def fingerprint(self) -> str:
+        """Nobody was asked which model it is."""
+        return f"length-only:{self._spec}"
+
+    def count_tokens(self, text: str) -> int:
+        """Characters / 4, rounded up."""
+        return math.ceil(len(text) / CHARACTERS)
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Nothing is asked before a run."""
+        self._refuse()
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """Nothing is asked before a run."""
+        self._refuse()
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """Nothing is asked before a run."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InputError("a model on a server is not asked before the run", where=self._spec)
+
+
+def counted_by(spec: str) -> str:
+    """How tokens are counted, in words."""
+    return f"{CHARACTERS} characters a token" if remote(spec) else "the model's tokenizer"
+
+
+def assumed_seconds(cost: Cost, config: RunConfig) -> float:
+    """Time on a server that is not asked: half a second a call, 50 tokens a second, 16 calls at once at most."""
+    at_once = min(AT_ONCE, int(config.lm.options.get("max_concurrency", AT_ONCE)))
+    return (cost.calls * CALL_SECONDS + cost.completion_tokens * TOKEN_SECONDS) / max(1, at_once)
+
+
+def dollars(result: Estimate, config: RunConfig) -> dict[str, float | None]:
+    """US dollars by phase; the proposals are those of the proposing model. None where a price is not known."""
+    table = price_table(config.lm)
+    quotes: Mapping[str, Quote | None] = {w.purpose: table.find(w.spec) for w in wanted_models(config.lm)}
+    found: dict[str, float | None] = {}
+    for name, cost in result.phases.items():
+        purpose = "prompts" if name == "proposals" and "prompts" in quotes else "layers"
+        quote = quotes[purpose]
+        found[name] = None if quote is None else quote.price.usd(cost.prompt_tokens, cost.completion_tokens)
+    return found
+
+
+def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = None) -> dict[str, Any]:
+    """The estimate of a whole run as plain data, as run.yaml and the first event keep it."""
+    money, total = dollars(result, config), result.total
+    known = [value for value in money.values() if value is not None]
+    seconds = assumed_seconds(total, config) if remote(config.lm.spec) else total.seconds(speed) if speed else None
+    return {
+        "calls": round(total.calls),
+        "prompt_tokens": round(total.prompt_tokens),
+        "completion_tokens": round(total.completion_tokens),
+        "usd": sum(known) if len(known) == len(money) else None,
+        "seconds": seconds,
+        "tokens_by": counted_by(config.lm.spec),
+    }
+
+
+def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options: Options | None = None) -> Estimate:
+    """The estimate for a network whose requests have these sizes; nothing is asked.
+
+    Args:
+        config: of the run.
+        task: with its data.
+        sizes: of the requests, first layer to last (`layer_sizes`).
+        options: of training; default those of `config`.
+    """
+    return estimate(
+        sizes,
+        options or training_options(config),
+        train_size=len(task.train),
+        dev_size=len(task.dev),
+        test_size=len(task.test) if config.test else 0,
+    )
+
+
+MARGIN = 1.5
+"""An estimate from mean lengths is seldom further off than this."""
+
+
+def within_budget(config: RunConfig, task: Task, sizes: Sequence[LayerSize]) -> tuple[RunConfig, tuple[str, ...]]:
+    """The configuration that the budget suffices for, and what to say about it.
+
+    Options that the user has named stay as they are.
+
+    Args:
+        config: of the run.
+        task: with its data.
+        sizes: of the requests of the network that training begins with.
+    """
+    limits, wanted = config.budget, training_options(config)
+    if (limits.max_tokens, limits.max_calls, limits.max_usd) == (None, None, None) or wanted.steps == 0:
+        return config, ()
+
+    def needed(options: Options) -> list[tuple[str, float, float, int]]:
+        return _needed(config.model_copy(update={"test": False}), options, task, sizes)
+
+    def fits(options: Options) -> bool:
+        return all(cost <= limit for _, cost, limit, _ in needed(options))
+
+    chosen = affordable(wanted, fits, keep=dotted_names(config.options))
+    notes: list[str] = []
+    if changes := reduced(wanted, chosen):
+        told = ", ".join(
+            f"{name} {_said(after)} instead of {_said(before)}" for name, (before, after) in changes.items()
+        )
+        insist = " ".join(f"--set {quote(f'{name}={_said(before)}')}" for name, (before, _) in changes.items())
+        notes.append(f"so that the budget lasts to the first validation: {told}; to insist: {insist}")
+    for name, cost, limit, digits in needed(beginning(chosen)):
+        if MARGIN * cost > limit:
+            notes.append(
+                f"the budget of {limit:,} {name} may end before the first validation (about {cost:,.{digits}f}), and "
+                "training would then return the prompts it began with; a larger budget helps, or less work: "
+                "--set inference.num_prompts=… --set batch_size=… --dev-size …"
+            )
+            break
+    smaller = nested({name: after for name, (_, after) in changes.items()})
+    return config.model_copy(update={"options": merge_options(config.options, smaller)}), tuple(notes)
+
+
+def _needed(
+    config: RunConfig, options: Options, task: Task, sizes: Sequence[LayerSize]
+) -> list[tuple[str, float, float, int]]:
+    """(Unit, what the run is expected to take, limit, digits to show) of every limit that can be foreseen."""
+    cost, limits = expected(config, task, sizes, options), config.budget
+    usd = estimate_record(cost, config)["usd"]
+    rows = (
+        ("tokens", cost.total.tokens, limits.max_tokens, 0),
+        ("calls", cost.total.calls, limits.max_calls, 0),
+        ("US dollars", usd, limits.max_usd, 2),
+    )
+    return [(name, cost, limit, digits) for name, cost, limit, digits in rows if limit is not None and cost is not None]
+
+
+def _said(value: object) -> str:
+    return str(value).replace(" ", "")
+
+
+ASSUMED = "time assumes half a second a call, 50 tokens drawn a second, 16 calls at once"
+
+
+def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
+    """Print what a run would cost. A model on a server is not asked; with `as_json` no speed is measured either.
+
+    Raises:
+        DlnError: the task, a model or the options cannot be used.
+    """
+    task = build_task(config)
+    with ExitStack() as stack:
+        lm, speed, written = _lm(config, stack), None, None
+        network = build_network(config, task, lm)
+        if not as_json and not remote(config.lm.spec):
+            speed, written = _probe(network, task)
+        # a run is made smaller before its speed is known, from assumed lengths: the same must be said here
+        config, notes = within_budget(config, task, layer_sizes(network, task.train))
+        result = expected(config, task, layer_sizes(network, task.train, written))
+    record, money = estimate_record(result, config, speed), dollars(result, config)
+    if as_json:
+        rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}
+        rows["total"] = {**_record(result.total), "usd": record["usd"]}
+        print_record({"kind": "estimate", "phases": rows, **{n: record[n] for n in ("usd", "seconds", "tokens_by")}})
+        return
+    out().print(_table(result, config, speed, money, record))
+    note("at most: what the cache knows already is free, and equal requests are asked once")
+    for text in notes:
+        note(f"note: {text}")
+    if remote(config.lm.spec):
+        note(f"nothing was asked: tokens are counted as {record['tokens_by']}; {ASSUMED}")
+    if record["usd"] is None:
+        note(f"the price of {config.lm.spec} or a model beside it is not known: --price MODEL=IN/OUT")
+
+
+def _lm(config: RunConfig, stack: ExitStack) -> LanguageModel:
+    """The model without cache and meter; of one on a server only the lengths of texts."""
+    if remote(config.lm.spec):
+        wanted_models(config.lm)  # a missing variable or model is an error here too
+        if config.budget.max_usd is not None:
+            price_table(config.lm).needed(config.lm.spec)
+        return LengthOnly(config.lm.spec)
+    changes = {"cache": False, "prompt_lm": None, "hidden_lm": None}
+    models = build_models(config.model_copy(update={"lm": config.lm.model_copy(update=changes)}), stack)
+    return models.lm.unwrapped if isinstance(models.lm, Wrapper) else models.lm
+
+
+def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
+    """The model's speed at reading and drawing, and how long its texts are; about a second each."""
+    inputs = list(task.train.inputs[:16])
+    rows = [LayerInput(x, x) for x in inputs]
+    first, last = network.layers[0], network.layers[-1]
+    writer = first if isinstance(first, LanguageLayer) else LanguageLayer(first.lm, "think", first.prompt)
+    lm = network.layers[0].lm
+    writer.sample(Key(0), rows[:1], 0.7)  # the first call warms up
+    began = time.perf_counter()
+    drawn, count, turn = 0, 0, 0
+    while time.perf_counter() - began < 0.5 and turn < 8:
+        for draw in writer.sample(Key(0).child("probe", turn), rows, 0.7):
+            drawn += len(draw.token_ids or ()) or max(1, lm.count_tokens(draw.text))
+            count += 1
+        turn += 1
+    drawing = drawn / max(1e-9, time.perf_counter() - began)
+    contexts = last.contexts(rows)
+    began, read, turn = time.perf_counter(), 0, 0
+    while time.perf_counter() - began < 0.5 and turn < 1000:
+        scored = [f"{turn} {context}" for context in contexts]
+        if isinstance(last, ChoiceLayer):
+            last.label_log_masses(scored)
+        else:
+            last.log_prob_contexts(scored, [" yes"] * len(scored))
+        read += sum(map(lm.count_tokens, scored))
+        turn += 1
+    return Speed(read / max(1e-9, time.perf_counter() - began), drawing), drawn / max(1, count)
+
+
+def _record(cost: Cost) -> dict[str, int]:
+    return {
+        "calls": round(cost.calls),
+        "prompt_tokens": round(cost.prompt_tokens),
+        "completion_tokens": round(cost.completion_tokens),
+    }
+
+
+def _table(
+    result: Estimate,
+    config: RunConfig,
+    speed: Speed | None,
+    money: Mapping[str, float | None],
+    record: Mapping[str, Any],
+) -> Table:
+    table = Table(title="Estimate", title_justify="left")
+    for heading in ("", "calls", "tokens read", "tokens drawn", "US dollars", "time"):
+        table.add_column(heading, justify="right" if heading else "left")
+    shown: list[tuple[str, Cost, float | None]] = [
+        (name, cost, money[name]) for name, cost in result.phases.items() if cost.calls
+    ]
+    for name, cost, usd in (*shown, ("total", result.total, record["usd"])):
+        seconds = assumed_seconds(cost, config) if remote(config.lm.spec) else cost.seconds(speed) if speed else None
+        table.add_row(
+            name,
+            f"{cost.calls:,.0f}",
+            f"{cost.prompt_tokens:,.0f}",
+            f"{cost.completion_tokens:,.0f}",
+            "not known" if usd is None else f"{usd:,.4f}" if usd else "0",
+            "–" if seconds is None else duration(seconds),
+            style="bold" if name == "total" else None,
+        )
+    return table

@@ -1,0 +1,1 @@
+"""The in-process engine: model, request plan, scoring, decoding, key-value cache, tokenizer."""
