@@ -403,13 +403,25 @@ def _resolved(config: RunConfig, where: str) -> Options:
     try:
         return resolve_options(preset, changes)
     except InputError as error:
-        place = setting_name(["options", *str(error.where).split(".")], where)
-        if isinstance(error.__cause__, ValidationError):
-            first = error.__cause__.errors(include_url=False)[0]
-            raise InputError(
-                "this value is not possible", where=place, got=error.got, expected=expectation(first), fix=error.fix
-            ) from None
-        raise InputError(error.message, where=place, got=error.got, expected=error.expected, fix=error.fix) from error
+        place, problem = _first_problem(error)
+        at = setting_name(["options", *(place or str(error.where).split("."))], where)
+        if problem is None:
+            raise InputError(error.message, where=at, got=error.got, expected=error.expected, fix=error.fix) from error
+        got = repr(problem["input"])[:80]
+        raise InputError("invalid value", where=at, got=got, expected=expectation(problem)) from None
+
+
+def _first_problem(error: InputError) -> tuple[list[str], Mapping[str, Any] | None]:
+    """The address and pydantic's description of the first invalid option; a section reports its own errors."""
+    place: list[str] = []
+    problem: Mapping[str, Any] | None = None
+    cause = error.__cause__
+    while isinstance(cause, ValidationError):
+        problem = cause.errors(include_url=False)[0]
+        place += [str(part) for part in problem["loc"]]
+        inner = problem.get("ctx", {}).get("error")
+        cause = inner.__cause__ if isinstance(inner, InputError) else None
+    return place, problem
 
 
 def _setting_error(error: ValidationError, where: str) -> InputError:
@@ -428,7 +440,7 @@ def _setting_error(error: ValidationError, where: str) -> InputError:
     choices = re.findall(r"'(.*?)'", str(first.get("ctx", {}).get("expected", "")))
     near = closest(str(first["input"]), choices)
     fix = f"did you mean {near}?" if near else None
-    return InputError("this value is not possible", where=at, got=got, expected=expectation(first), fix=fix)
+    return InputError("invalid value", where=at, got=got, expected=expectation(first), fix=fix)
 
 
 def _may_be_secret(place: list[str]) -> bool:

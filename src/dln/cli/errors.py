@@ -128,7 +128,7 @@ def usage_error(error: Exception, words: Sequence[str] = ()) -> InputError:
     problem = cause.errors(include_url=False)[0] if hasattr(cause, "errors") else None
     variable = _variable(context, parameter)
     return InputError(
-        "this value is not possible",
+        "invalid value",
         where=f"{command}: {f'${variable}' if variable else name}",
         got=None if problem is None else repr(problem["input"])[:80],
         expected=_plain(str(found.message)) if problem is None else expectation(problem),

@@ -377,7 +377,7 @@ def moved(config: ModelConfig, base_url: Sequence[str] | None, api_key_env: str 
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise InputError("this value is not possible", where=flag, expected=expectation(first)) from None
+        raise InputError("invalid value", where=flag, expected=expectation(first)) from None
     if given.base_url:
         changes["base_url"] = given.base_url
     if given.api_key_env is not None:
