@@ -386,6 +386,7 @@ def ablation(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     prices: flags.Prices = None,
     price: flags.PriceOf = None,
     jobs: bench_flags.Jobs = None,
@@ -407,7 +408,7 @@ def ablation(
     limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
     given: dict[str, Any] = {
         "data": {"directory": data, "leaky": leaky},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False),
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False, threads=threads),
         "budget": budget_settings(budget, **limits),
     }
     chosen = load_config(given, config, setting or ())
@@ -480,6 +481,7 @@ def paper(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     prices: flags.Prices = None,
     price: flags.PriceOf = None,
     jobs: bench_flags.Jobs = None,
@@ -501,7 +503,7 @@ def paper(
     limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
     given: dict[str, Any] = {
         "data": {"directory": data, "leaky": leaky},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False),
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False, threads=threads),
         "budget": budget_settings(budget, **limits),
     }
     chosen = load_config(given, config, setting or ())

@@ -106,7 +106,7 @@ class ServerConfig(Section):
     @field_validator("options")
     @classmethod
     def _no_doubles(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in ("base_url", "api_key", "batch_tokens"):
+        for name in ("base_url", "api_key", "batch_tokens", "threads"):
             if name in options:
                 raise ValueError(f"{name} is a setting of its own, not one of the options")
         return options
@@ -151,6 +151,9 @@ class ModelConfig(ServerConfig):
         "default the layers' own",
     )
     batch_tokens: int | None = Field(None, ge=1, description="tokens per batch of the in-process engine")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a model in this process; default: measured at loading"
+    )
     cache: bool = Field(True, description="keep the model's answers in a file")
     cache_path: str | None = Field(None, description="that file; default lm-cache.sqlite in the user's cache")
     prices_file: str | None = Field(
@@ -218,6 +221,7 @@ FLAGS: dict[tuple[str, str], str] = {
     ("lm", "hidden_lm"): "--hidden-lm",
     ("lm", "prices_file"): "--prices",
     ("lm", "batch_tokens"): "--batch-tokens",
+    ("lm", "threads"): "--threads",
     ("network", "layers"): "--layers",
     ("network", "prompts"): "--prompt",
     ("network", "prompts_from"): "--prompts-from",

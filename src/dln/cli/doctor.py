@@ -31,6 +31,7 @@ from dln.errors import DlnError, ProviderError
 from dln.io import cache_directory
 from dln.lm.base import LanguageModel, Sampling, ScoringMode
 from dln.lm.load import ENGINES, load_lm
+from dln.lm.local.threads import chosen_threads
 from dln.lm.prices import PriceTable
 from dln.lm.remote.call import AuthenticationFailed, ModelNotFound, QuotaExhausted
 from dln.lm.remote.engine import RemoteLM
@@ -158,6 +159,9 @@ def _scoring_modes(report: ProbeReport) -> Iterator[Check]:
 def _in_process(lm: LanguageModel) -> Iterator[Check]:
     """Loading, a known text scored in two ways, and speed."""
     yield Check("model", "ok", lm.fingerprint())
+    threads = chosen_threads()
+    if threads is not None:
+        yield Check("threads", "ok", str(threads))
     length = lm.capabilities.context_length
     yield Check("context length", "ok", "no limit" if length is None else f"{length} tokens")
     began = time.perf_counter()
@@ -210,6 +214,7 @@ def doctor(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     prices: flags.Prices = None,
     price: flags.PriceOf = None,
     config: flags.Config = None,
@@ -220,7 +225,7 @@ def doctor(
     A model on a server is asked a few dozen small questions. The exit code is 3 if a check failed.
     """
     chosen = load_config(
-        {"lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, False)}, config
+        {"lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, False, threads)}, config
     ).lm
     found = [_show(check, as_json) for check in environment_checks()]
     table = price_table(chosen)

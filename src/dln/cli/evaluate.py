@@ -76,6 +76,7 @@ def evaluate(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     config: flags.Config = None,
@@ -92,7 +93,7 @@ def evaluate(
             "free_form": free_form,
         },
         "data": {"directory": data, "leaky": leaky, f"{split}_size": size},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache),
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads),
     }
     is_run = network.is_dir() and (network / "run.yaml").exists()
     chosen = load_config(given, config)
@@ -177,13 +178,16 @@ def predict(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     as_json: flags.Json = False,
 ) -> None:
     """Predict: the label with its probabilities, and the hidden texts."""
     inputs = _inputs(texts or [], file, column)
-    config = load_config({"lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache)})
+    config = load_config(
+        {"lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads)}
+    )
     if lm is None and (network / "run.yaml").exists() and read_meta(network).get("config"):
         config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
     with ExitStack() as stack:

@@ -43,6 +43,7 @@ __all__ = [
     "Prices",
     "RunDirectory",
     "Target",
+    "Threads",
     "examples",
     "hidden_starts",
     "key_variables",
@@ -269,6 +270,16 @@ ModelOption = Annotated[
 Prices = Annotated[
     str | None,
     typer.Option("--prices", envvar="DLN_PRICES", metavar="FILE", help="A YAML file of prices.", rich_help_panel=MODEL),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        envvar="DLN_THREADS",
+        help="CPU threads of a model in this process; default: measured at loading.",
+        rich_help_panel=MODEL,
+    ),
 ]
 PriceOf = Annotated[
     list[str] | None,

@@ -20,6 +20,7 @@ from dln.cli.sources import load_config
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
+from dln.lm.local.threads import use_threads
 from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.batching import Batcher
@@ -58,6 +59,7 @@ def serve(
         typer.Option(metavar="VARIABLE", help="Environment variable with the key that clients must present."),
     ] = KEY_VARIABLE,
     lm: flags.Model = None,
+    threads: flags.Threads = None,
     batch_window: Annotated[
         float, typer.Option(min=0, max=1000, help="Milliseconds to wait for requests to answer together.")
     ] = 5.0,
@@ -68,6 +70,8 @@ def serve(
     need_serve_extra()
     key = _key(api_key_env)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    if threads is not None:
+        use_threads(threads)
     with ExitStack() as stack:
         loaded, own_name = _load(model, lm, stack)
         worker = Batcher(window=batch_window / 1000, largest=batch_size)

@@ -142,6 +142,7 @@ def lm_settings(
     prices: Sequence[str] | None,
     cache: str | None,
     no_cache: bool,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """The section `lm` that the flags of a command give; None is not given.
 
@@ -163,6 +164,7 @@ def lm_settings(
         "prices": {name: asdict(price) for name, price in map(parse_price, prices or ())},
         "cache": False if no_cache else True if cache else None,
         "cache_path": cache,
+        "threads": threads,
     }
 
 
@@ -290,7 +292,7 @@ def wanted_models(config: ModelConfig) -> list[Wanted]:
     Raises:
         InputError: an address without a model, an address for a model in this process, or no such variable.
     """
-    found = [Wanted("layers", config.spec, _options(config, config.spec, config.batch_tokens, "lm"))]
+    found = [Wanted("layers", config.spec, _options(config, config.spec, config, "lm"))]
     for purpose, field, side in (
         ("prompts", "prompt_lm", config.prompt_lm),
         ("hidden", "hidden_lm", config.hidden_lm),
@@ -305,7 +307,7 @@ def wanted_models(config: ModelConfig) -> list[Wanted]:
                 expected=f"a model, as in {flag} vllm/NAME",
             )
         server = _server(config, side)
-        found.append(Wanted(purpose, side.spec, _options(server, side.spec, config.batch_tokens, f"lm.{field}")))
+        found.append(Wanted(purpose, side.spec, _options(server, side.spec, config, f"lm.{field}")))
     return found
 
 
@@ -400,7 +402,7 @@ def _server(layers: ModelConfig, side: SideModelConfig) -> ServerConfig:
     return side if own or engine_of(str(side.spec)) != engine_of(layers.spec) else layers
 
 
-def _options(server: ServerConfig, spec: str, batch_tokens: int | None, where: str) -> dict[str, Any]:
+def _options(server: ServerConfig, spec: str, shared: ModelConfig, where: str) -> dict[str, Any]:
     options = dict(server.options)
     engine = engine_of(spec)
     if engine in IN_PROCESS:
@@ -413,8 +415,8 @@ def _options(server: ServerConfig, spec: str, batch_tokens: int | None, where: s
                     fix="name a model that is served, as in --lm vllm/NAME"
                     + (f", or leave out --{flag}" if flag else ""),
                 )
-        if batch_tokens is not None:
-            options["batch_tokens"] = batch_tokens
+        given = {"batch_tokens": shared.batch_tokens, "threads": shared.threads}
+        options |= {name: value for name, value in given.items() if value is not None}
         return options
     if server.base_url:
         options["base_url"] = list(server.base_url)

@@ -36,6 +36,7 @@ from dln.cli.sources import lm_settings, load_config, moved, with_secrets
 from dln.data import Task
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.lm.base import LanguageModel, Wrapper
+from dln.lm.local.threads import restore_threads
 from dln.lm.meter import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.nn import Ensemble, Sequential
@@ -199,6 +200,8 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
     task = build_task(config)
     for text in dict.fromkeys((*task.notes, *task.train.notes)):
         note(f"note: {text}")
+    if resume:
+        restore_threads(read_meta(directory).get("threads"))
     with ExitStack() as stack:
         models = build_models(config, stack, Meter(_used_before(directory) if resume else Usage()))
         for text in models.notes:
@@ -376,6 +379,7 @@ def train(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     prompt_lm: own.PromptModel = None,
     prompt_base_url: own.PromptBaseUrl = None,
     prompt_api_key_env: own.PromptApiKeyEnv = None,
@@ -419,7 +423,7 @@ def train(
             "test_size": test_size,
         },
         "lm": {
-            **lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache),
+            **lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache, threads),
             "prompt_lm": {"spec": prompt_lm, "base_url": prompt_base_url, "api_key_env": prompt_api_key_env},
             "hidden_lm": {"spec": hidden_lm, "base_url": hidden_base_url, "api_key_env": hidden_api_key_env},
             "batch_tokens": batch_tokens,
@@ -496,6 +500,7 @@ def resume(
     max_usd: flags.MaxUsd = None,
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
+    threads: flags.Threads = None,
     config_file: flags.Config = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -507,7 +512,10 @@ def resume(
         models = with_secrets(config.lm, load_config({}, config_file).lm)
         changes = {name: value for name, value in limits.items() if value is not None}
         budget = config.budget.model_copy(update=changes)
-        return config.model_copy(update={"lm": moved(models, base_url, api_key_env), "budget": budget})
+        models = moved(models, base_url, api_key_env)
+        if threads is not None:
+            models = models.model_copy(update={"threads": threads})
+        return config.model_copy(update={"lm": models, "budget": budget})
 
     if not is_series(run):
         _resume(run, recorded_config(run), present, as_json=as_json)

@@ -74,6 +74,7 @@ def tune(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     prices: flags.Prices = None,
     price: flags.PriceOf = None,
     max_calls: flags.MaxCalls = None,
@@ -97,7 +98,7 @@ def tune(
         },
         "data": {"directory": data, "leaky": leaky},
         "network": {"layers": layers},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, no_cache=False),
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, no_cache=False, threads=threads),
         "options": {"preset": preset},
         "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd},
     }
@@ -233,6 +234,7 @@ def probe_task(
     base_url: flags.BaseUrl = None,
     api_key_env: flags.ApiKeyEnv = None,
     lm_option: flags.ModelOption = None,
+    threads: flags.Threads = None,
     cache: flags.Cache = None,
     no_cache: flags.NoCache = False,
     write: Annotated[
@@ -254,7 +256,7 @@ def probe_task(
             "instruction": instruction,
         },
         "data": {"directory": data},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache),
+        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads),
     }
     places = checked_places(write, region, "headroom")
     names: list[str | None] = [None] if named is None else [*names_of(named, "--task")]

@@ -56,7 +56,8 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
 
     Args:
         spec: see the module's table.
-        options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`. On a server:
+        options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`,
+            `threads` (of the whole process, on the CPU; default: measured). On a server:
             `base_url` (one address, or several replicas), `api_key`, `chat`, `timeout`, `max_concurrency` and the
             rest of `dln.lm.remote.engine.OPTIONS`; nothing is sent before the first use.
 
@@ -94,6 +95,7 @@ def _in_process(
     dtype: str = "auto",
     batch_tokens: Count | None = None,
     batch_rows: Count | None = None,
+    threads: Count | None = None,
 ) -> None:
     """What `load_lm` takes for a model in this process."""
 
@@ -101,12 +103,16 @@ def _in_process(
 def _load_in_process(location: str, spec: str, options: dict[str, Any]) -> LanguageModel:
     from dln.lm.local.checkpoint import Source, load_checkpoint, resolve_device
     from dln.lm.local.engine import TransformersLM
+    from dln.lm.local.threads import use_threads
     from dln.lm.smollm2 import load_embedded
 
     check_options(options, _in_process, f"load_lm({spec!r})")
     chat = options.pop("chat", None)
     chat = spec.endswith(":chat") if chat is None else bool(chat)
     device, dtype = str(options.pop("device", "auto")), str(options.pop("dtype", "auto"))
+    threads = options.pop("threads", None)
+    if threads is not None:
+        use_threads(threads)
     location = location.removesuffix(":chat")
     key = (location, *resolve_device(device, dtype))
     checkpoint = _loaded.get(key)

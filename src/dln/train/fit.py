@@ -27,6 +27,7 @@ from dln.infer.memory import Replay, Reservoir, Snapshot, answering, remember
 from dln.io import dump, parse
 from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm
+from dln.lm.local.threads import restore_threads
 from dln.lm.meter import Meter
 from dln.nn import Sequential, load_state_dict
 from dln.nn.ensemble import AnyNetwork, Ensemble
@@ -485,6 +486,7 @@ def _open(
         return stack.enter_context(Run.create(run_dir, meta)), None
     run = stack.enter_context(Run.open(run_dir))
     check_unchanged(run, meta)
+    restore_threads(run.meta.get("threads"))
     saved = run.load_checkpoint()
     return run, None if saved is None else Progress.from_json(saved, network)
 

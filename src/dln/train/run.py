@@ -40,6 +40,7 @@ from pydantic import TypeAdapter, ValidationError
 from dln.arguments import checked
 from dln.data import Dataset, NamedMetric
 from dln.errors import CorruptDataError, InputError
+from dln.lm.local.threads import chosen_threads
 from dln.nn import AnyNetwork, Sequential, save_network
 from dln.nn.saving import network_to_json
 from dln.train.events import AnyEvent, Backtracked, Evaluated, Event, Finished, Resumed, StepDone, Validated
@@ -127,6 +128,7 @@ def provenance(
     config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of run.yaml; a resumed run must have the same options, data, network and models."""
+    threads = chosen_threads()
     content = "".join(d.content_hash() for d in (train, dev) if d is not None)
     return {
         "schema": 1,
@@ -138,6 +140,7 @@ def provenance(
         "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
         "data_hash": hashlib.sha256(content.encode()).hexdigest(),
         "versions": _versions(),
+        "threads": None if threads is None else threads.count,
     }
 
 

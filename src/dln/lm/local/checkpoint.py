@@ -22,6 +22,7 @@ from dln.io import file_digest
 from dln.lm.local.model import CausalModel
 from dln.lm.local.query import Query
 from dln.lm.local.scoring import answer
+from dln.lm.local.threads import settle_threads
 from dln.lm.local.tokenizer import Codec, Tokenizer
 
 __all__ = ["Checkpoint", "Source", "load_checkpoint", "resolve_device"]
@@ -56,7 +57,7 @@ class Checkpoint:
 
 
 def load_checkpoint(source: Source) -> Checkpoint:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer; on the CPU, choose the number of threads first.
 
     Raises:
         ProviderError: extra `local` not installed, or a hub id that cannot be had.
@@ -67,6 +68,8 @@ def load_checkpoint(source: Source) -> Checkpoint:
     device = _device(torch, source.device)
     dtype = _dtype(torch, source.dtype, device)
     folder, options = _resolve(source.location)
+    if device.type == "cpu":
+        settle_threads()
     with _quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
