@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "infer": {*LEAVES, "lm", "nn"},
     "train": {*LEAVES, "lm", "nn", "infer", "data"},
     "view": {*LEAVES, "lm", "nn", "infer", "data", "train"},
-    "experiments": {*LEAVES, "lm", "nn", "infer", "data", "train"},
+    "experiments": {*LEAVES, "lm", "nn", "infer", "data", "train", "view"},
     "serve": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "experiments", "serve", "dln"},
     "integrations": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},

@@ -170,7 +170,7 @@ def test_a_file_of_variants_has_options_templates_and_depth(tmp_path, fake, task
         ("a: 3", "changes something"),
         ("a: {}", "changes something"),
         ("a: {stepps: 3}", "stepps"),
-        ("a: {inference: {demonstrations: [0]}}", "inference.demonstrations"),
+        ("a: {inference: {demonstrations: [0]}}", "demonstrations.0"),
         ("a: {template: clasify}", "clasify"),
         ("a: {template: 3}", "template"),
         ("a: {template: backward}", "another kind"),

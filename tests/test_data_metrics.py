@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dln.data import (
     ExactMatch,
-    Metric,
+    NamedMetric,
     accuracy,
     balanced_accuracy,
     confusion_matrix,
@@ -138,12 +138,12 @@ def test_metrics_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "def nothing(prediction, target):\n    return None\n"
     )
     metric = load_metric("my_metric_of_length:same_length")
-    assert isinstance(metric, Metric)
+    assert isinstance(metric, NamedMetric)
     assert (metric("abc", "xyz"), metric("abc", "x")) == (1.0, 0.0)
     assert metric.name == "my_metric_of_length:same_length"
     assert accuracy(["aa", "b"], ["xx", "yy"], metric) == 0.5
     for name in ("seven", "nothing"):
-        with pytest.raises(InputError, match="must return a number"):
+        with pytest.raises(InputError, match="from 0 to 1"):
             load_metric(f"my_metric_of_length:{name}")("a", "b")
     assert load_metric("exact_match", ["new", "new york"])("new york", "new") == 0
     assert load_metric("number_presence") == number_presence

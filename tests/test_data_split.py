@@ -115,7 +115,7 @@ def test_subsamples_under_other_seeds_differ_and_of_nothing_are_errors() -> None
     free = Dataset.from_pairs([(f"x{i}", f"y{i}") for i in range(10)])
     assert len(subsample(free, 3, seed=0)) == 3
     for size in (0, -1):
-        with pytest.raises(InputError, match="positive"):
+        with pytest.raises(InputError, match="≥ 1"):
             subsample(data, size, seed=0)
 
 

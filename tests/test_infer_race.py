@@ -389,4 +389,4 @@ def test_who_is_left_alone_is_explained():
     stopped = StoppedRecord(round=1, examples=4, score=-3.0)
     other = CandidateRecord(prompt={}, source="x", objective=None, penalty=0.0, score=None, stopped=stopped)
     record = LayerRecord(layer=0, candidates=[candidate, other], winner=0, examples=9, dropped={})
-    assert "clearly behind" in why_chosen(record)
+    assert "clearly worse" in why_chosen(record)

@@ -461,7 +461,7 @@ def test_events_without_the_new_fields_are_still_read(tmp_path):
     events = read_events(log)
     layers = [layer for event in events if isinstance(event, StepDone) for layer in event.layers]
     assert all(isinstance(layer, LayerRecord) and layer.share == 1.0 for layer in layers)
-    assert "Scored by" not in write_report(tmp_path / "run").read_text()
+    assert "scoring modes" not in write_report(tmp_path / "run").read_text()
 
 
 def test_a_model_that_cannot_score_is_drawn_from_alone():

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from dln.errors import InputError
 from dln.nn.prompt import Demonstration, Prompt
@@ -16,7 +15,7 @@ from dln.train.events import CandidateRecord, Evaluated, Interrupted, LayerRecor
 from dln.view.charts import Point, Series, line_chart, ticks
 from dln.view.format import MISSING, number, p_value, percent, prompt_difference, why_chosen, word_difference
 from dln.view.report import render_report
-from dln.view.summary import cost, holding, summarize, wilson
+from dln.view.summary import class_rows, cost, holding, summarize
 from dln.view.text import clean, clip
 from report_events import synthetic_run
 
@@ -80,8 +79,18 @@ def test_demonstrations_added_and_removed_lead_from_one_prompt_to_the_other(
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 @settings(max_examples=40)
 def test_recall_has_wilsons_interval(counts: tuple[int, int]) -> None:
-    expected = binomtest(*counts).proportion_ci(method="wilson")
-    assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    """The ends are the roots of (p − p̂)² = z² p (1 − p) / n."""
+    correct, n = counts
+    evaluation = synthetic_run(1)[-1]
+    assert isinstance(evaluation, Evaluated)
+    per_class = {"yes": {"n": n, "correct": correct, "predicted": 0}}
+    after = evaluation.after.model_copy(update={"per_class": per_class})
+    (row,) = class_rows(evaluation.model_copy(update={"before": None, "after": after}), None)
+    found = row.after
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.recall == correct / n
+    for p in (found.low, found.high):
+        assert (p - correct / n) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / n, abs=1e-9)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
@@ -112,21 +121,25 @@ def record(scores: Sequence[float | None], winner: int, dropped: dict[str, int] 
 @pytest.mark.parametrize(
     ("scores", "winner", "words"),
     [
-        ([-1.0, -0.5, -0.75], 1, "Changed: the winner scored −0.500, 0.500 more than the incumbent (−1.000) and 0.250"),
-        ([-1.0, -0.5], 1, "the incumbent came second"),
+        (
+            [-1.0, -0.5, -0.75],
+            1,
+            "the winner scored −0.500, 0.500 higher than the incumbent (−1.000) and 0.250 higher",
+        ),
+        ([-1.0, -0.5], 1, "the incumbent was second"),
         ([None, -0.5], 1, "the incumbent could not be scored"),
-        ([-1.0, -0.5, -0.25], 1, "another one scored 0.250 more still"),
-        ([-1.0, -1.25], 0, "no candidate beat the incumbent; the best fell short by 0.250"),
-        ([-1.0, -1.0], 0, "a tie keeps the incumbent"),
+        ([-1.0, -0.5, -0.25], 1, "another candidate scored 0.250 higher"),
+        ([-1.0, -1.25], 0, "no candidate beat the incumbent; the best one scored 0.250 lower"),
+        ([-1.0, -1.0], 0, "ties keep the incumbent"),
         ([-1.0, -0.5], 0, "the selection rule did not accept"),
         ([-1.0, None], 0, "no other candidate could be scored"),
-        ([None, math.nan], 0, "not one candidate could be scored"),
-        ([-1.0], 0, "nothing else was proposed"),
+        ([None, math.nan], 0, "no candidate could be scored"),
+        ([-1.0], 0, "there were no other candidates"),
     ],
 )
 def test_the_reason_of_a_choice(scores: list[float | None], winner: int, words: str) -> None:
     assert words in why_chosen(record(scores, winner))
-    assert "every proposal was dropped" in why_chosen(record([-1.0], 0, {"echo": 2}))
+    assert "all proposals were dropped" in why_chosen(record([-1.0], 0, {"echo": 2}))
 
 
 @pytest.mark.parametrize("end", ["running?", "finished", "interrupted"])

@@ -186,10 +186,10 @@ def test_the_headline_says_what_the_test_says() -> None:
     assert "significantly worse" in verdict(evaluation.model_copy(update={"difference": (-0.2, -0.3, -0.1)}))
     assert "No significant difference" in verdict(evaluation.model_copy(update={"p_value": 0.05}))
     assert "not evaluated" in verdict(evaluation.model_copy(update={"before": None}))
-    assert "no paired test" in verdict(evaluation.model_copy(update={"p_value": None}))
+    assert "no paired test was run" in verdict(evaluation.model_copy(update={"p_value": None}))
     assert verdict(evaluation) in page_of(synthetic_run(1)).text
     assert "No test evaluation was run" in page_of(RUNS["no test"]).text
-    assert "not measured yet" in page_of(RUNS["just started"]).text
+    assert "not evaluated yet" in page_of(RUNS["just started"]).text
     assert "there is no dev set" in page_of(synthetic_run(1, dev=False, test=False)).text
 
 
@@ -213,13 +213,13 @@ def test_a_page_shows_what_the_run_holds() -> None:
 def test_networks_that_answer_together_are_listed_with_their_weights() -> None:
     events = with_members(synthetic_run(2), [0.62, 0.271, 0.109])
     text = page_of(events).text
-    for wanted in ("3 prompts answer together", "3 prompts answering together, n = 120", "62.0", "27.1", "10.9"):
+    for wanted in ("Ensemble of 3 networks", "ensemble of 3 networks, n = 120", "62.0", "27.1", "10.9"):
         assert wanted in text
     finished = next(e for e in events if isinstance(e, Finished))
     for member in finished.members:
         for layer in member.parameters["layers"]:
             assert layer["prompt"]["instruction"] in text
-    assert "answer together" not in page_of(synthetic_run(2)).text
+    assert "nsemble" not in page_of(synthetic_run(2)).text
 
 
 def test_only_events_that_hold_are_shown() -> None:
@@ -256,11 +256,11 @@ def test_write_report_says_where_it_cannot_write(tmp_path: Path) -> None:
 def test_a_long_run_is_cut_down_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     events = synthetic_run(2, steps=12, candidates=12, prompt_length=2500)
     whole = render_report(events, title="t")
-    assert "This was a long run" not in whole
+    assert "Long run:" not in whole
     monkeypatch.setattr(report, "LARGEST", len(whole.encode()) // 4)
     cut = render_report(events, title="t")
     assert len(cut.encode()) <= len(whole.encode()) // 4
     page = Page(cut)
-    assert "This was a long run" in page.text
-    assert re.search(r"2.5\d\d characters in all", page.text)
+    assert "Long run:" in page.text
+    assert re.search(r"2.5\d\d characters in total", page.text)
     assert page.text.count("winner") >= 24  # one per step and layer, however short the tables

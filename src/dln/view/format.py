@@ -1,12 +1,6 @@
-"""Numbers, differences and verdicts as people read them.
+"""Formatting for reports: numbers, prompt differences, verdicts, and limits on how much is shown.
 
-How much of a long run a page shows: the events keep all of it.
-
-Numbers as people read them. What is missing or not finite is a dash, never a zero.
-
-What changed between two prompts: a difference word by word, and demonstrations that came or went.
-
-Plain sentences about numbers: whether training helped, and why a candidate prompt won.
+A missing or non-finite number is shown as a dash, never as zero.
 """
 
 from __future__ import annotations
@@ -48,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is shown at most.
+    """How much of a long run is shown; the events keep all of it.
 
     Attributes:
         prompt: characters of a prompt in the network and in differences.
         text: characters of any other text (candidates, inputs, hidden texts).
-        candidates: per M-step, best first; winner and incumbent are always among them.
+        candidates: per M-step, best first, always with winner and incumbent.
         explained: examples per step whose hidden particles are shown.
         batch: examples per step.
         demonstrations: per candidate.
@@ -69,7 +63,7 @@ class Limits:
     changed: int = 100
 
     def tighter(self) -> Limits:
-        """About half of it."""
+        """Return limits of about half the size."""
         return Limits(
             prompt=max(400, self.prompt // 2),
             text=max(60, self.text // 2),
@@ -91,7 +85,7 @@ def finite(value: float | None) -> float | None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With a true minus sign.
+    """Format a number, with a true minus sign.
 
     >>> number(-1.5), number(float("nan"))
     ('−1.500', '—')
@@ -101,37 +95,37 @@ def number(value: float | None, digits: int = 3) -> str:
         return MISSING
     text = f"{shown:.{digits}f}"
     if float(text) == 0:
-        text = text.lstrip("-")  # a rounded −0.0001 is no negative zero
+        text = text.lstrip("-")  # −0.0001 rounds to 0, not −0
     return text.replace("-", "−")
 
 
 def count(value: float | None) -> str:
-    """A whole number in groups of three digits."""
+    """Format a whole number in groups of three digits."""
     shown = finite(value)
     return MISSING if shown is None else f"{round(shown):,}".replace(",", _THIN).replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A part of one in percent."""
+    """Format a fraction in percent."""
     shown = finite(value)
     return MISSING if shown is None else f"{number(100 * shown, digits)}{_THIN}%"
 
 
 def points(value: float | None) -> str:
-    """A difference of two parts of one, in percentage points and with its sign."""
+    """Format a difference of two fractions in percentage points, with its sign."""
     shown = finite(value)
     return MISSING if shown is None else f"{'+' if shown > 0 else ''}{number(100 * shown, 1)}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Two ends in percent; nothing is known where one of them is missing."""
+    """Format an interval in percent; a dash if an end is missing."""
     if finite(low) is None or finite(high) is None:
         return MISSING
     return f"{percent(low)} to {percent(high)}"
 
 
 def p_value(value: float | None) -> str:
-    """With its relation sign.
+    """Format a p-value, with its relation sign.
 
     >>> p_value(0.0000123), p_value(0.0456)
     ('< 0.0001', '= 0.0456')
@@ -143,7 +137,7 @@ def p_value(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the units that fit.
+    """Format seconds in suitable units.
 
     >>> duration(4.25), duration(245), duration(7260)
     ('4.2 s', '4 min 05 s', '2 h 01 min')
@@ -160,24 +154,24 @@ def duration(seconds: float | None) -> str:
 
 
 def date(time: float | None) -> str:
-    """Seconds since 1970 as a date in UTC; 0 means that nobody wrote it down."""
+    """Format seconds since 1970 as a date in UTC; 0 means unknown."""
     shown = finite(time)
     if not shown or not 0 < shown < 253402300800:  # the year 10000
         return MISSING
     return datetime.fromtimestamp(shown, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-# a word or a mark, each with the space after it; scripts that write without spaces are compared sign by sign
+# a word or punctuation mark with the space after it; scripts without spaces are compared character by character
 _SIGNS = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGNS}]\s*|[^\W{_SIGNS}]+\s*|[^\w\s]\s*|\s+")
 
 MOST_PAIRS = 20_000
-"""Pairs of equal words in two texts, up to which they are compared word by word."""
+"""Texts with more pairs of equal words are not compared word by word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of words that is in both texts, in the new one alone, or in the old one alone."""
+    """A run of words in both texts, only in the new one, or only in the old one."""
 
     kind: Literal["same", "insert", "delete"]
     text: str
@@ -185,14 +179,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PromptDifference:
-    """From one prompt to another.
+    """The difference between two prompts.
 
     Attributes:
         segments: of the instruction, in reading order.
-        added: demonstrations that are new.
-        removed: demonstrations that are gone.
-        kept: how many are in both.
-        reordered: whether those that are in both stand in another order.
+        added: new demonstrations.
+        removed: removed demonstrations.
+        kept: number of demonstrations in both.
+        reordered: whether the order of the kept ones changed.
     """
 
     segments: tuple[Segment, ...]
@@ -203,13 +197,13 @@ class PromptDifference:
 
     @property
     def changed(self) -> bool:
-        """Whether there is a difference at all."""
+        """Whether the prompts differ."""
         words = any(segment.kind != "same" for segment in self.segments)
         return bool(words or self.added or self.removed or self.reordered)
 
 
 def prompt_difference(old: Prompt, new: Prompt) -> PromptDifference:
-    """What has to be done to `old` to get `new`."""
+    """Return the changes that turn `old` into `new`."""
     added = _without(new.demonstrations, old.demonstrations)
     removed = _without(old.demonstrations, new.demonstrations)
     kept_before = _without(old.demonstrations, removed)
@@ -224,7 +218,7 @@ def prompt_difference(old: Prompt, new: Prompt) -> PromptDifference:
 
 
 def word_difference(old: str, new: str) -> tuple[Segment, ...]:
-    """Same and deleted segments joined give `old`; same and inserted ones give `new`."""
+    """Compare word by word: same and deleted segments joined give `old`, same and inserted ones give `new`."""
     before, after = _WORD.findall(old), _WORD.findall(new)
     start = _common(before, after)
     end = _common(before[start:][::-1], after[start:][::-1])
@@ -238,10 +232,10 @@ def word_difference(old: str, new: str) -> tuple[Segment, ...]:
 
 
 def _middle(gone: list[str], came: list[str]) -> list[Segment]:
-    """The part between what begins and what ends both texts."""
+    """Segments between the common beginning and the common end."""
     counts = Counter(came)
     if sum(counts[word] for word in gone) > MOST_PAIRS:
-        # a text that repeats itself endlessly takes the matcher minutes: one block for another
+        # the matcher takes minutes on very repetitive texts: replace the whole block
         return [Segment("delete", "".join(gone)), Segment("insert", "".join(came))]
     found: list[Segment] = []
     for kind, i, j, k, l in SequenceMatcher(None, gone, came, autojunk=False).get_opcodes():  # noqa: E741
@@ -253,14 +247,14 @@ def _middle(gone: list[str], came: list[str]) -> list[Segment]:
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many words both begin with."""
+    """Length of the common beginning, in words."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
 def _without(demonstrations: Sequence[Demonstration], others: Sequence[Demonstration]) -> tuple[Demonstration, ...]:
-    """Those that are left when each of `others` has taken away one that is equal to it."""
+    """Multiset difference, in order."""
     taken = Counter(others)
     left: list[Demonstration] = []
     for demonstration in demonstrations:
@@ -275,14 +269,14 @@ SIGNIFICANCE = 0.05
 
 
 def verdict(event: Evaluated) -> str:
-    """One sentence: significantly better, worse, or no significant difference (p < 0.05, two-sided)."""
+    """Summarize the paired test in one sentence (two-sided, p < 0.05)."""
     if event.before is None:
-        return f"The initial network was not evaluated on these {event.after.n} examples: there is nothing to compare."
+        return f"No comparison: the initial network was not evaluated on these {event.after.n} examples."
     p, difference = finite(event.p_value), difference_of(event)
     if difference is None:
-        return "There is no difference to speak of: an accuracy could not be measured."
+        return "No comparison: an accuracy could not be measured."
     if p is None:
-        return f"The accuracy changed by {points(difference)} points; no paired test was made."
+        return f"The accuracy changed by {points(difference)} points; no paired test was run."
     if p >= SIGNIFICANCE or difference == 0:
         return (
             f"No significant difference: the accuracy changed by {points(difference)} points, "
@@ -296,7 +290,7 @@ def verdict(event: Evaluated) -> str:
 
 
 def difference_of(event: Evaluated) -> float | None:
-    """Accuracy after − before; None where one of them is missing."""
+    """Return accuracy after − before; None if one is missing."""
     if event.difference is not None:
         return finite(event.difference[0])
     if event.before is None:
@@ -305,18 +299,18 @@ def difference_of(event: Evaluated) -> float | None:
 
 
 def why_chosen(record: LayerRecord) -> str:
-    """Why the winner of an M-step won, or why the incumbent stayed."""
+    """Explain in one sentence why the winner of an M-step won, or why the incumbent was kept."""
     scores = [finite(candidate.score) for candidate in record.candidates]
     others = [score for i, score in enumerate(scores) if i != record.winner and score is not None]
     if len(scores) == 1:
-        reason = "every proposal was dropped" if record.dropped else "nothing else was proposed"
+        reason = "all proposals were dropped" if record.dropped else "there were no other candidates"
         return f"Kept: {reason}."
     chosen = scores[record.winner]
     stopped = sum(candidate.stopped is not None for candidate in record.candidates)
     if stopped == len(scores) - 1:
-        return "Kept: all other candidates fell clearly behind and were stopped."
+        return "Kept: all other candidates were clearly worse and were stopped early."
     if chosen is None:
-        return "Kept: not one candidate could be scored." if not others else "Kept: the incumbent could not be scored."
+        return "Kept: no candidate could be scored." if not others else "Kept: the incumbent could not be scored."
     return _why_kept(chosen, others) if record.winner == 0 else _why_changed(chosen, scores[0], others)
 
 
@@ -325,25 +319,23 @@ def _why_kept(incumbent: float, others: Sequence[float]) -> str:
         return "Kept: no other candidate could be scored."
     lead = max(others) - incumbent
     if lead > 0:
-        return (
-            f"Kept: the best other candidate scored {number(lead)} more, a lead that the selection rule did not accept."
-        )
+        return f"Kept: the best other candidate scored {number(lead)} higher, which the selection rule did not accept."
     if lead == 0:
-        return "Kept: the best other candidate has the same score, and a tie keeps the incumbent."
-    return f"Kept: no candidate beat the incumbent; the best fell short by {number(-lead)}."
+        return "Kept: the best other candidate has the same score, and ties keep the incumbent."
+    return f"Kept: no candidate beat the incumbent; the best one scored {number(-lead)} lower."
 
 
 def _why_changed(chosen: float, incumbent: float | None, others: Sequence[float]) -> str:
     text = f"Changed: the winner scored {number(chosen)}, "
     if incumbent is None:
-        text += "while the incumbent could not be scored"
+        text += "and the incumbent could not be scored"
     else:
-        text += f"{number(chosen - incumbent)} more than the incumbent ({number(incumbent)})"
+        text += f"{number(chosen - incumbent)} higher than the incumbent ({number(incumbent)})"
     # the incumbent is one of the others; it is the runner-up only if it was the only other one
     runner_up = max(others, default=None)
     if runner_up is None or (incumbent is not None and runner_up == incumbent):
-        return f"{text}; the incumbent came second." if incumbent is not None else f"{text}."
+        return f"{text}; the incumbent was second." if incumbent is not None else f"{text}."
     if runner_up > chosen:
         more = number(runner_up - chosen)
-        return f"{text}; another one scored {more} more still, which the selection rule did not accept."
-    return f"{text} and {number(chosen - runner_up)} more than the runner-up ({number(runner_up)})."
+        return f"{text}; another candidate scored {more} higher, which the selection rule did not accept."
+    return f"{text} and {number(chosen - runner_up)} higher than the runner-up ({number(runner_up)})."

@@ -1,12 +1,8 @@
-"""The report of a run: one HTML page that needs nothing else, neither a network nor JavaScript.
-
-Everything a report shows, as one value: pure, from the events of a run.
-"""
+"""The report of a run: a single HTML page without JavaScript or external resources, built from the run's events."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,11 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dln.errors import InputError
+from dln.io import write_atomically
 from dln.train.events import Backtracked, Evaluated, Event, Interrupted, Resumed, Started, Validated
 from dln.train.run import of_kind, read_events
 from dln.view import format as numbers
 from dln.view.charts import Chart, curves
-from dln.view.format import Limits, difference_of, finite, verdict
+from dln.view.format import Limits, difference_of, verdict
 from dln.view.steps import Change, Layer, Member, Moment, Step, changes, final_network, history, members, steps
 from dln.view.summary import (
     ClassRow,
@@ -30,6 +27,7 @@ from dln.view.summary import (
     Cost,
     Examples,
     RunSummary,
+    best_validation,
     class_rows,
     confusion,
     cost,
@@ -46,7 +44,7 @@ __all__ = ["Page", "build_page", "render_report", "with_limits", "write_report"]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The parts of a report, in the order they are shown."""
+    """The contents of a report, in the order of the page."""
 
     title: str
     command: str | None
@@ -76,12 +74,11 @@ class Page:
 
 
 def build_page(events: Sequence[Event], title: str, command: str | None) -> Page:
-    """The page of those events that hold (see `dln.view.summary.holding`), but for its long tables."""
-    started, evaluation = started_of(events), main_evaluation(events)
+    """Build the page of valid events (see `dln.view.summary.holding`), without its long tables."""
+    started, evaluation, best = started_of(events), main_evaluation(events), best_validation(events)
     labels = started.labels
     moments = history(events)
     name, layers = final_network(events)
-    first, best = _dev(events)
     options: dict[str, Any] = plain(started.options)
     whole = changes((moments[0], Moment("initial network → final network", moments[-1].layers)))
     return Page(
@@ -93,7 +90,7 @@ def build_page(events: Sequence[Event], title: str, command: str | None) -> Page
         other_evaluations=tuple(e for e in of_kind(events, Evaluated) if e is not evaluation),
         difference=difference_of(evaluation) if evaluation else None,
         verdict=verdict(evaluation) if evaluation else _without_test(best, started.dev_size),
-        dev_first=first,
+        dev_first=next((event for event in of_kind(events, Validated) if event.step == 0), None),
         dev_best=best,
         turns=_turns(events),
         network_name=name,
@@ -109,37 +106,29 @@ def build_page(events: Sequence[Event], title: str, command: str | None) -> Page
         examples=(),
         cost=cost(events),
         options=yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=100) if options else "",
-        seed=_find(options, "seed"),
+        seed=options.get("seed"),
     )
 
 
 def with_limits(page: Page, events: Sequence[Event], limits: Limits) -> Page:
-    """The page with its long tables: steps and examples, cut to `limits`."""
+    """Return the page with its long tables (steps and examples), cut to `limits`."""
     examples = example_tables(page.evaluation, limits) if page.evaluation else ()
     return replace(page, steps=steps(events, limits), examples=examples)
 
 
-def _dev(events: Sequence[Event]) -> tuple[Validated | None, Validated | None]:
-    """The validation of the initial network, and the best one."""
-    validated = of_kind(events, Validated)
-    scored = [event for event in validated if finite(event.score) is not None]
-    first = next((event for event in validated if event.step == 0), None)
-    return first, max(scored, key=lambda event: (event.score, -event.step), default=None)
-
-
 def _without_test(best: Validated | None, dev_size: int) -> str:
     if best is None and dev_size:
-        return "No test evaluation was run, and the dev set was not measured yet."
+        return "No test evaluation was run, and the dev set was not evaluated yet."
     if best is None:
         return "No test evaluation was run, and there is no dev set: only the accuracy of the batches is known."
     return (
-        "No test evaluation was run. The accuracy on the dev set is what the prompts were selected by, "
-        "so it flatters the trained network."
+        "No test evaluation was run. The accuracy on the dev set is optimistic, because the prompts were selected "
+        "on this set."
     )
 
 
 def _turns(events: Sequence[Event]) -> tuple[str, ...]:
-    """What happened beside the steps, in order."""
+    """Interruptions, resumptions and backtracking, in order."""
     found: list[str] = []
     for event in events:
         if isinstance(event, Interrupted):
@@ -147,37 +136,27 @@ def _turns(events: Sequence[Event]) -> tuple[str, ...]:
         elif isinstance(event, Resumed):
             found.append(f"Resumed after step {event.step}.")
         elif isinstance(event, Backtracked):
-            found.append(f"No gain for a while: after step {event.step} back to the prompts of step {event.to_step}.")
+            found.append(f"Backtracked after step {event.step} to the prompts of step {event.to_step}: no improvement.")
     return tuple(found)
 
 
-def _find(options: object, name: str) -> object:
-    """The first value under `name`, however deep."""
-    if not isinstance(options, dict):
-        return None
-    table = cast(dict[str, object], options)
-    if name in table:
-        return table[name]
-    return next((found for value in table.values() if (found := _find(value, name)) is not None), None)
-
-
 LARGEST = 9_000_000
-"""Bytes: a page above this is drawn again with shorter texts and tables."""
+"""Bytes; a larger page is rendered again with shorter texts and tables."""
 
-MOST_DRAWINGS = 8
-"""So often at most."""
+MAX_ATTEMPTS = 8
+"""Maximum number of renderings."""
 
 
 def render_report(events: Sequence[Event], *, title: str, command: str | None = None) -> str:
-    """The page as HTML; the same events give the same page.
+    """Render the page as HTML; the same events give the same page.
 
-    Texts of data and models are escaped, and freed of control characters and terminal escapes. Long runs
-    are shown with shortened texts, and the page says so.
+    Texts from data and models are escaped; control characters and terminal escapes are removed. On pages of long runs
+    texts are shortened, with a note.
 
     Args:
         events: of one run, finished or not.
-        title: of the page.
-        command: the shell command that repeats the run.
+        title: title of the page.
+        command: shell command that reproduces the run.
 
     Raises:
         InputError: the run has no `started` event.
@@ -185,7 +164,7 @@ def render_report(events: Sequence[Event], *, title: str, command: str | None = 
     held = holding(events)
     template = _environment().get_template("report.html.j2")
     limits, page, html = Limits(), build_page(held, title, command), ""
-    for _ in range(MOST_DRAWINGS):
+    for _ in range(MAX_ATTEMPTS):
         html = template.render(page=with_limits(page, held, limits), limits=limits, shortened=limits != Limits())
         excess = len(html.encode()) / LARGEST
         if excess <= 1:
@@ -196,7 +175,7 @@ def render_report(events: Sequence[Event], *, title: str, command: str | None = 
 
 
 def write_report(run_dir: Path, *, command: str | None = None) -> Path:
-    """Write `report.html` of the run in `run_dir`, as a whole or not at all, and return its path.
+    """Write `report.html` of the run in `run_dir` atomically, and return its path.
 
     Raises:
         InputError: there are no events, or the file cannot be written.
@@ -207,18 +186,15 @@ def write_report(run_dir: Path, *, command: str | None = None) -> Path:
     started = started_of(events)
     html = render_report(events, title=" · ".join(filter(None, (started.task, started.run))), command=command)
     target = run_dir / "report.html"
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(html, encoding="utf-8", newline="\n")
-        draft.replace(target)
+        write_atomically(target, html)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError("the report cannot be written", where=target, got=error.strerror) from error
+        raise InputError("cannot write the report", where=target, got=error.strerror) from error
     return target
 
 
 def _shown(value: object) -> object:
-    """Every value on its way to the page; what is markup already was made of values that came this way."""
+    """Clean each value that enters the page; markup consists of values that were cleaned before."""
     if value is None:
         return numbers.MISSING
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

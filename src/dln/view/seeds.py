@@ -1,11 +1,10 @@
-"""Several runs of one task read together: each run, mean and interval over them, and the best by its dev score.
+"""Several runs of one task, with different seeds: mean and interval over the runs, and the best run by dev score.
 
-One run's accuracy says as much about its seed as about its options. Over R runs of equal options and different seeds
+For R runs with equal options and different seeds, the 95 % interval of the result of another seed is
 
-    mean ± t_{0.975, R−1} · s / √R
+    mean ± t_{0.975, R−1} · s / √R          s: standard deviation over the runs
 
-is a 95 % interval of what another seed gives (s: standard deviation over the runs). It is not the interval of one
-network's accuracy on finitely many test examples, which every single run reports.
+It describes the variation between seeds, not that of a finite test set, which each run reports on its own.
 """
 
 from __future__ import annotations
@@ -25,13 +24,7 @@ __all__ = ["OneRun", "Together", "read_together"]
 
 @dataclass(frozen=True)
 class OneRun:
-    """A run of several.
-
-    Attributes:
-        path: its directory.
-        seed: its seed.
-        summary: of its events.
-    """
+    """A run directory with its seed and summary."""
 
     path: Path
     seed: int
@@ -39,22 +32,22 @@ class OneRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it ended as it was meant to and not by its budget."""
+        """Whether the run ended regularly and not by its budget."""
         return self.summary.state == "finished" and self.summary.reason != "budget"
 
 
 @dataclass(frozen=True)
 class Together:
-    """Several runs of one task.
+    """Runs of one task with different seeds.
 
     Attributes:
         task: name of the task.
-        runs: all of them, by seed; unfinished ones count nowhere else.
-        select_by: what the dev score is; None where the runs differ in it or have none.
-        dev: dev score over the finished runs, None without one.
-        test: test accuracy over the finished runs, None where one of them has none.
-        best: the finished run with the highest dev score, the smallest seed of equals; None without dev scores.
-        differences: dotted names of options, the seed aside, that are not the same in all runs.
+        runs: all runs, by seed; all other fields leave unfinished ones out.
+        select_by: name of the dev score; None if the runs differ in it or have none.
+        dev: dev score over the finished runs; None without one.
+        test: test accuracy over the finished runs; None if a run has none.
+        best: the finished run with the highest dev score, of equals the smallest seed; None without dev scores.
+        differences: dotted names of the options, except the seed, that differ between runs.
     """
 
     task: str
@@ -67,11 +60,11 @@ class Together:
 
     @property
     def finished(self) -> tuple[OneRun, ...]:
-        """The runs that the means are over."""
+        """The finished runs."""
         return tuple(run for run in self.runs if run.finished)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain data, for files and programs."""
+        """Return plain data for JSON."""
         return {
             "kind": "together",
             "task": self.task,
@@ -95,13 +88,13 @@ class Together:
 
 
 def read_together(paths: Sequence[Path]) -> Together:
-    """Read runs of one task.
+    """Read several runs of one task.
 
     Args:
-        paths: run directories, or folders whose run directories are meant.
+        paths: run directories, or folders of run directories.
 
     Raises:
-        InputError: a path holds no run, one run is named twice, or the runs are of several tasks.
+        InputError: a path contains no run, a run is named twice, or the tasks differ.
     """
     places = [place for path in paths for place in _run_directories(path)]
     twice = sorted({str(place) for place in places if [p.resolve() for p in places].count(place.resolve()) > 1})
@@ -115,7 +108,7 @@ def read_together(paths: Sequence[Path]) -> Together:
     tasks = {run.summary.task for run in runs}
     if len(tasks) != 1:
         raise InputError(
-            "runs of different tasks have no common mean",
+            "cannot average runs of different tasks",
             where="runs",
             got=", ".join(f"{run.path}: {run.summary.task}" for run in runs),
             expected="runs of one task",

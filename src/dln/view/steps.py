@@ -1,9 +1,4 @@
-"""What happened in each step: candidates by rank, why the winner won, and the hidden texts behind it.
-
-The network's parameters through a run: one moment after the start, each step and each way back.
-
-The networks that answer together, as a report shows them.
-"""
+"""The steps of a run: parameters over time, and per step the candidates, the winner and the hidden texts."""
 
 from __future__ import annotations
 
@@ -55,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What one layer has learned: π, and the output layer's b (nats) and T."""
+    """The parameters of a layer: its prompt, and bias (nats) and temperature of an output layer."""
 
     prompt: Prompt
     bias: tuple[float | None, ...] | None
@@ -64,7 +59,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The parameters at one time, and a name for it."""
+    """The parameters of all layers at a point of the run."""
 
     name: str
     layers: tuple[Parameters, ...]
@@ -72,7 +67,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of a network, as a report shows it.
+    """A layer of the final network.
 
     Attributes:
         number: 1 for the layer that reads x.
@@ -80,10 +75,10 @@ class Layer:
         model: name of its model.
         fingerprint: of its model.
         template: name and version.
-        residual: whether it sees x beside the text below.
-        labels: of a choice layer, without other wordings.
-        parameters: what it has learned.
-        initial: the prompt it began with.
+        residual: whether it reads x beside the text of the layer below.
+        labels: canonical names of a choice layer's labels.
+        parameters: the trained parameters.
+        initial: the initial prompt.
     """
 
     number: int
@@ -99,7 +94,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerChange:
-    """How one layer's parameters changed."""
+    """The change of a layer's prompt and temperature."""
 
     number: int
     prompt: PromptDifference
@@ -115,9 +110,8 @@ class Change:
 
 
 def history(events: Sequence[Event]) -> tuple[Moment, ...]:
-    """All moments in order, the result last if the run has one."""
-    started = started_of(events)
-    first = Moment("the initial network", parameters_of(started.network))
+    """Return the initial network, the network after each step and each backtracking, and the result if there is one."""
+    first = Moment("the initial network", parameters_of(started_of(events).network))
     at_step = {0: first.layers}
     moments = [first]
     for event in events:
@@ -125,50 +119,50 @@ def history(events: Sequence[Event]) -> tuple[Moment, ...]:
             at_step[event.step] = parameters_of(event.parameters)
             moments.append(Moment(f"step {event.step}", at_step[event.step]))
         elif isinstance(event, Backtracked) and event.to_step in at_step:
-            moments.append(Moment(f"back to step {event.to_step} after step {event.step}", at_step[event.to_step]))
+            name = f"backtracked to step {event.to_step} after step {event.step}"
+            moments.append(Moment(name, at_step[event.to_step]))
         elif isinstance(event, Finished):
-            moments.append(Moment(f"the result, from step {event.best_step}", parameters_of(event.network)))
+            moments.append(Moment(f"final prompts (selected at step {event.best_step})", parameters_of(event.network)))
     return tuple(moments)
 
 
 def final_network(events: Sequence[Event]) -> tuple[str, tuple[Layer, ...]]:
-    """Which moment that is, and the layers: the result, or the newest state of a run without one."""
+    """Return the name of the last moment and its layers: the result, or the newest state of a run without one."""
     moments = history(events)
-    started = started_of(events)
     finished = of_kind(events, Finished)
-    # only a result carries its layout; steps carry parameters of the layout at the start
-    layout = plain(layers_of(finished[-1].network if finished else started.network))
+    # only a result carries its layout; steps carry parameters of the initial layout
+    layout = plain(layers_of(finished[-1].network if finished else started_of(events).network))
     learned = zip(layout, moments[-1].layers, moments[0].layers, strict=True)
     return moments[-1].name, tuple(_layer(i, data, now, then) for i, (data, now, then) in enumerate(learned, 1))
 
 
 def changes(moments: Sequence[Moment]) -> tuple[Change, ...]:
-    """The differences between neighbouring moments, without those that changed no prompt."""
-    found = [_change(new.name, old, new) for old, new in pairwise(moments)]
-    return tuple(change for change in found if change.layers)
-
-
-def _change(name: str, old: Moment, new: Moment) -> Change:
-    layers = tuple(
-        LayerChange(i, prompt_difference(before.prompt, after.prompt), (before.temperature, after.temperature))
-        for i, (before, after) in enumerate(zip(old.layers, new.layers, strict=True), 1)
-        if before.prompt != after.prompt
-    )
-    return Change(name, layers)
+    """Return the differences between consecutive moments in which a prompt changed."""
+    found: list[Change] = []
+    for old, new in pairwise(moments):
+        layers = tuple(
+            LayerChange(i, prompt_difference(before.prompt, after.prompt), (before.temperature, after.temperature))
+            for i, (before, after) in enumerate(zip(old.layers, new.layers, strict=True), 1)
+            if before.prompt != after.prompt
+        )
+        found += [Change(new.name, layers)] if layers else []
+    return tuple(found)
 
 
 def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
-    """What the layers of a network file or of a `state_dict` have learned, first layer first."""
-    return tuple(_parameter(plain(layer), i) for i, layer in enumerate(layers_of(data)))
-
-
-def _parameter(layer: dict[str, Any], position: int) -> Parameters:
-    bias: list[float | None] | None = layer.get("bias")
-    return Parameters(
-        prompt=Prompt.from_json(layer.get("prompt", ""), f"events: layer {position}"),
-        bias=None if bias is None else tuple(finite(value) for value in bias),
-        temperature=finite(layer.get("temperature")),
-    )
+    """Return the parameters in a network file or a `state_dict`, first layer first."""
+    found: list[Parameters] = []
+    for i, layer in enumerate(layers_of(data)):
+        values = plain(layer)
+        bias: list[float | None] | None = values.get("bias")
+        found.append(
+            Parameters(
+                prompt=Prompt.from_json(values.get("prompt", ""), f"events: layer {i}"),
+                bias=None if bias is None else tuple(finite(value) for value in bias),
+                temperature=finite(values.get("temperature")),
+            )
+        )
+    return tuple(found)
 
 
 def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters) -> Layer:
@@ -188,15 +182,15 @@ def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One of the networks.
+    """A network of an ensemble.
 
     Attributes:
         number: 1 for the best by validation.
-        weight: its part of the answer.
-        bar: its weight as a part of the largest.
-        step: the step it is from.
-        score: its validation score; None where it is not known.
-        layers: what each layer has learned, first layer first.
+        weight: its weight in the ensemble.
+        bar: its weight relative to the largest.
+        step: the step it was selected at.
+        score: its validation score; None if unknown.
+        layers: the parameters of its layers, first layer first.
     """
 
     number: int
@@ -208,7 +202,7 @@ class Member:
 
 
 def members(events: Sequence[Event]) -> tuple[Member, ...]:
-    """Those that answer together, the best first; none where one network answers, or the run has no result yet."""
+    """Return the networks of the final ensemble, the best first; empty for a single network or an unfinished run."""
     finished = of_kind(events, Finished)
     records = finished[-1].members if finished else []
     weights = [finite(record.weight) for record in records]
@@ -221,9 +215,9 @@ def members(events: Sequence[Event]) -> tuple[Member, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate of an M-step; `bar` is its score between the lowest (0) and the highest (1) of them.
+    """A candidate of an M-step; `bar` is its score scaled to 0 … 1 over the candidates.
 
-    `stopped` says where it left the race; such a candidate has no rank.
+    A candidate that was stopped early has no rank.
     """
 
     rank: int | None
@@ -241,19 +235,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One M-step of one layer, best candidate first.
+    """An M-step of a layer.
 
     Attributes:
         layer: 1 for the layer that reads x.
-        round: counts the M-steps of this layer in this step.
-        rounds: how many there are.
-        candidates: those that are shown.
-        left_out: how many are not.
-        why: one sentence.
-        changed: whether the incumbent lost.
-        examples: how many examples the scores are a mean of.
-        dropped: screened-out proposals by reason, most frequent first.
-        share: pairs that were scored, as a part of all pairs of all candidates.
+        round: number of this M-step among those of the layer in this step.
+        rounds: number of M-steps of the layer in this step.
+        candidates: the candidates shown, best first.
+        left_out: number of candidates not shown.
+        why: the reason of the choice, in a sentence.
+        changed: whether the incumbent was replaced.
+        examples: number of examples that the scores average over.
+        dropped: dropped proposals by reason, most frequent first.
+        share: fraction of all (candidate, example) pairs that were scored.
     """
 
     layer: int
@@ -270,7 +264,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Particle:
-    """One hidden text of an example, with its two log-probabilities and its weight."""
+    """A hidden text of an example with its log-probabilities and its posterior weight."""
 
     text: str
     source: str
@@ -282,7 +276,7 @@ class Particle:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """The particles of one level."""
+    """The particles of a level."""
 
     level: int
     forward: str
@@ -292,7 +286,7 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One example of the batch with its hidden levels, first level first."""
+    """An example of the batch with its hidden levels, first level first."""
 
     example: ExampleRecord
     levels: tuple[Hidden, ...]
@@ -300,7 +294,7 @@ class Explained:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as it is shown."""
+    """A training step."""
 
     event: StepDone
     choices: tuple[Choice, ...]
@@ -315,7 +309,7 @@ class Step:
 
 
 def steps(events: Sequence[Event], limits: Limits) -> tuple[Step, ...]:
-    """All steps that hold, in order."""
+    """Return all steps in order."""
     validations = {event.step: event for event in of_kind(events, Validated)}
     backtracks = {event.step: event.to_step for event in of_kind(events, Backtracked)}
     return tuple(
@@ -356,7 +350,7 @@ def _choices(records: Sequence[LayerRecord], limits: Limits) -> tuple[Choice, ..
 
 
 def _ranked(record: LayerRecord) -> list[Candidate]:
-    """Best first; equal scores in the order of proposing, those without a score at the end and without a rank."""
+    """Best first; ties in the order of proposing, candidates without a score last and without a rank."""
     scores = [finite(candidate.score) for candidate in record.candidates]
     known = [score for score in scores if score is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
@@ -384,7 +378,7 @@ def _ranked(record: LayerRecord) -> list[Candidate]:
 
 
 def _explained(event: StepDone, limits: Limits) -> tuple[Explained, ...]:
-    """A few examples with hidden texts, wrong ones first: there one sees what the posterior wants changed."""
+    """A few examples with hidden texts, wrong ones first: they show best what the posterior would change."""
     by_example: dict[int, list[HiddenRecord]] = {}
     for record in event.hidden:
         by_example.setdefault(record.example, []).append(record)

@@ -1,18 +1,13 @@
-"""A run in one line: what `dln runs` lists, and what a report opens with.
-
-What a run used: calls, tokens, seconds and money, by step and altogether, beside what was expected.
-
-Final results in tables: classes, confusions, and the examples that training fixed or broke.
-"""
+"""Summaries of a run: state and best scores, cost by step, results by class, and examples fixed or broken."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from dln.errors import InputError
+from dln.train.evaluate import interval
 from dln.train.events import (
     ComparedRecord,
     Evaluated,
@@ -41,6 +36,7 @@ __all__ = [
     "Recall",
     "RunSummary",
     "State",
+    "best_validation",
     "class_rows",
     "confusion",
     "cost",
@@ -50,7 +46,6 @@ __all__ = [
     "main_evaluation",
     "started_of",
     "summarize",
-    "wilson",
 ]
 
 COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds", "usd")
@@ -58,14 +53,14 @@ COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "seconds", "usd")
 
 @dataclass(frozen=True, slots=True)
 class CostRow:
-    """What a step or an evaluation used.
+    """The cost of a step or an evaluation.
 
     Attributes:
-        name: which one.
-        step: updates done by then, None for what comes after training.
-        used: one number per entry of `COLUMNS`, None where it is not known.
-        wall: wall-clock seconds; None where nobody wrote them down (0 in the event).
-        excluded: examples without a usable score, None where none are counted.
+        name: of the step or evaluation.
+        step: number of steps done; None after training.
+        used: one number per entry of `COLUMNS`, None if unknown.
+        wall: wall-clock seconds; None if not recorded.
+        excluded: number of examples without a usable score; None where they are not counted.
     """
 
     name: str
@@ -76,19 +71,19 @@ class CostRow:
 
     @property
     def tokens(self) -> float | None:
-        """Tokens read and drawn."""
+        """Prompt and completion tokens."""
         return _sum(self.used[1:3])
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """All rows, the run altogether, and what was expected of it.
+    """The cost of a run.
 
     Attributes:
         rows: by step and evaluation.
-        total: all together.
-        expected: what the run was expected to use at most, None where nobody estimated it.
-        tokens_by: how the tokens of the estimate were counted.
+        total: of the run.
+        expected: upper bound estimated before the run; None without an estimate.
+        tokens_by: how the estimate counted tokens.
     """
 
     rows: tuple[CostRow, ...]
@@ -98,43 +93,45 @@ class Cost:
 
 
 def cost(events: Sequence[Event]) -> Cost:
-    """Differences of neighbouring counts: an event's own part; a step and its validation are one row.
+    """Compute the cost of each step (with its validation) and evaluation from the cumulative counts in the events.
 
-    Where a count falls, a new counter began (a later evaluation): what it says is that event's part.
+    A count that decreases belongs to a new counter, as in a later evaluation.
     """
     rows: list[CostRow] = []
     before: dict[str, float] = dict.fromkeys(COLUMNS, 0.0)
     for event in events:
-        if not isinstance(event, StepDone | Validated | Evaluated):
+        if isinstance(event, StepDone):
+            name, step, excluded = f"step {event.step}", event.step, event.excluded
+        elif isinstance(event, Validated):
+            name, step, excluded = f"validation after step {event.step}", event.step, event.result.unscored
+        elif isinstance(event, Evaluated):
+            name, step, excluded = f"evaluation: {event.split}", None, event.after.unscored
+        else:
             continue
-        used = tuple(_part(event.usage, before, name) for name in COLUMNS)
-        before |= {name: value for name in COLUMNS if (value := finite(event.usage.get(name))) is not None}
-        row = CostRow(_name(event), _step(event), used, finite(event.seconds) or None, _excluded(event))
-        if rows and row.step is not None and row.step == rows[-1].step:
-            rows[-1] = _together(rows[-1], row)
+        used: list[float | None] = []
+        for column in COLUMNS:
+            now, last = finite(event.usage.get(column)), before[column]
+            used.append(None if now is None else now if now < last else now - last)
+            before[column] = last if now is None else now
+        row = CostRow(name, step, tuple(used), finite(event.seconds) or None, excluded)
+        if rows and step is not None and step == rows[-1].step:  # the seconds of a step include its validation
+            both = tuple(_sum(pair) for pair in zip(rows[-1].used, used, strict=True))
+            rows[-1] = replace(rows[-1], name=f"{rows[-1].name} and its validation", used=both)
         else:
             rows.append(row)
-    estimate = next((event.estimate for event in of_kind(events, Started) if event.estimate is not None), None)
-    if estimate is None:
-        return Cost(tuple(rows), _total(events, rows))
-    used = (estimate.calls, estimate.prompt_tokens, estimate.completion_tokens, None, estimate.usd)
-    expected = CostRow("estimated, at most", None, used, estimate.seconds, None)
-    return Cost(tuple(rows), _total(events, rows), expected, estimate.tokens_by)
-
-
-def _together(step: CostRow, validation: CostRow) -> CostRow:
-    """The time of a step includes its validation's."""
-    used = tuple(_sum(pair) for pair in zip(step.used, validation.used, strict=True))
-    return replace(step, name=f"{step.name} and its validation", used=used)
-
-
-def _total(events: Sequence[Event], rows: Sequence[CostRow]) -> CostRow:
-    return CostRow(
-        name="altogether",
+    total = CostRow(
+        name="total",
         step=None,
         used=tuple(_sum(row.used[i] for row in rows) for i in range(len(COLUMNS))),
         wall=_sum(row.wall for row in rows),
         excluded=sum(event.excluded for event in of_kind(events, StepDone)),
+    )
+    estimate = next((event.estimate for event in of_kind(events, Started) if event.estimate is not None), None)
+    if estimate is None:
+        return Cost(tuple(rows), total)
+    amounts = (estimate.calls, estimate.prompt_tokens, estimate.completion_tokens, None, estimate.usd)
+    return Cost(
+        tuple(rows), total, CostRow("estimated maximum", None, amounts, estimate.seconds, None), estimate.tokens_by
     )
 
 
@@ -143,32 +140,9 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _part(usage: dict[str, float], before: dict[str, float], name: str) -> float | None:
-    now = finite(usage.get(name))
-    if now is None:
-        return None
-    return now if now < before[name] else now - before[name]
-
-
-def _name(event: StepDone | Validated | Evaluated) -> str:
-    if isinstance(event, StepDone):
-        return f"step {event.step}"
-    return f"validation after step {event.step}" if isinstance(event, Validated) else f"evaluation: {event.split}"
-
-
-def _step(event: StepDone | Validated | Evaluated) -> int | None:
-    return None if isinstance(event, Evaluated) else event.step
-
-
-def _excluded(event: StepDone | Validated | Evaluated) -> int:
-    if isinstance(event, StepDone):
-        return event.excluded
-    return event.result.unscored if isinstance(event, Validated) else event.after.unscored
-
-
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Counts of one class, and its recall with Wilson's 95 % interval (None where the class has no example)."""
+    """Counts of a class, and its recall with Wilson's 95 % interval (None if the class has no example)."""
 
     n: int
     correct: int
@@ -180,7 +154,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """One class before and after training."""
+    """A class before and after training."""
 
     label: str
     before: Recall | None
@@ -189,7 +163,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A count, and its part of the row."""
+    """A count, and its share of the row."""
 
     count: int
     share: float
@@ -198,7 +172,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Rows are what was wanted, columns what was predicted; an empty column name is "no label"."""
+    """A confusion matrix: rows are true labels, columns predictions; an empty column name means "no label"."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -206,7 +180,7 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A table of examples: the first of them, and how many there are."""
+    """A table of examples: the first rows, and the total number."""
 
     name: str
     title: str
@@ -216,7 +190,7 @@ class Examples:
 
 
 def class_rows(event: Evaluated, labels: Sequence[str] | None) -> tuple[ClassRow, ...]:
-    """One row per class, in the order of the labels; none for free text."""
+    """Return one row per class, in the order of the labels; empty for free text."""
     before = event.before.per_class if event.before else {}
     after = event.after.per_class
     names = dict.fromkeys([*(labels or ()), *after, *before])
@@ -227,14 +201,24 @@ def class_rows(event: Evaluated, labels: Sequence[str] | None) -> tuple[ClassRow
     )
 
 
+def _recall(counts: dict[str, int] | None) -> Recall | None:
+    if counts is None:
+        return None
+    n, correct, predicted = counts.get("n", 0), counts.get("correct", 0), counts.get("predicted", 0)
+    if not 0 <= correct <= n or n == 0:
+        return Recall(n, correct, predicted, None, None, None)
+    found = interval([1.0] * correct + [0.0] * (n - correct))
+    return Recall(n, correct, predicted, found.mean, found.low, found.high)
+
+
 def confusion(result: ResultRecord | None, labels: Sequence[str] | None) -> Confusion | None:
-    """The confusion matrix, or None where there are no classes."""
+    """Return the confusion matrix; None without classes."""
     if result is None or not result.confusion:
         return None
     table = result.confusion
     targets = [label for label in dict.fromkeys([*(labels or ()), *table]) if label in table]
-    said = dict.fromkeys(label for row in table.values() for label in row if label)
-    columns = list(dict.fromkeys([*(labels or targets), *said]))
+    predicted = dict.fromkeys(label for row in table.values() for label in row if label)
+    columns = list(dict.fromkeys([*(labels or targets), *predicted]))
     if any(row.get("") for row in table.values()):
         columns.append("")
     rows: list[tuple[str, tuple[Cell, ...]]] = []
@@ -247,39 +231,20 @@ def confusion(result: ResultRecord | None, labels: Sequence[str] | None) -> Conf
 
 
 def example_tables(event: Evaluated, limits: Limits) -> tuple[Examples, ...]:
-    """Fixed, broken, and those that are wrong as before."""
+    """Return the examples that training fixed, those it broke, and those still wrong."""
     fixed = [e for e in event.examples if e.before_correct is False and e.after_correct]
     broken = [e for e in event.examples if e.before_correct is True and not e.after_correct]
     wrong = [e for e in event.examples if not e.before_correct and not e.after_correct]
     still = "Wrong before and after" if event.before else "Wrong"
-    tables = (
-        _examples("fixed", "Fixed", "Wrong before training, right now.", fixed, limits),
-        _examples("broken", "Broken", "Right before training, wrong now.", broken, limits),
-        _examples("wrong", still, "What is left to learn, or mislabelled.", wrong, limits),
+    tables = tuple(
+        Examples(name, title, about, tuple(rows[: limits.changed]), len(rows))
+        for name, title, about, rows in (
+            ("fixed", "Fixed", "Wrong before training, correct now.", fixed),
+            ("broken", "Broken", "Correct before training, wrong now.", broken),
+            ("wrong", still, "Not learned, or mislabelled.", wrong),
+        )
     )
     return tables if event.before else tables[2:]
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a part: (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = Φ⁻¹(0.975)."""
-    z, p = 1.959963984540054, correct / n
-    middle = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def _examples(name: str, title: str, about: str, rows: Sequence[ComparedRecord], limits: Limits) -> Examples:
-    return Examples(name, title, about, tuple(rows[: limits.changed]), len(rows))
-
-
-def _recall(counts: dict[str, int] | None) -> Recall | None:
-    if counts is None:
-        return None
-    n, correct, predicted = counts.get("n", 0), counts.get("correct", 0), counts.get("predicted", 0)
-    if not 0 <= correct <= n or n == 0:
-        return Recall(n, correct, predicted, None, None, None)
-    return Recall(n, correct, predicted, correct / n, *wilson(correct, n))
 
 
 State = Literal["running?", "finished", "interrupted"]
@@ -287,7 +252,7 @@ State = Literal["running?", "finished", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """An accuracy with its 95 % interval; NaN where it could not be measured."""
+    """An accuracy with its 95 % interval; NaN if it could not be measured."""
 
     accuracy: float
     low: float
@@ -297,25 +262,25 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What one wants to know of a run at a glance.
+    """Key facts of a run.
 
     Attributes:
         run: id of the run.
         task: name of the task.
-        models: names of its models, each once.
-        state: "running?" where the events just end: it goes on, or it was killed.
+        models: names of its models, without repeats.
+        state: "running?" if the events simply end: the run is going on, or was killed.
         reason: why it finished or stopped; None while it runs.
         started: seconds since 1970.
-        depth: layers.
-        steps_done: the last step that holds.
-        steps_planned: as asked for.
-        best_step: the step with the best validation score, None without one.
-        best_score: that score, None without a dev set.
-        select_by: what the score is; None without a dev set.
-        test: of the trained network in its main final evaluation, None if there is none.
-        test_split: what it was evaluated on.
-        tokens: read and drawn so far, None if nothing was counted.
-        scoring_modes: how texts and outputs are scored, and what weaker modes cost; None where it was not recorded.
+        depth: number of layers.
+        steps_done: the last step.
+        steps_planned: number of steps asked for.
+        best_step: the step with the best validation score; None without one.
+        best_score: that score; None without a dev set.
+        select_by: name of the score; None without a dev set.
+        test: result of the trained network in the main final evaluation; None without one.
+        test_split: name of the examples of that evaluation.
+        tokens: prompt and completion tokens so far; None if they were not counted.
+        scoring_modes: how texts and outputs are scored, and what weaker modes cost; None if not recorded.
     """
 
     run: str
@@ -337,7 +302,7 @@ class RunSummary:
 
 
 def summarize(events: Sequence[Event]) -> RunSummary:
-    """The summary of a run, finished or not.
+    """Summarize a run, finished or not.
 
     Raises:
         InputError: the run has no `started` event.
@@ -346,8 +311,9 @@ def summarize(events: Sequence[Event]) -> RunSummary:
     started = started_of(events)
     layers = layers_of(started.network)
     state, reason = _state(events)
-    best = _best(of_kind(events, Validated))
+    best = best_validation(events)
     evaluation = main_evaluation(events)
+    after = evaluation.after if evaluation else None
     finished = of_kind(events, Finished)
     modes = [event.scoring_modes for event in of_kind(events, StepDone) if event.scoring_modes is not None]
     return RunSummary(
@@ -363,7 +329,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
         best_step=finished[-1].best_step if finished else best.step if best else None,
         best_score=best.score if best else None,
         select_by=best.select_by if best else None,
-        test=_measured(evaluation) if evaluation else None,
+        test=Measured(after.accuracy, after.low, after.high, after.n) if after else None,
         test_split=evaluation.split if evaluation else None,
         tokens=cost(events).total.tokens,
         scoring_modes=modes[-1] if modes else None,
@@ -371,14 +337,14 @@ def summarize(events: Sequence[Event]) -> RunSummary:
 
 
 def holding(events: Sequence[Event]) -> list[Event]:
-    """The events that hold: what a resumed run went back behind, or began again, is void."""
+    """Return the valid events: those that a resumed or restarted run made void are left out."""
     held = current(events)
     starts = [i for i, event in enumerate(held) if isinstance(event, Started)]
     return held[starts[-1] :] if starts else held
 
 
 def started_of(events: Sequence[Event]) -> Started:
-    """The event that opens a run.
+    """Return the event that opens a run.
 
     Raises:
         InputError: there is none.
@@ -394,14 +360,20 @@ def started_of(events: Sequence[Event]) -> Started:
 
 
 def main_evaluation(events: Sequence[Event]) -> Evaluated | None:
-    """The newest evaluation of the test examples, or else the newest of any examples."""
+    """Return the newest evaluation on the test examples, else the newest evaluation."""
     found = of_kind(events, Evaluated)
     tests = [event for event in found if event.split == "test"]
     return (tests or found or [None])[-1]
 
 
+def best_validation(events: Sequence[Event]) -> Validated | None:
+    """Return the validation with the highest score, the earliest of equals."""
+    scored = [event for event in of_kind(events, Validated) if finite(event.score) is not None]
+    return max(scored, key=lambda event: (event.score, -event.step), default=None)
+
+
 def layers_of(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a network file or of a `state_dict`."""
+    """Return the layers of a network file or of a `state_dict`."""
     return cast(list[dict[str, Any]], data.get("layers") or [])
 
 
@@ -413,13 +385,3 @@ def _state(events: Sequence[Event]) -> tuple[State, str | None]:
     if turns and isinstance(turns[-1], Interrupted):
         return "interrupted", turns[-1].reason
     return "running?", None
-
-
-def _best(validations: Sequence[Validated]) -> Validated | None:
-    scored = [event for event in validations if finite(event.score) is not None]
-    return max(scored, key=lambda event: (event.score, -event.step), default=None)
-
-
-def _measured(event: Evaluated) -> Measured:
-    after = event.after
-    return Measured(after.accuracy, after.low, after.high, after.n)

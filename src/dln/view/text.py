@@ -1,4 +1,4 @@
-"""Foreign text made fit to be shown: what a model or a data set wrote is cleaned, and cut where it is long."""
+"""Cleaning and clipping of untrusted text, for display in a terminal or a report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, cast
 __all__ = ["Clipped", "clean", "clip", "plain"]
 
 _TERMINAL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor moves
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movement
     r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles, links and other strings
-    r"|\x1b[ -/]*[0-~]"  # the short ones
-    r"|\x9b[0-?]*[ -/]*[@-~]"  # colours again, in their one-byte form
+    r"|\x1b[ -/]*[0-~]"  # two-character sequences
+    r"|\x9b[0-?]*[ -/]*[@-~]"  # one-byte form of the first
 )
-# C0 and C1 controls but tab and newline; then the marks that turn the direction of the text around them
+# C0 and C1 controls except tab and newline, and direction overrides
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -25,8 +25,8 @@ class Clipped:
     """A text as shown.
 
     Attributes:
-        text: its beginning, or all of it.
-        length: characters of the whole.
+        text: the beginning of the text, or all of it.
+        length: number of characters of the whole text.
     """
 
     text: str
@@ -34,12 +34,12 @@ class Clipped:
 
     @property
     def shortened(self) -> bool:
-        """Whether something is missing."""
+        """Whether `text` is incomplete."""
         return len(self.text) < self.length
 
 
 def clean(text: str) -> str:
-    r"""`text` without terminal escapes, control characters and direction overrides; always encodable as UTF-8.
+    r"""Remove terminal escapes, control characters and direction overrides; the result can be encoded as UTF-8.
 
     >>> clean("a\x1b[31mb\x1b[0m\r\nc\ud800")
     'ab\nc�'
@@ -51,7 +51,7 @@ def clean(text: str) -> str:
 
 
 def clip(text: object, limit: int) -> Clipped:
-    """The cleaned text, cut after `limit` characters at most; None becomes an empty text."""
+    """Clean a text and cut it to at most `limit` characters; None becomes an empty text."""
     whole = "" if text is None else clean(str(text))
     if len(whole) <= limit:
         return Clipped(whole, len(whole))
@@ -59,7 +59,7 @@ def clip(text: object, limit: int) -> Clipped:
 
 
 def plain(value: object) -> Any:
-    """The same data with every text in it cleaned, and nothing but what JSON knows."""
+    """Return the data as JSON types, with every text cleaned."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
