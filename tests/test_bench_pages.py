@@ -91,13 +91,32 @@ def test_what_is_reduced_is_said_and_a_full_table_says_so():
     )
 
 
-def test_the_short_table_has_a_row_per_task_and_only_methods_that_are_there():
-    cells = [cell(task, method) for method in ("majority", "0-shot-line", "dln-1", "cot") for task in NINE]
+def test_the_short_table_has_a_row_per_task_the_fitted_baselines_and_only_methods_that_are_there():
+    methods = ("majority", "0-shot-fitted", "icl-5-fitted", "dln-1", "cot")
+    cells = [cell(task, method) for method in methods for task in NINE]
     text = short_section(summarize(cells), circumstances("c", "m", cells), "")
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == ["task", "majority", "0-shot, same line", "dln-1", "n"]
+    assert rows[0] == ["task", "majority", "0-shot, fitted", "icl-5, fitted", "dln-1", "n"]
     assert [row[0] for row in rows[2:]] == [*NINE, "NLU mean", "BIG-bench mean", "mean"]
-    assert rows[2] == ["mpqa", *["80.0 ± 4.9"] * 3, "250"]
+    assert rows[2] == ["mpqa", *["80.0 ± 4.9"] * 4, "250"]
+
+
+def test_the_table_of_the_readme_repeats_the_numbers_of_the_results():
+    def cells(text: str) -> list[list[str]]:
+        rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+        return [row for row in rows if not row[0].startswith("---")]
+
+    full = cells(section(PAGE, "paper").partition("n per seed")[0])
+    accuracies = {
+        (row[0], task): re.sub(r" \(.*", "", value)
+        for row in full[1:]
+        for task, value in zip(full[0], row, strict=True)
+    }
+    short = cells(section(PAGE.parents[1] / "README.md", SHORT))
+    for task, *values in short[1:]:
+        for title, value in zip(short[0][1:-1], values[:-1], strict=True):
+            method = {"0-shot, same line": "0-shot-line"}.get(title, title.replace(", ", "-"))
+            assert value == accuracies[method, task]
 
 
 def test_the_command_fills_both_pages_with_itself_and_again_with_the_same(cli: Shell):

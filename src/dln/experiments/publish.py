@@ -84,8 +84,8 @@ FULL_TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 FULL_SEEDS = (13, 42, 25)
 FULL_TEST = 250
 
-_SHORT = ("majority", "0-shot", "0-shot-line", "icl-5", "dln-1", "dln-2")
-_TITLES = {"0-shot-line": "0-shot, same line"}
+_SHORT = ("majority", "0-shot", "0-shot-line", "0-shot-fitted", "icl-5", "icl-5-fitted", "dln-1", "dln-2")
+_TITLES = {"0-shot-line": "0-shot, same line", "0-shot-fitted": "0-shot, fitted", "icl-5-fitted": "icl-5, fitted"}
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,17 @@ def full_section(text: str, about: Circumstances, reduced: str) -> str:
 
 
 def short_section(summary: Summary, about: Circumstances, reduced: str) -> str:
-    """Tasks by the methods that most is learnt from, for the front page; those that are not there are left out."""
+    """Return the table of the front page: tasks by the main methods and the strongest cheap baselines."""
     methods = [name for name in _SHORT if name in summary.methods]
     rows = [
         (task, *(accuracy(summary.row(task, name)) for name in methods), _examples(summary, task))
         for task in summary.columns
     ]
     command, facts = about.lines
-    explained = "Test accuracy in percent, mean over seeds ± half of its 95 % interval; n is per seed."
+    explained = (
+        "Test accuracy in percent, mean over seeds ± half-width of the 95 % CI; n is per seed. "
+        "Fitted: bias and temperature of the output layer fitted on the dev set, as in dln-1."
+    )
     return "\n\n".join(
         [command, facts, reduced, explained, table(("task", *(_TITLES.get(m, m) for m in methods), "n"), rows)]
     )
@@ -205,7 +208,7 @@ def ablation_markdown(summary: Summary, abouts: Mapping[str, str]) -> str:
     )
     parts = [
         "Train and dev examples only: one half of the dev set selects, the other half judges. Accuracy in percent on "
-        "the half that judges: mean over seeds ± half of its 95 % interval. Points, p and nats are the paired "
+        "the half that judges: mean over seeds ± half-width of the 95 % CI. Points, p and nats are the paired "
         f"difference to *{BASE}* on the same examples. Tokens and seconds are those of training per task and seed. "
         "\\* No other variant has a higher log p(y|x) for as few training tokens.",
         table(heads, rows),

@@ -208,7 +208,7 @@ def markdown(summary: Summary, abouts: Mapping[str, str] | None = None) -> str:
     head = ("method", *summary.columns)
     rows = [(m, *(accuracy(summary.row(t, m), balanced=True) for t in summary.columns)) for m in summary.methods]
     parts = [
-        "Test accuracy in percent: mean over seeds ± half of its 95 % interval (one seed, or the same answers under "
+        "Test accuracy in percent: mean over seeds ± half-width of the 95 % CI (one seed, or the same answers under "
         "every seed: the interval of the test examples). In brackets the balanced accuracy, that is the mean of the "
         "per-class accuracies.",
         table(head, rows),
