@@ -47,6 +47,11 @@ __all__ = [
 
 T = TypeVar("T")
 
+_JSON, _ASCII_JSON = (
+    json.JSONEncoder(sort_keys=True, ensure_ascii=escaped, separators=(",", ":"), allow_nan=False)
+    for escaped in (False, True)
+)
+
 
 class MalformedReply(ProviderError):
     """The server's answer, though well delivered, is not one: raised by readers, asked again by senders."""
@@ -75,11 +80,10 @@ class Call:
         """The body as it is sent; equal bodies give equal bytes."""
         if self.body is None:
             return None
-        text = json.dumps(self.body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         try:
-            return text.encode()
+            return _JSON.encode(self.body).encode()
         except UnicodeEncodeError:  # half a surrogate pair; escaped, it can be sent
-            return json.dumps(self.body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+            return _ASCII_JSON.encode(self.body).encode()
 
 
 @dataclass(frozen=True, slots=True)

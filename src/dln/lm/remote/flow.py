@@ -257,7 +257,11 @@ class Health:
 
     def taken(self) -> Health:
         """After a call was sent there."""
-        return replace(self, probing=self.failures >= self.limit)
+        return (
+            self
+            if self.failures < self.limit and not self.probing
+            else replace(self, probing=self.failures >= self.limit)
+        )
 
     def after_success(self) -> Health:
         """After any reply that shows it alive."""

@@ -1,7 +1,8 @@
 """Requests to one base URL: the `openai` SDK builds them, `aiohttp` sends them, and no reply is taken for another.
 
-The SDK is never given the key. The transport below it adds the key to each request at the last moment, so that no
-option, header table, exception or log line of the SDK can hold it.
+The SDK builds the address and the headers once per path; every request to that path uses them again. The SDK is never
+given the key: it is added to each request just before sending, so that no option, header table, exception or log line
+of the SDK can hold it.
 
 **Replies delivered twice.** HTTP/1.1 has no numbers by which a reply finds its request. A server or proxy that
 delivers a reply twice would shift every later answer on that connection by one. Three rules prevent this:
@@ -30,6 +31,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 import httpx2
 import yarl
+from multidict import CIMultiDict
 
 from dln.lm.remote.call import Reply, Silence
 from dln.lm.remote.endpoint import Endpoint
@@ -48,6 +50,17 @@ _REMEMBERED = 32  # replies per connection: copies come soon
 _ALIKE = 3  # confirmations that a server gives equal replies to different requests
 _GIVEN_LATER = "given-when-sent"
 _IN_USE = -1
+_OWN_HEADERS = {"authorization", "api-key", "content-length", "idempotency-key"}  # not shared by requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What all requests of one method to one path have in common, without the key."""
+
+    method: str
+    url: yarl.URL
+    target: bytes
+    headers: CIMultiDict[str]
 
 
 class Connection:
@@ -57,7 +70,8 @@ class Connection:
         self.base_url = base_url
         self._root = base_url.removesuffix("/v1")
         self._transport = _Transport(endpoint, base_url)
-        self._client = _sdk(endpoint, base_url, self._transport)
+        self._client = _sdk(endpoint, base_url)
+        self._prepared: dict[tuple[str, bool], _Prepared] = {}
 
     async def send(self, path: str, payload: bytes | None) -> Reply | Silence:
         """Make one attempt; never raises for what the network or the server does.
@@ -66,21 +80,23 @@ class Connection:
             path: as a `Call` has it.
             payload: JSON to post; None to get.
         """
-        from openai import APIConnectionError, APIStatusError
-
-        url = self._root + path[1:] if path.startswith("//") else path
         try:
-            if payload is None:
-                response = await self._client.get(url, cast_to=httpx2.Response)
-            else:
-                response = await self._client.post(url, cast_to=httpx2.Response, content=payload)
-        except APIStatusError as error:
-            response = error.response
-        except APIConnectionError as error:
-            return _silence(error.__cause__ or error, self._transport.read_seconds)
-        except (aiohttp.ClientError, httpx2.HTTPError, TimeoutError, OSError, ValueError) as error:
+            prepared = self._prepared.get((path, payload is None))
+            if prepared is None:
+                prepared = self._prepared[path, payload is None] = await self._prepare(path, get=payload is None)
+            return await self._transport.send(prepared, payload)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return _silence(error, self._transport.read_seconds)
-        return Reply(response.status_code, response.headers, response.content)
+
+    async def _prepare(self, path: str, *, get: bool) -> _Prepared:
+        url = self._root + path[1:] if path.startswith("//") else path
+        if get:
+            response = await self._client.get(url, cast_to=httpx2.Response)
+        else:
+            response = await self._client.post(url, cast_to=httpx2.Response, content=b"{}")
+        request = response.request
+        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name not in _OWN_HEADERS)
+        return _Prepared(request.method, yarl.URL(str(request.url), encoded=True), request.url.raw_path, headers)
 
     def begin_anew(self) -> None:
         """Close the connections that are idle now: what came over one of them was no answer."""
@@ -88,13 +104,20 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self._transport.close()
 
 
-def _sdk(endpoint: Endpoint, base_url: str, transport: httpx2.AsyncBaseTransport) -> AsyncOpenAI:
+class _Builder(httpx2.AsyncBaseTransport):
+    """Sends nothing: the request that the SDK built is taken from the empty response."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, request=request)
+
+
+def _sdk(endpoint: Endpoint, base_url: str) -> AsyncOpenAI:
     from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-    http = httpx2.AsyncClient(transport=transport, timeout=None, follow_redirects=False, trust_env=False)
+    http = httpx2.AsyncClient(transport=_Builder(), timeout=None, trust_env=False)
     if endpoint.azure is not None:
         return AsyncAzureOpenAI(
             azure_endpoint=base_url,
@@ -136,16 +159,16 @@ class _Past:
     ready: int = _IN_USE
     brought: OrderedDict[bytes, bytes] = field(default_factory=OrderedDict[bytes, bytes])
 
-    def again(self, request: httpx2.Request, reply: httpx2.Response) -> bool | None:
+    def again(self, request: bytes, reply: _Raw) -> bool | None:
         """Remember this reply; whether it is an earlier one, delivered again, or None where that cannot be told.
 
         Equal requests may have equal replies where the server gives them no id. Such a reply answers this request
         in any case, but a second copy may follow it.
         """
-        asked = _digest(request.method.encode() + request.url.raw_path + request.content)
-        came = _digest(repr(reply.headers.raw).encode() + reply.content)
+        asked = _digest(request)
+        came = _digest(repr(reply.headers).encode() + reply.body)
         earlier = self.brought.get(came)
-        if earlier == asked and b'"id"' not in reply.content:
+        if earlier == asked and b'"id"' not in reply.body:
             return None
         self.brought[came] = asked
         if len(self.brought) > _REMEMBERED:
@@ -184,7 +207,21 @@ class _Pool(aiohttp.TCPConnector):
             return connection
 
 
-class _Transport(httpx2.AsyncBaseTransport):
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A reply as it came; its body decompressed."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    def reply(self) -> Reply:
+        """With header names in lower case."""
+        pairs = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in self.headers)
+        return Reply(self.status, dict(pairs), self.body)
+
+
+class _Transport:
     """Adds the key, sends over aiohttp, and doubts replies that came before."""
 
     def __init__(self, endpoint: Endpoint, base_url: str) -> None:
@@ -200,34 +237,30 @@ class _Transport(httpx2.AsyncBaseTransport):
         self._pool: _Pool | None = None  # of the connections that are kept
         self._alike = 0
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def send(self, prepared: _Prepared, payload: bytes | None) -> Reply:
         """The complete reply.
 
         Raises:
             aiohttp.ClientError, TimeoutError, OSError: no connection, no complete reply in time, or no HTTP.
         """
         # a proxy may mix up the replies of several servers: no connection through one is used twice
-        reply, past = await self._exchange(request, keep=self._proxy is None)
-        if past is None or reply.status_code >= 300:
-            return reply
-        if self._alike < _ALIKE:
-            again = past.again(request, reply)
+        came, past = await self._exchange(prepared, payload, keep=self._proxy is None)
+        if past is not None and came.status < 300:
+            again = False if self._alike >= _ALIKE else past.again(prepared.target + (payload or b""), came)
             if again:
-                doubted = reply.content
-                reply, _ = await self._exchange(request, keep=False)
-                self._alike += reply.status_code < 300 and reply.content == doubted
-                return reply
-            if again is None:
-                return reply
-        past.ready = past.epoch
-        return reply
+                doubted = came.body
+                came, _ = await self._exchange(prepared, payload, keep=False)
+                self._alike += came.status < 300 and came.body == doubted
+            elif again is not None:
+                past.ready = past.epoch
+        return came.reply()
 
     def leave_idle(self) -> None:
         """Use no connection again that is idle now."""
         if self._pool is not None:
             self._pool.epoch += 1
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         """Close all connections."""
         while self._sessions:
             await self._sessions.popitem()[1].close()
@@ -241,36 +274,33 @@ class _Transport(httpx2.AsyncBaseTransport):
             else:
                 connector = aiohttp.TCPConnector(limit=0, ssl=tls, force_close=True)
             self._sessions[keep] = aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, timeout=self._timeout
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=self._timeout
             )
         return self._sessions[keep]
 
-    async def _exchange(self, request: httpx2.Request, *, keep: bool) -> tuple[httpx2.Response, _Past | None]:
+    async def _exchange(self, prepared: _Prepared, payload: bytes | None, *, keep: bool) -> tuple[_Raw, _Past | None]:
         async with self._session(keep=keep).request(
-            request.method,
-            yarl.URL(str(request.url), encoded=True),
-            headers=self._headers(request),
-            data=request.content or None,
+            prepared.method,
+            prepared.url,
+            headers=self._headers(prepared),
+            data=payload,
             allow_redirects=False,
             proxy=self._proxy,
             proxy_auth=self._proxy_auth,
         ) as response:
-            content = await response.read()
-        reply = httpx2.Response(response.status, headers=response.raw_headers, content=content)
-        return reply, _used.get() if keep else None
+            body = await response.read()
+        return _Raw(response.status, response.raw_headers, body), _used.get() if keep else None
 
-    def _headers(self, request: httpx2.Request) -> list[tuple[str, str]]:
-        """The request's own, with the key and the extra ones in place of its placeholder."""
-        endpoint = self._endpoint
-        secret: dict[str, str] = {}
+    def _headers(self, prepared: _Prepared) -> CIMultiDict[str]:
+        """Those of the request, with the key and the extra ones."""
+        endpoint, headers = self._endpoint, prepared.headers.copy()
         if endpoint.key is not None:
             key = endpoint.key.get_secret_value()
-            secret = {"api-key": key} if endpoint.azure is not None else {"authorization": f"Bearer {key}"}
-        secret |= {name.lower(): value.get_secret_value() for name, value in endpoint.headers.items()}
-        replaced = {*secret, "authorization", "api-key"}
-        raw = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw)
-        own = [(name, value) for name, value in raw if name.lower() not in replaced]
-        return [*own, *secret.items()]
+            name, value = ("api-key", key) if endpoint.azure is not None else ("authorization", f"Bearer {key}")
+            headers[name] = value
+        for name, value in endpoint.headers.items():
+            headers[name] = value.get_secret_value()
+        return headers
 
 
 def _proxy(base_url: str) -> tuple[str | None, aiohttp.BasicAuth | None]:
