@@ -29,11 +29,14 @@ from dln.lm.remote.call import (
     ModelNotFound,
     QuotaExhausted,
     RateLimited,
+    Reply,
     ServerFailed,
     ServerUnreachable,
+    Silence,
 )
 from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
 from dln.lm.remote.sender import HttpSender
+from dln.lm.remote.transport import Connection
 from remote_scripted_server import Asked, ScriptedServer, http, ok
 
 QUICK = Patience(
@@ -251,6 +254,25 @@ def test_a_server_that_comes_late_is_waited_for() -> None:
     with sending(f"http://127.0.0.1:{port}/v1", patience=Patience(unreachable_seconds=5)) as sender:
         assert sender.send(calls(3), number) == [0, 1, 2]
     late.__exit__(None, None, None)
+
+
+def test_one_slow_connect_is_tried_again_even_if_it_took_longer_than_unreachable_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send, failures = Connection.send, [Silence("connect", "no connection in time", True)]
+
+    async def slow_first(self: Connection, path: str, payload: bytes | None) -> Reply | Silence:
+        if failures:
+            failure = failures.pop()
+            await asyncio.sleep(0.6)
+            return failure
+        return await send(self, path, payload)
+
+    monkeypatch.setattr(Connection, "send", slow_first)
+    with ScriptedServer(echo) as server, sending(server.url) as sender:
+        assert QUICK.unreachable_seconds < 0.6
+        assert sender.send(calls(1), number) == [0]
+        assert sender.traffic().retries == {"connect": 1}
 
 
 def test_read_time_out_is_asked_again() -> None:

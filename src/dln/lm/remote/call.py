@@ -166,7 +166,6 @@ class Fault:
         crowded: whether it says that too much is asked at once: concurrency shrinks.
         dead: whether it speaks against the replica rather than against the call.
         wait_seconds: that the server asks for, None where it does not.
-        spent_seconds: from sending to knowing, where no reply came.
     """
 
     kind: str
@@ -175,7 +174,6 @@ class Fault:
     crowded: bool = False
     dead: bool = False
     wait_seconds: float | None = None
-    spent_seconds: float = 0.0
 
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}

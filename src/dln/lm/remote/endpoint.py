@@ -36,7 +36,7 @@ class Patience:
         connect_seconds: until a connection must stand.
         read_seconds: until the next bytes of a reply must come.
         deadline_seconds: for one call, from when it is first sent, all retries included.
-        unreachable_seconds: for which a server that takes no connection is asked again.
+        unreachable_seconds: for which a server that takes no connection is asked again, from the first failure on.
         longest_wait_seconds: that a server may ask us to wait (Retry-After); longer is an error.
         max_concurrency: calls in flight per replica, at most.
         max_retries: of one call.

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -244,7 +244,7 @@ class Exchange:
             if outcome.kind != "connect":
                 unreachable_since = None
             elif unreachable_since is None:
-                unreachable_since = now - outcome.spent_seconds
+                unreachable_since = now  # not when it was sent: one slow connect alone is never final
             elsewhere = outcome.dead and any(self._health[r].usable(now) for r in order if r != chosen)
             wait = 0.0 if elsewhere else self._wait(question.call, attempt, outcome)
             silent = 0.0 if unreachable_since is None or elsewhere else now + wait - unreachable_since
@@ -318,7 +318,6 @@ class Exchange:
         if not isinstance(reply, Reply):
             counts["time_outs"] += reply.timed_out
             fault = fault_of_silence(reply.kind, reply.reason, where, secrets=self._secrets)
-            fault = replace(fault, spent_seconds=now - sent_at)
         else:
             counts["bytes_received"] += len(reply.body)
             self._counters.latencies.append(now - sent_at)
