@@ -368,7 +368,8 @@ def _plain(kind: Any) -> _Check | None:
         return _simple(*_PLAIN[kind])
     if not isinstance(kind, type) or kind.__module__ == "typing":
         return None  # no class: nothing can be an instance of it
-    name = kind.__name__
+    kind = cast(Any, kind)
+    name = str(kind.__name__)
     if issubclass(kind, abc.Mapping) or kind in (list, tuple, dict, set, frozenset):
         return _container(kind, ())
     test = _protocol_test(kind) if getattr(kind, "_is_protocol", False) else _instance_test(kind)
@@ -471,7 +472,7 @@ def _container(origin: Any, arguments: tuple[Any, ...]) -> _Check | None:
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return _tuple(arguments)
     if isinstance(origin, type) and issubclass(origin, abc.Iterable):
-        return _sequence(origin, arguments)
+        return _sequence(cast(type, origin), arguments)
     return _plain(origin)
 
 
@@ -483,7 +484,7 @@ def _sequence(origin: type, arguments: tuple[Any, ...]) -> _Check:
 
     def find(value: object) -> _Problem | None:
         if isinstance(value, str | bytes | bytearray | abc.Mapping) or not isinstance(value, wide):
-            return _Problem(value, expected)
+            return _Problem(cast(Any, value), expected)
         # an iterator would be used up by looking at its items
         items = cast("Iterable[object]", value if isinstance(value, abc.Sequence | abc.Set) else ())
         if item is not None:
@@ -504,7 +505,7 @@ def _tuple(arguments: tuple[Any, ...]) -> _Check:
     def find(value: object) -> _Problem | None:
         items = cast("list[object]", value if isinstance(value, tuple | list) else [])
         if len(items) != len(checks):
-            return _Problem(value, expected)
+            return _Problem(cast(Any, value), expected)
         for position, (one, check) in enumerate(zip(items, checks, strict=True)):
             if check is not None and (problem := check.find(one)) is not None:
                 return _Problem(problem.got, problem.expected, f"[{position}]{problem.place}", problem.fix)
@@ -520,7 +521,7 @@ def _mapping(arguments: tuple[Any, ...]) -> _Check:
 
     def find(value: object) -> _Problem | None:
         if not isinstance(value, abc.Mapping):
-            return _Problem(cast(object, value), expected)
+            return _Problem(cast(Any, value), expected)
         for name, one in cast("Mapping[object, object]", value).items():
             if key is not None and (problem := key.find(name)) is not None:
                 return _Problem(problem.got, f"{expected}: every key {problem.expected}", f" key {shown(name, 30)}")

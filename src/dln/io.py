@@ -156,7 +156,7 @@ def _forbid_unknown(kind: object, seen: set[type]) -> None:
         if dataclasses.is_dataclass(found) and "__pydantic_config__" not in vars(found):
             setattr(found, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - not a field
         for hint in _fields(found).values():
-            _forbid_unknown(hint, seen)
+            _forbid_unknown(cast(object, hint), seen)
 
 
 @cache

@@ -189,7 +189,7 @@ class FunctionMetric:
             raise InputError(
                 f"the metric {self.name!r} returned something that is no score",
                 where=f"metric {self.name}",
-                got=f"{shown(value)} ({type(cast(object, value)).__name__}) for the prediction {shown(prediction, 40)} "
+                got=f"{shown(value)} ({type(value).__name__}) for the prediction {shown(prediction, 40)} "
                 f"and the target {shown(target, 40)}",
                 expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
                 fix="return 1.0 for a right prediction and 0.0 for a wrong one",

@@ -112,11 +112,12 @@ def load_network(
         ) from error
     except ValueError as error:
         raise CorruptDataError("the network file is not JSON", where=source, got=str(error)) from error
-    if not isinstance(document, dict) or not {"layers", "members"} & set(cast("dict[str, object]", document)):
+    keys = list(cast("dict[str, object]", document)) if isinstance(document, dict) else []
+    if not isinstance(document, dict) or not {"layers", "members"} & set(keys):
         raise InputError(
             "this is not a network file",
             where=source,
-            got=f"a JSON file with {', '.join(map(shown, list(document)[:5])) or 'nothing'}"
+            got=f"a JSON file with {', '.join(map(shown, keys[:5])) or 'nothing'}"
             if isinstance(document, dict)
             else f"JSON, but {shown(document, 40)}",
             expected="a file that dln.save_network or `dln train` wrote",

@@ -341,7 +341,7 @@ def _flat(items: Iterable[object]) -> list[AnyLayer]:
             raise InputError(
                 "this is no layer",
                 where="Sequential, argument 'layers'",
-                got=shown(item),
+                got=shown(cast(object, item)),
                 expected="a LanguageLayer or a ChoiceLayer",
                 fix='dln.ChoiceLayer("smollm2", labels=["negative", "positive"])',
             )
