@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the option models, so that the page cannot lag behind the code.
+"""Generate docs/options.md from the option models.
 
 python tools/make_options_page.py            # write the page
 python tools/make_options_page.py --check    # exit 1 if it is not current
@@ -20,11 +20,11 @@ __all__ = ["PAGE", "options_page"]
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 
 HEAD = """\
-# Options of training
+# Training options
 
 This page is generated from `src/dln/train/options.py` by `tools/make_options_page.py`.
 
-In Python, options are set as nested dictionaries on top of a preset:
+In Python, options are nested dictionaries that override a preset:
 
 ```python
 from dln import resolve_options
@@ -33,12 +33,11 @@ options = resolve_options("paper", {"steps": 4, "inference": {"num_prompts": 6}}
 assert options.batch_size == 20 and options.inference.num_prompts == 6
 ```
 
-The same dictionary is what `dln.fit(..., preset="paper", options={...})` takes. On the command line `--set` takes one
-option by its dotted name, as in `--set inference.num_prompts=6`. A name that does not exist is an error that lists
-those that do.
+`dln.fit(..., preset="paper", options={...})` takes the same dictionary. On the command line `--set` sets one option by
+its dotted name, as in `--set inference.num_prompts=6`. Unknown names are errors that list the valid ones.
 
-The column *paper* shows what `preset="paper"` sets, where that differs from the default. The reasons for each
-difference are in [design.md](design.md#departures-from-the-papers-preset-and-why).
+The column *paper* shows the value of `preset="paper"` where it differs from the default;
+[Design](design.md#departures-from-the-papers-preset-and-why) gives the reasons.
 """
 
 
@@ -47,8 +46,8 @@ def options_page() -> str:
     default, paper = resolve_options("default"), resolve_options("paper")
     sections = [
         HEAD,
-        "## From step to step\n\n" + _table(Options, default, paper, ""),
-        "## Within one step\n\nAll of these are under `inference`.\n\n"
+        "## Training loop\n\n" + _table(Options, default, paper, ""),
+        "## Inference (one step)\n\nAll of these are under `inference`.\n\n"
         + _table(InferenceOptions, default.inference, paper.inference, "inference."),
     ]
     return "\n".join(sections)
@@ -56,7 +55,7 @@ def options_page() -> str:
 
 def _table(kind: type[BaseModel], default: BaseModel, paper: BaseModel, prefix: str) -> str:
     properties = kind.model_json_schema()["properties"]
-    lines = ["| option | default | paper | possible values | what it does |", "|---|---|---|---|---|"]
+    lines = ["| option | default | paper | possible values | description |", "|---|---|---|---|---|"]
     for name, field in kind.model_fields.items():
         if name == "inference":
             continue

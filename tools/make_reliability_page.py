@@ -25,26 +25,27 @@ Cells = Mapping[tuple[str, Played, Asked], Cell]
 HEAD = """\
 # Fault handling
 
-Models behind HTTP fail in many ways. `tools/make_reliability_page.py` generates this page from experiments with a real HTTP
-server that injects scripted faults (`tests/fault_server.py`). The tests repeat every experiment and compare the outcome with a
-hand-written expectation and with this page.
+Models behind HTTP fail in many ways. `tools/make_reliability_page.py` generates this page from experiments with a
+real HTTP server that injects scripted faults (`tests/fault_server.py`). The tests repeat every experiment and compare
+the outcome with a hand-written expectation and with this page.
 
-Each experiment uses its own server and engine. The model behind the server is small and exact, so that every returned number
-can be compared with the true value. No result in these tables is silently wrong. The outcomes are:
+Each experiment uses its own server and engine. The model behind the server is small and exact, so that every returned
+number can be compared with the true value. No result in these tables is silently wrong. The outcomes are:
 
 - **survived**: exactly the numbers and the cost of a run without faults; retried requests are counted once;
-- **unusable**: the server returned values that cannot be log-probabilities (NaN, ±∞, positive, or next to a missing one). They
-  are detected, the affected examples are excluded and counted, and all other numbers are correct;
+- **unusable**: the server returned values that cannot be log-probabilities (NaN, ±∞, positive, or next to a missing
+  one). They are detected, the affected examples are excluded and counted, and all other numbers are correct;
 - **the name of an error**: no result. The error states where, what was received and what to try.
 
-*Once*: every request meets the fault the first time and succeeds when it is retried (slow faults: the first three requests).
-*Always*: the fault is permanent. *At the start* covers everything from the first contact, including the probe of the server's
-scoring modes (*once*: every twelfth request). In the other columns the fault starts after the engine was loaded. "by …" names
-the remaining scoring modes for labels and for texts. "–" was not tested.
+*Once*: every request meets the fault the first time and succeeds when it is retried (slow faults: the first three
+requests). *Always*: the fault is permanent. *At the start* covers everything from the first contact, including the
+probe of the server's scoring modes (*once*: every twelfth request). In the other columns the fault starts after the
+engine was loaded. "by …" names the remaining scoring modes for labels and for texts. "–" was not tested.
 
-Errors that retrying cannot fix (invalid key, exhausted quota, unknown model, rejected request) are reported immediately, after
-one attempt. Transient failures are retried. Where a fault has to time out, these experiments allow 1.2 s of silence or 5 s in
-total; the defaults are 120 s of silence, 600 s in total, and up to 8 retries with increasing delays.
+Errors that retrying cannot fix (invalid key, exhausted quota, unknown model, rejected request) are reported
+immediately, after one attempt. Transient failures are retried. Where a fault has to time out, these experiments allow
+1.2 s of silence or 5 s in total; the defaults are 120 s of silence, 600 s in total, and up to 8 retries with
+increasing delays.
 """
 
 TAIL = """\
