@@ -23,7 +23,7 @@ import typer
 from dln.train import resolve_options
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
 
@@ -164,12 +164,37 @@ def test_links_between_pages_lead_somewhere(page: Path):
 
 @each_page
 def test_paths_of_the_repository_exist(page: Path):
-    """`src/…`, `docs/…`, `tests/…`, `examples/…`, `tools/…` and `infer/vi.py`-like names in back quotes are files."""
+    """`src/…`, `docs/…`, `tests/…`, `benchmarks/…`, … and names like `infer/vi.py` in back quotes are files."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     rooms = "|".join(sorted(p.name for p in (ROOT / "src" / "dln").iterdir() if p.is_dir() and p.name.isidentifier()))
-    for name in re.findall(rf"`((?:src|docs|tests|examples|tools|{rooms})/[\w./-]+)`", text):
+    for name in re.findall(rf"`((?:src|docs|tests|examples|tools|benchmarks|{rooms})/[\w./-]+)`", text):
         places = [ROOT / name, ROOT / "src" / "dln" / name]
         assert any(place.exists() for place in places), f"{page.name}: {name}"
+
+
+def test_a_newcomer_finds_the_step_the_scoring_rules_and_the_extension_points():
+    """One click from the README to a section of the design page, which names the files."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for heading, file in (
+        ("The training step", "`infer/vi.py`"),
+        ("Scoring rules", "`label_mass`"),
+        ("Extension points", "`infer/prompts.py`"),
+    ):
+        assert f"](docs/design.md#{slug(heading)})" in readme
+        assert file in design.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert len(design.splitlines()) <= 250
+
+
+def test_the_changelog_has_each_kind_of_change_once_per_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert versions
+    for version in versions:
+        kinds = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert len(kinds) == len(set(kinds)), version.splitlines()[0]
+        entries = re.findall(r"^- .*$", version, re.MULTILINE)
+        assert len(entries) == len(set(entries)), version.splitlines()[0]
 
 
 def slug(heading: str) -> str:
