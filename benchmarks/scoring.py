@@ -24,7 +24,7 @@ from dln.infer.vi import VariationalInference
 from dln.lm.base import text_of
 from dln.lm.local.engine import TransformersLM
 from dln.train import Options, resolve_options
-from dln.train.options import algorithm
+from dln.train.build import algorithm
 
 __all__ = [
     "BATCH_ROWS",

@@ -21,7 +21,7 @@ from dln.lm.base import LanguageModel, Sampling
 from dln.lm.local.engine import TransformersLM
 from dln.random import Key
 from dln.train import Options, resolve_options
-from dln.train.options import algorithm
+from dln.train.build import algorithm
 
 __all__ = ["StepResult", "StepTime", "measure_step"]
 

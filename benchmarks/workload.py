@@ -44,8 +44,8 @@ from dln.nn.sequential import AnyLayer, Trace
 from dln.numerics import Floats
 from dln.random import Key
 from dln.train import resolve_options
+from dln.train.build import algorithm
 from dln.train.layout import DECOMPOSE
-from dln.train.options import algorithm
 
 __all__ = [
     "Labels",

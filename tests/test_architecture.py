@@ -15,7 +15,7 @@ import pytest
 import dln
 
 PACKAGE = Path(dln.__file__).parent
-LEAVES = {"answers", "arguments", "errors", "io", "numerics", "particles", "random"}
+LEAVES = {"answers", "arguments", "errors", "extensions", "io", "numerics", "particles", "random"}
 BELOW: dict[str, set[str]] = {
     "data": LEAVES,
     "lm": LEAVES,

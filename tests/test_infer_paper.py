@@ -17,7 +17,8 @@ from dln.lm.base import Sampling
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.layers import LayerInput
 from dln.random import Key
-from dln.train.options import algorithm, resolve_options
+from dln.train.build import algorithm
+from dln.train.options import resolve_options
 
 pytestmark = pytest.mark.model
 

@@ -24,8 +24,8 @@ from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.random import Key
 from dln.train import resolve_options
+from dln.train.build import algorithm
 from dln.train.events import CandidateRecord, LayerRecord, StepDone, StoppedRecord, step_event
-from dln.train.options import algorithm
 from dln.view.format import Limits, why_chosen
 from dln.view.steps import steps
 

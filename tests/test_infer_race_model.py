@@ -15,8 +15,8 @@ from dln.infer.race import Race, Recalled
 from dln.lm.base import Sampling
 from dln.random import Key
 from dln.train import resolve_options
+from dln.train.build import algorithm
 from dln.train.evaluate import judge
-from dln.train.options import algorithm
 
 
 class Beside:

@@ -26,9 +26,10 @@ from dln.nn.layers import without_options
 from dln.nn.template import load_template
 from dln.random import Key
 from dln.train import evaluate, fit
+from dln.train.build import algorithm
 from dln.train.estimate import LayerSize, estimate
 from dln.train.events import StepDone
-from dln.train.options import algorithm, resolve_options
+from dln.train.options import resolve_options
 from dln.train.run import of_kind, read_events
 
 LABELS = ("yes", "no")

@@ -31,8 +31,8 @@ from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.numerics import logsumexp
 from dln.random import Key
 from dln.train import resolve_options
+from dln.train.build import algorithm
 from dln.train.events import LayerRecord, StepDone, Validated
-from dln.train.options import algorithm
 from dln.train.run import read_events
 from dln.view.report import render_report, write_report
 

@@ -78,11 +78,14 @@ def input_error(error: ValidationError, kind: object, where: str) -> InputError:
     """What pydantic found, as an error of ours: field, got, expected, and the field that was probably meant."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, InputError) and len(problems) == 1:  # a value's own check, which says it better
-        place = ".".join(str(part) for part in first["loc"])
-        at = f"{where}: {place}" if place else where
-        return InputError(inner.message, where=at, got=inner.got, expected=inner.expected, fix=inner.fix)
+    for problem in problems:
+        inner = problem.get("ctx", {}).get("error")
+        if isinstance(inner, InputError):  # a value's own check, which says it better
+            # a section has put its own place behind `where` already
+            below = str(inner.where).removeprefix(f"{where}: ") if str(inner.where).startswith(f"{where}: ") else ""
+            place = ".".join([*(str(part) for part in problem["loc"]), *([below] if below else [])])
+            at = f"{where}: {place}" if place else where
+            return InputError(inner.message, where=at, got=inner.got, expected=inner.expected, fix=inner.fix)
     lines = [f"{_place(e['loc'])}: {_said(e)}" for e in problems]
     known = fields_at(kind, first["loc"][:-1]) if first["type"] in _UNKNOWN else []
     expected = f"one of {', '.join(known)}" if known else _expected(first)

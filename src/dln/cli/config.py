@@ -411,6 +411,9 @@ def _resolved(config: RunConfig, where: str) -> Options:
         at = setting_name(["options", *(place or str(error.where).split("."))], where)
         if problem is None:
             raise InputError(error.message, where=at, got=error.got, expected=error.expected, fix=error.fix) from error
+        inner = problem.get("ctx", {}).get("error")
+        if isinstance(inner, InputError):
+            raise InputError(inner.message, where=at, got=inner.got, expected=inner.expected, fix=inner.fix) from None
         got = repr(problem["input"])[:80]
         raise InputError("invalid value", where=at, got=got, expected=expectation(problem)) from None
 

@@ -254,6 +254,7 @@ def _train(
             resume=resume,
             metric=task.metric,
             callbacks=[watch.event],
+            progress=False,
             prompt_lm=models.prompt_lm,
             hidden_lm=models.hidden_lm,
             meter=models.meter,

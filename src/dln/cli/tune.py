@@ -32,8 +32,9 @@ from dln.experiments.publish import Circumstances, full_section
 from dln.experiments.tuning import Space, Trial, paper_space, read_space, search, size
 from dln.lm.meter import Meter
 from dln.train import FitResult, conclude, fit, fitted_initial, resolve_options
+from dln.train.build import calibrator
 from dln.train.evaluate import validate
-from dln.train.options import calibrator, merge_options, nested
+from dln.train.options import merge_options, nested
 
 __all__ = ["PROBE_TASK_EPILOG", "TUNE_EPILOG", "probe_task", "tune"]
 

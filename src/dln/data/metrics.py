@@ -5,7 +5,8 @@ A metric is any callable
     metric(prediction, target) -> float | bool | Score(value, feedback)
 
 in this order of arguments, with values from 0 (wrong) to 1 (right): a function, a lambda, a `functools.partial`, an
-object with `__call__`. A name ("exact_match", "package.module:function") is accepted wherever a metric is.
+object with `__call__`. A name ("exact_match", a registered one, "package.module:function") is accepted wherever a
+metric is.
 `load_metric` makes a `FunctionMetric` of a callable: it has a name for reports, and checks what the callable returns.
 
 `accuracy` and the others aggregate over examples.
@@ -14,22 +15,20 @@ object with `__call__`. A name ("exact_match", "package.module:function") is acc
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from dln import extensions
 from dln.answers import begins_with, labels_said
-from dln.arguments import checked, shown, unknown_name
+from dln.arguments import checked, shown
 from dln.data.labels import spelling_map
 from dln.errors import InputError
 from dln.numerics import Floats
@@ -206,8 +205,8 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
     """The metric that is meant, with a name and checked values.
 
     Args:
-        metric: a name of `METRIC_NAMES`; "package.module:function", also of a module in the working directory; or a
-            callable (prediction, target) -> float | bool | `Score`.
+        metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", also of
+            a module in the working directory; or a callable (prediction, target) -> float | bool | `Score`.
         labels: label specifications, which make `exact_match` prefer the longest label.
 
     Raises:
@@ -221,19 +220,16 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
         return ExactMatch(tuple(labels or ()))
     if metric == "number_presence":
         return NumberPresence()
-    module_name, colon, function_name = metric.partition(":")
-    if not (colon and function_name and all(part.isidentifier() for part in module_name.split("."))):
-        raise unknown_name("metric", metric, METRIC_NAMES, where="metric", expected="{}, or package.module:function")
-    function = getattr(_module(module_name, metric), function_name, None)
+    function = extensions.load("metric", metric, METRIC_NAMES)
     if not callable(function):
         raise InputError(
-            f"the module has no function {function_name!r}",
+            "the metric is not a function",
             where=f"metric {metric}",
-            got="nothing" if function is None else shown(function),
+            got=shown(function),
             expected="a function (prediction: str, target: str) -> float",
-            fix=f"def {function_name}(prediction, target): ... in {module_name}",
+            fix="def my_metric(prediction, target): ...",
         )
-    return FunctionMetric(_two_arguments(cast(Callable[[str, str], object], function)), metric)
+    return FunctionMetric(_two_arguments(function), metric)
 
 
 @checked
@@ -344,23 +340,3 @@ def _name_of(metric: object) -> str:
     if isinstance(metric, functools.partial):
         return _name_of(cast("functools.partial[object]", metric).func)
     return str(getattr(metric, "__name__", type(metric).__name__))
-
-
-def _module(name: str, metric: str) -> object:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:  # a console script, unlike `python -m`, does not look in the working directory
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(
-            "the metric's module cannot be imported",
-            where=f"metric {metric}",
-            got=f"{type(error).__name__}: {error}",
-            expected="a module that can be imported",
-            fix=f"python -c 'import {name}' in {here}",
-        ) from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)

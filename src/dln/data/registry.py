@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dln import extensions
 from dln.arguments import Seed, checked, unknown_name
 from dln.data.dataset import Dataset
 from dln.data.labels import label_specs
@@ -55,7 +56,8 @@ def load_task(
 
     Args:
         name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks, "gsm8k", a short
-            name of theirs (`ALIASES`), or the path of a `.csv`, `.tsv`, `.jsonl` or `.ndjson` file.
+            name of theirs (`ALIASES`), a registered name (see `dln.extensions`), or the path of a `.csv`, `.tsv`,
+            `.jsonl` or `.ndjson` file.
         data: for the paper's tasks and gsm8k: the directory with the files, in the layout of
             microsoft/deep-language-networks. None takes the environment variable DLN_PAPER_DATA.
         leaky: the paper's tasks: the original loader's splits, leaks included.
@@ -75,6 +77,9 @@ def load_task(
     if wanted in _BUNDLED:
         _refuse(wanted, data=data, leaky=leaky, options=options, synthetic=synthetic)
         return _BUNDLED[wanted]()
+    if wanted not in PAPER_TASKS and any(one.name == str(name) for one in extensions.registered("task")):
+        _refuse(str(name), data=data, leaky=leaky, options=options, synthetic=synthetic)
+        return extensions.create("task", str(name))
     if wanted not in PAPER_TASKS:
         expected = f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file"
         raise unknown_name("task", str(name), [*task_names(), *ALIASES], where="task", expected=expected)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dln.errors import RunFailed
-from dln.infer.calibrate import FixedOutput
+from dln.infer.calibrate import Calibrator, FixedOutput
 from dln.infer.estep import Convention, EStep, Posterior, Weigher, Weighting
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.memory import Replay, Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
@@ -120,6 +120,7 @@ class VariationalInference:
         evidence: examples of earlier steps that judge candidates of the output layer too, at most.
         bound: what is reported as the ELBO.
         scoring_modes: how the models at hand let texts and outputs be scored, for the record.
+        calibrator: fits the output layer's numbers at a validation, as the objective does with every candidate.
     """
 
     e_step: EStep
@@ -133,6 +134,7 @@ class VariationalInference:
     evidence: int = 0
     bound: Bound = elbo
     scoring_modes: ScoringModes = field(default_factory=ScoringModes)
+    calibrator: Calibrator = field(default_factory=FixedOutput)
 
 
 def build(
@@ -160,14 +162,15 @@ def build(
     correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
     bound: Bound = elbo,
     scoring_modes: ScoringModes | None = None,
+    calibrator: Calibrator | None = None,
 ) -> VariationalInference:
     """The algorithm from its decisions, each with a plain default.
 
     Without arguments: K = 5 hidden texts from the prior and the prior that sees the label, weights
     prior × likelihood, N = 10 prompts half rewritten and half with demonstrations, the expected
-    log-probability as objective, no penalties, the best candidate wins.
+    log-probability as objective, no penalties, the best candidate wins, the output layer's numbers are not fitted.
     """
-    expected = ExpectedLogProb(score, FixedOutput())
+    fixed = FixedOutput()
     return VariationalInference(
         e_step=EStep(
             proposal=q_hidden or MixtureProposal((PriorProposal(), LabelledPriorProposal())),
@@ -179,8 +182,8 @@ def build(
         m_step=MStep(
             proposal=q_prompt or MixturePrompts((RewriteProposal(), DemonstrationProposal())),
             num_prompts=num_prompts,
-            hidden_objective=hidden_objective or expected,
-            output_objective=output_objective or expected,
+            hidden_objective=hidden_objective or ExpectedLogProb(score, fixed),
+            output_objective=output_objective or ExpectedLogProb(score, calibrator or fixed),
             penalties=penalties,
             select=select or Best(),
             layer_steps=layer_steps,
@@ -196,6 +199,7 @@ def build(
         evidence=evidence,
         bound=bound,
         scoring_modes=scoring_modes or ScoringModes(),
+        calibrator=calibrator or fixed,
     )
 
 

@@ -7,6 +7,8 @@
 | `gguf/<path>`, `*.gguf` | a GGUF file                                                      |
 | `vllm/<model>`        | a model on a server, see below                                     |
 
+Other packages register more prefixes: `name/<model>` calls their function (model, **options).
+
 Servers are `openai`, `azure`, `vllm`, `sglang`, `together`, `fireworks`, `ollama`, and `openai-compatible` for all
 others; their address is an option.
 
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from dln import extensions
 from dln.arguments import Count, check_options, checked, did_you_mean
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
@@ -72,7 +75,7 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
     if not slash:
         prefix, colon, variant = spec.partition(":")
         rest = colon + variant
-    engine = ENGINES.get(prefix)
+    engine = ENGINES.get(prefix) or _registered(prefix)
     if engine is None or bool(slash) != engine.form.startswith(f"{prefix}/") or (slash and not rest):
         close = did_you_mean(prefix, ENGINES)
         raise InputError(
@@ -83,6 +86,14 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
             fix=f"did you mean {ENGINES[close].form}?" if close else "the embedded model is called smollm2",
         )
     return engine.load(rest, spec, options)
+
+
+def _registered(prefix: str) -> Engine | None:
+    """The engine that another package registers under this name (see `dln.extensions`)."""
+    if not any(one.name == prefix for one in extensions.registered("engine")):
+        return None
+    function = extensions.load("engine", prefix)
+    return Engine(f"{prefix}/<model>", lambda rest, spec, options: function(rest, **options))
 
 
 _loaded: WeakValueDictionary[tuple[str, str, str], Checkpoint] = WeakValueDictionary()

@@ -1,18 +1,24 @@
 """Training: the loop, evaluation, and the run directory."""
 
+from dln.train.callbacks import Callback
 from dln.train.evaluate import Evaluation, compare, conclude, evaluate, fitted_initial
-from dln.train.fit import FitResult, fit
+from dln.train.fit import Progress, fit
 from dln.train.layout import deepened
-from dln.train.options import PRESETS, InferenceOptions, Options, resolve_options
+from dln.train.options import PRESETS, InferenceOptions, Options, Stopper, resolve_options
+from dln.train.result import FitResult, History
 from dln.train.run import Run
 
 __all__ = [
     "PRESETS",
+    "Callback",
     "Evaluation",
     "FitResult",
+    "History",
     "InferenceOptions",
     "Options",
+    "Progress",
     "Run",
+    "Stopper",
     "compare",
     "conclude",
     "deepened",

@@ -29,8 +29,9 @@ from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, members_of
 from dln.nn.sequential import free_prediction, label_prediction
 from dln.random import Key
+from dln.train.build import calibrator
 from dln.train.events import ComparedRecord, Evaluated, ResultRecord
-from dln.train.options import Options, calibrator
+from dln.train.options import Options
 
 __all__ = [
     "Evaluation",

@@ -1,19 +1,18 @@
-"""The training loop: step, record, save, until done. Everything random is derived from (seed, step).
+"""The training loop: step, record, save, until done.
 
-What training returns.
-
-Where a training run stands, and the pure function that takes it one step further.
-
-What answers when training is over: the best network, or several of the best together.
+`advance` takes a run one step further and `measure` validates it; both are pure functions of where the run stands
+(`Progress`) and of what stays the same (`Recipe`), and everything random is derived from (seed, step). `fit` repeats
+them, writes their events and checkpoints, and returns a `FitResult`.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from dln.arguments import Seed, Size, checked
 from dln.data import Dataset, Metric, NamedMetric, batch_indices, exact_match, split
 from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
+from dln.extensions import described
 from dln.infer import vi
-from dln.infer.calibrate import Calibrator
 from dln.infer.memory import Replay, Reservoir, Snapshot, answering, remember
 from dln.io import dump, parse
 from dln.lm.base import LanguageModel
@@ -33,6 +32,9 @@ from dln.nn import Sequential, load_state_dict
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.saving import network_to_json
 from dln.random import Key
+from dln.train import build
+from dln.train.build import prepared
+from dln.train.callbacks import Callback, Listener, ProgressBar, interactive, listeners
 from dln.train.evaluate import judge, validate
 from dln.train.events import (
     Backtracked,
@@ -47,41 +49,11 @@ from dln.train.events import (
     scoring_modes_record,
     step_event,
 )
-from dln.train.options import Options, algorithm, calibrator, prepared, resolve_options
+from dln.train.options import InferenceOptions, Options, Stopper, keyword_options, resolve_options
+from dln.train.result import FitResult, History
 from dln.train.run import Run, check_data, check_unchanged, of_kind, provenance
 
-__all__ = ["Callback", "FitResult", "Progress", "Recipe", "advance", "fit", "measure", "member_records", "predictor_of"]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What training returns.
-
-    Attributes:
-        network: the best network by validation (the last one without a dev set).
-        initial: the network that training started from.
-        best_step: the step it is from; 0 means that nothing better was found.
-        score: its validation score, NaN without a dev set.
-        reason: why training ended: "steps", "early stopping" or "budget".
-        steps: updates done.
-        run_dir: the run directory, if there is one.
-        ensemble: the best networks by validation, where several answer together (option `ensemble`); None where
-            one answers.
-    """
-
-    network: Sequential
-    initial: Sequential = field(repr=False)
-    best_step: int
-    score: float
-    reason: str
-    steps: int
-    run_dir: Path | None = None
-    ensemble: Ensemble | None = None
-
-    @property
-    def predictor(self) -> AnyNetwork:
-        """What answers: the ensemble where there is one, else the network. A run's network.json holds it."""
-        return self.network if self.ensemble is None else self.ensemble
+__all__ = ["Progress", "Recipe", "advance", "fit", "measure", "member_records", "predictor_of"]
 
 
 @dataclass(frozen=True)
@@ -89,11 +61,11 @@ class Recipe:
     """What stays the same from step to step."""
 
     algorithm: vi.VariationalInference
-    calibrator: Calibrator
     options: Options
     train: Dataset
     dev: Dataset | None
     metric: NamedMetric
+    stopper: Stopper | None = None
 
 
 @dataclass(frozen=True)
@@ -144,11 +116,14 @@ class Progress:
         """The network that training would return now."""
         return self.kept[0] if self.kept else Snapshot(self.state.network, float("nan"), self.state.step)
 
-    def done(self, options: Options) -> str | None:
+    def done(self, recipe: Recipe) -> str | None:
         """Why training is over, or None."""
+        options = recipe.options
         if options.patience is not None and self.stale >= options.patience:
             return "early stopping"
-        return "steps" if self.state.step >= options.steps else None
+        if self.state.step >= options.steps:
+            return "steps"
+        return "stopper" if self.state.step and recipe.stopper is not None and recipe.stopper(self) else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the checkpoint: parameters only, the layout is the run's."""
@@ -207,7 +182,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     options, state, dev = recipe.options, progress.state, recipe.dev
     if dev is None:
         return progress, []
-    validation = validate(state.network, dev, recipe.metric, recipe.calibrator)
+    validation = validate(state.network, dev, recipe.metric, recipe.algorithm.calibrator)
     score, select_by = validation.score(options.select_by)
     best = progress.best
     gained = best is None or score > best.score
@@ -215,7 +190,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     kept = remember(progress.kept, snapshot, options.ensemble)
     for network in runners_up:
         if network.parameters() not in [other.prompts for other in kept]:
-            close = validate(network, dev, recipe.metric, recipe.calibrator)
+            close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator)
             beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
             kept = remember(kept, beside, options.ensemble)
     state = replace(state, memory=remember(state.memory, snapshot, options.memory))
@@ -305,10 +280,6 @@ def member_records(predictor: AnyNetwork, kept: Sequence[Snapshot]) -> list[Memb
     ]
 
 
-Callback = Callable[[Event], object]
-"""Sees every event right after it was written."""
-
-
 @checked
 def fit(
     network: Sequential,
@@ -321,8 +292,10 @@ def fit(
     run_dir: str | Path | None = None,
     resume: bool = False,
     options: Options | Mapping[str, Any] | None = None,
+    algorithm: vi.VariationalInference | None = None,
     metric: Metric | str = exact_match,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Listener | str] = (),
+    progress: bool | None = None,
     prompt_lm: LanguageModel | str | None = None,
     hidden_lm: LanguageModel | str | None = None,
     meter: Meter | None = None,
@@ -330,6 +303,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     readable: Sequence[str] = (),
     record: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> FitResult:
     """Train the prompts of `network`.
 
@@ -343,54 +317,92 @@ def fit(
         run_dir: where events, checkpoints and the result go; None keeps nothing.
         resume: go on with the run in `run_dir` instead of starting one.
         options: an `Options`, or changes to the preset as nested dictionaries.
-        metric: a name ("exact_match", "package.module:function") or a callable (prediction, target) -> float, bool
-            or `dln.Score`, from 0 to 1; right is ≥ 0.5.
-        callbacks: called with each event.
+        algorithm: the training step itself (`dln.infer.vi.build(...)`), in place of one built from the options of
+            `inference`; its own `correct` says within a step whether an answer is right.
+        metric: a name ("exact_match", a registered one, "package.module:function") or a callable
+            (prediction, target) -> float, bool or `dln.Score`, from 0 to 1; right is ≥ 0.5.
+        callbacks: called with each event: functions, objects with `on_event`, or registered names.
+        progress: whether to show a progress bar; by default on a terminal and in a notebook.
         prompt_lm: the model that proposes prompts, or its name; default each layer's own.
         hidden_lm: the model of the "edit" proposal, or its name, and of all hidden proposals with
             `inference.hidden_writer="hidden_lm"`; default each layer's own.
         meter: whose usage is written into the events.
         task: a name for reports.
         config: what the command line needs to build the same run again; kept in run.yaml.
-        record: what else run.yaml shall say: an `estimate` and the `engines` go into the first event too.
         readable: further inputs (the test examples') that learnt prompts must leave room for in the context.
+        record: what else run.yaml shall say: an `estimate` and the `engines` go into the first event too.
+        more: options as keywords: `batch_size=8, num_prompts=6, stopper=...`; they go over `options`.
 
     Raises:
-        InputError: options, data and network do not fit together, or the run cannot be written.
+        InputError: options, data and network do not fit together, the run cannot be written, or a resumed run would
+            compute with something else than it began with.
         RunFailed: not one example of a batch could be scored.
         KeyboardInterrupt: passed on, after the run was left resumable.
     """
-    chosen = options if isinstance(options, Options) else resolve_options(preset, dict(options or {}))
-    overrides = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
-    chosen = chosen.model_copy(update=overrides)
+    chosen = _options(preset, options, {"steps": steps, "seed": seed}, more)
     network = prepared(network, chosen)
     check_data(network, train, dev)
-    score = judge(metric, network.labels)
-    recipe = Recipe(
-        algorithm=algorithm(
+    judged = judge(metric, network.labels)
+    given = None if algorithm is None else described(algorithm)
+    longest = max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len)
+    if algorithm is None:
+        algorithm = build.algorithm(
             chosen,
-            lambda p, y: score(p, y) >= 0.5,
+            lambda p, y: judged(p, y) >= 0.5,
             network=network,
             prompt_lm=None if prompt_lm is None else as_lm(prompt_lm),
             hidden_lm=None if hidden_lm is None else as_lm(hidden_lm),
-            longest=max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len),
-        ),
-        calibrator=calibrator(chosen.inference),
-        options=chosen,
-        train=train,
-        dev=dev,
-        metric=score,
-    )
-    meta = {**provenance(network, train, dev, chosen, score, task, config), **(record or {})}
-    meta["scoring_modes"] = scoring_modes_record(recipe.algorithm.scoring_modes).model_dump(mode="json")
+            longest=longest,
+        )
+    else:
+        _refuse_twice(chosen, preset, prompt_lm, hidden_lm)
+        algorithm = replace(algorithm, m_step=replace(algorithm.m_step, longest=algorithm.m_step.longest or longest))
+    stopper = None if chosen.stopper is None else build.strategy("stopper", chosen.stopper, {})
+    recipe = Recipe(algorithm, chosen, train, dev, judged, stopper)
+    meta = {**provenance(network, train, dev, chosen, judged, task, config, given), **(record or {})}
+    meta["scoring_modes"] = scoring_modes_record(algorithm.scoring_modes).model_dump(mode="json")
+    told = listeners(callbacks)
     with ExitStack() as stack:
-        run, progress = _open(stack, network, run_dir, resume, meta)
-        emit = _emitter(run, callbacks, meter)
-        if run is None or not of_kind(run.events(), Started):
-            emit(_started(run_dir, network, train, dev, chosen, task, meta))
+        run, begun = _open(stack, network, run_dir, resume, meta)
+        if interactive() if progress is None else progress:
+            told = [*told, stack.enter_context(ProgressBar()).on_event]
+        before = [] if run is None else run.events()
+        emit = _Emitter(run, told, meter, before)
+        if of_kind(before, Started):
+            emit(Resumed(step=-1 if begun is None else begun.state.step))
         else:
-            emit(Resumed(step=-1 if progress is None else progress.state.step))
-        return _loop(network, progress, recipe, run, emit, meter)
+            emit(_started(run_dir, network, train, dev, chosen, task, meta))
+        return _loop(network, begun, recipe, run, emit, meter)
+
+
+_ARGUMENTS = tuple(name for name in inspect.signature(fit).parameters if name != "more")
+
+
+def _options(
+    preset: str, options: Options | Mapping[str, Any] | None, named: Mapping[str, Any], more: Mapping[str, Any]
+) -> Options:
+    """The preset, with `options` over it, and the keywords over both."""
+    keywords = keyword_options(more, _ARGUMENTS)
+    keywords |= {name: value for name, value in named.items() if value is not None}
+    if not isinstance(options, Options):
+        return resolve_options(preset, dict(options or {}), keywords)
+    if not keywords:
+        return options
+    inner = {**dict(options.inference), **keywords.pop("inference", {})}
+    return Options(**{**dict(options), **keywords, "inference": InferenceOptions(**inner)})
+
+
+def _refuse_twice(options: Options, preset: str, *models: object) -> None:
+    """Options of one step have no effect where the algorithm itself is given."""
+    changed = options.inference != resolve_options(preset).inference
+    if changed or any(model is not None for model in models):
+        raise InputError(
+            "the training step is described twice",
+            where="fit, argument 'algorithm'",
+            got="algorithm, and " + ("options of inference" if changed else "prompt_lm or hidden_lm"),
+            expected="one of the two",
+            fix="give these decisions to dln.infer.vi.build(...), or leave out algorithm",
+        )
 
 
 def _loop(
@@ -398,7 +410,7 @@ def _loop(
     progress: Progress | None,
     recipe: Recipe,
     run: Run | None,
-    emit: Callable[..., None],
+    emit: _Emitter,
     meter: Meter | None,
 ) -> FitResult:
     reason: str | None = None
@@ -408,7 +420,7 @@ def _loop(
         if progress is None:
             current, events = measure(current, recipe)
             _commit(current, events, run, emit, time.perf_counter() - started)
-        while (reason := current.done(recipe.options)) is None:
+        while (reason := current.done(recipe)) is None:
             started = time.perf_counter()
             current, events = advance(current, recipe)
             _commit(current, events, run, emit, time.perf_counter() - started)
@@ -442,12 +454,11 @@ def _loop(
         steps=current.state.step,
         run_dir=None if run is None else run.path,
         ensemble=predictor if isinstance(predictor, Ensemble) else None,
+        history=emit.history,
     )
 
 
-def _commit(
-    progress: Progress, events: list[Event], run: Run | None, emit: Callable[..., None], seconds: float
-) -> None:
+def _commit(progress: Progress, events: list[Event], run: Run | None, emit: _Emitter, seconds: float) -> None:
     """Events first, then the checkpoint: a kill in between repeats the step, it never loses one."""
     # the seconds are those of all events together and are written to the first
     emit(*(event if i else event.model_copy(update={"seconds": seconds}) for i, event in enumerate(events)))
@@ -455,18 +466,34 @@ def _commit(
         run.save_checkpoint(progress.to_json())
 
 
-def _emitter(run: Run | None, callbacks: Sequence[Callback], meter: Meter | None) -> Callable[..., None]:
-    def emit(*events: Event) -> None:
-        stamped = [
-            e.model_copy(update={"usage": _usage(meter)}) if isinstance(e, StepDone | Validated) else e for e in events
-        ]
-        if run is not None:
-            run.append(*stamped)
-        for event in stamped:
-            for callback in callbacks:
-                callback(event)
+class _Emitter:
+    """Writes events, tells them to the callbacks, and keeps what the history is made of."""
 
-    return emit
+    def __init__(
+        self, run: Run | None, listeners: Sequence[Listener], meter: Meter | None, before: Sequence[Event]
+    ) -> None:
+        self._run, self._listeners, self._meter = run, listeners, meter
+        self._told = list(map(_brief, before))
+
+    def __call__(self, *events: Event) -> None:
+        usage = {"usage": _usage(self._meter)}
+        stamped = [e.model_copy(update=usage) if isinstance(e, StepDone | Validated) else e for e in events]
+        if self._run is not None:
+            self._run.append(*stamped)
+        for event in stamped:
+            self._told.append(_brief(event))
+            for listener in self._listeners:
+                listener(event)
+
+    @property
+    def history(self) -> History:
+        return History.of(self._told)
+
+
+def _brief(event: Event) -> Event:
+    """A step without its texts, which are many."""
+    texts: dict[str, Any] = {"examples": [], "hidden": [], "layers": [], "parameters": {}}
+    return event.model_copy(update=texts) if isinstance(event, StepDone) else event
 
 
 def _open(

@@ -1,70 +1,122 @@
 """The options of training, as one validated value; presets are named sets of them.
 
-`preset="paper"` reproduces the choices of the paper; every departure of the default from it is a named
-option here, with its reason in `docs/design.md`.
-
-From options and the models' capabilities to the algorithm: each choice becomes the object that makes it.
+An option that decides how something is done takes a name or an object: the names are listed with each option, other
+packages register more (see `dln.extensions`), and an object is anything with the contract that the option names.
+`preset="paper"` reproduces the choices of the paper; every departure of the default from it is a named option here,
+with its reason in `docs/design.md`. `dln.train.build` turns options into the algorithm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
-from dln.arguments import checked, unknown_name
+from dln.arguments import checked, did_you_mean, shown, unknown_name
 from dln.errors import InputError
-from dln.infer import vi
-from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
-from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior, Weighting, WeightTerm
-from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.mstep import Best, BestByMargin, Exploration, Penalty, TrustRegion
-from dln.infer.objective import (
-    Accuracy,
-    DownstreamAccuracy,
-    DownstreamLogProb,
-    ExpectedLogProb,
-    NoiseContrastive,
-    Objective,
-    elbo,
-    unknown_bound,
-)
-from dln.infer.prompts import (
-    WORDINGS,
-    DemonstrationProposal,
-    MixturePrompts,
-    PromptProposal,
-    RewriteProposal,
-    SequenceProposal,
-    WordingProposal,
-    read_wording,
-)
-from dln.infer.race import BehindLeader, Race
-from dln.infer.scoring_modes import ScoringModes
+from dln.extensions import described, is_path, registered
+from dln.infer.calibrate import Calibrator
+from dln.infer.estep import WeightTerm
+from dln.infer.hidden import HiddenProposal
+from dln.infer.mstep import Penalty, Selector
+from dln.infer.objective import Objective
+from dln.infer.prompts import WORDINGS, PromptProposal
 from dln.io import input_error
-from dln.lm.base import LanguageModel, Sampling
-from dln.nn.sequential import Sequential
-from dln.nn.template import load_template
+from dln.nn.template import Template
 
 __all__ = [
     "PRESETS",
     "InferenceOptions",
     "Options",
-    "algorithm",
-    "calibrator",
+    "Stopper",
+    "Strategy",
     "dotted_names",
+    "keyword_options",
     "merge_options",
     "nested",
-    "prepared",
     "resolve_options",
 ]
 
-HiddenSource = Literal["prior", "labelled_prior", "edit"]
-PromptSource = Literal["rewrite", "sequence", "demonstrations", "wording"]
-Term = Literal["likelihood", "prior", "minus_proposal", "mutual_information"]
+Stopper = Callable[[Any], bool]
+"""Whether training ends now, from the `dln.train.fit.Progress` after a step: state, best, stale, kept."""
+
+HIDDEN_PROPOSALS = ("prior", "labelled_prior", "edit")
+PROMPT_PROPOSALS = ("rewrite", "sequence", "demonstrations", "wording")
+WEIGHT_TERMS = ("likelihood", "prior", "minus_proposal", "mutual_information")
+_SHARES: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"anyOf": [{"enum": list(PROMPT_PROPOSALS)}, {"type": "string", "format": "extension"}]},
+    "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The metadata of an option that takes a name or an object.
+
+    Args:
+        kind: of the names that packages register, one of `dln.extensions.KINDS`.
+        names: the built-in ones.
+        accepts: the class of the objects; by default anything that can be called.
+        optional: whether None is possible too.
+    """
+
+    kind: str
+    names: tuple[str, ...] = ()
+    accepts: type | None = None
+    optional: bool = False
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        """A check that converts nothing; in JSON an object is its qualified name and parameters."""
+        written = core_schema.plain_serializer_function_ser_schema(described, when_used="json")
+        return core_schema.no_info_plain_validator_function(self.validate, serialization=written)
+
+    def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
+        """The built-in names, or another text."""
+        known = [{"enum": list(self.names), "type": "string"}] if self.names else []
+        none = [{"type": "null"}] if self.optional else []
+        return {"anyOf": [*known, {"type": "string", "format": "extension"}, *none]}
+
+    def validate(self, value: object) -> object:
+        """The value itself.
+
+        Raises:
+            InputError: an unknown name, a class in the place of an object, or an object that cannot be called.
+        """
+        what = self.kind.replace("_", " ")
+        if value is None and self.optional:
+            return None
+        if isinstance(value, str):
+            free = not self.names or value in self.names or is_path(value)
+            if not free and value not in (known := [one.name for one in registered(self.kind)]):
+                expected = "{}, a registered name, package.module:factory, or an object"
+                raise unknown_name(what, value, [*self.names, *known], where=what, expected=expected)
+            return value
+        if isinstance(value, type) or not (
+            callable(value) if self.accepts is None else isinstance(value, self.accepts)
+        ):
+            names = f"one of {', '.join(self.names)}, " if self.names else "a name, "
+            raise InputError(
+                f"this is no {what}",
+                where=what,
+                got=f"the class {value.__name__}" if isinstance(value, type) else shown(value),
+                expected=f"{names}a registered name, or an object that can be called",
+                fix=f"an object and not its class: {value.__name__}(…)" if isinstance(value, type) else None,
+            )
+        return value
 
 
 class Strict(BaseModel):
@@ -86,7 +138,10 @@ class Strict(BaseModel):
     @classmethod
     def _numbers_are_numbers(cls, value: object, info: ValidationInfo) -> object:
         """pydantic would read "3" and True as numbers."""
-        kinds = _leaves(cls.model_fields[info.field_name or ""].annotation)
+        field = cls.model_fields[info.field_name or ""]
+        if _has_strategy(field.annotation) or any(isinstance(one, Strategy) for one in field.metadata):
+            return value  # a strategy checks its own values
+        kinds = _leaves(field.annotation)
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             return value  # a section checks its own fields
         if kinds == {bool} and not isinstance(value, bool):
@@ -105,7 +160,7 @@ class InferenceOptions(Strict):
     score: Literal["log_prob", "mean_token_log_prob"] = Field(
         "log_prob", description="sum over target tokens (an ELBO), or the paper's mean per token"
     )
-    posterior_terms: tuple[Term, ...] = Field(
+    posterior_terms: tuple[Annotated[str | WeightTerm, Strategy("weight_term", WEIGHT_TERMS)], ...] = Field(
         ("likelihood", "prior"), min_length=1, description="what log w is the sum of"
     )
     posterior_temp: float = Field(1.0, gt=0, description="posterior sharpening: log w is divided by it")
@@ -129,8 +184,12 @@ class InferenceOptions(Strict):
         False, description="leave the network as it is where every prediction of the batch is right"
     )
     rewrite_only_wrong: bool = Field(False, description="infer hidden texts only where the prediction was wrong")
-    hidden_proposals: tuple[HiddenSource, ...] = Field(
-        ("prior", "labelled_prior"), min_length=1, description="where hidden texts are proposed from, in equal parts"
+    hidden_proposals: tuple[Annotated[str | HiddenProposal, Strategy("hidden_proposal", HIDDEN_PROPOSALS)], ...] = (
+        Field(
+            ("prior", "labelled_prior"),
+            min_length=1,
+            description="where hidden texts are proposed from, in equal parts",
+        )
     )
     hidden_temperature: float = Field(0.7, gt=0, description="sampling temperature of hidden proposals")
     hidden_writer: Literal["layer", "hidden_lm"] = Field(
@@ -145,10 +204,16 @@ class InferenceOptions(Strict):
         description="leading fraction of a hidden text's tokens left out of its score, rounded down to whole tokens; "
         "with `score=mean_token_log_prob` only",
     )
-    prompt_proposals: dict[PromptSource, Annotated[float, Field(gt=0)]] = Field(
+    prompt_proposals: Annotated[
+        dict[
+            Annotated[str | PromptProposal, Strategy("prompt_proposal", PROMPT_PROPOSALS)],
+            Annotated[float, Field(gt=0, strict=True)],
+        ],
+        WithJsonSchema(_SHARES),
+    ] = Field(
         {"demonstrations": 3.0, "wording": 2.0, "rewrite": 1.0},
         min_length=1,
-        description="where prompts come from, with their shares",
+        description="where prompts come from, with their shares; a list, or one alone, is in equal shares",
     )
     prompt_temperature: float = Field(0.7, gt=0, description="sampling temperature of prompt proposals")
     prompt_tokens: int = Field(
@@ -160,8 +225,12 @@ class InferenceOptions(Strict):
     max_prompt_tokens: int = Field(
         256, ge=1, description="instructions longer than this and than the present one are dropped"
     )
-    backward_template: str = Field("backward", description="template of rewrites: name, name@version or path")
-    sequence_template: str = Field("backward_sequence", description="template that asks for several prompts at once")
+    backward_template: Annotated[str | Template, Strategy("template", accepts=Template)] = Field(
+        "backward", description="template of rewrites: name, name@version or path"
+    )
+    sequence_template: Annotated[str | Template, Strategy("template", accepts=Template)] = Field(
+        "backward_sequence", description="template that asks for several prompts at once"
+    )
     sequence_count: int = Field(3, ge=1, description="prompts per answer of the sequence proposal")
     held_out_half: bool = Field(False, description="each proposal sees a random half of the batch (held-out ranking)")
     backward_examples: int = Field(10, ge=1, description="at most this many examples in a backward prompt")
@@ -178,9 +247,13 @@ class InferenceOptions(Strict):
     evidence: int = Field(
         100, ge=0, description="examples of earlier steps that candidates of the output layer are judged on too"
     )
-    output_objective: Literal["log_prob", "accuracy"] = Field("log_prob", description="ranks output-layer candidates")
-    hidden_objective: Literal["log_prob", "nce"] = Field("log_prob", description="ranks hidden-layer candidates")
-    output_layer: Literal["fitted", "fixed"] = Field(
+    output_objective: Annotated[str | Objective, Strategy("objective", ("log_prob", "accuracy"))] = Field(
+        "log_prob", description="ranks output-layer candidates"
+    )
+    hidden_objective: Annotated[str | Objective, Strategy("objective", ("log_prob", "nce"))] = Field(
+        "log_prob", description="ranks hidden-layer candidates"
+    )
+    output_layer: Annotated[str | Calibrator, Strategy("output_layer", ("fitted", "fixed"))] = Field(
         "fitted", description="fit the output layer's bias and temperature with each candidate, or leave them"
     )
     bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")
@@ -190,12 +263,37 @@ class InferenceOptions(Strict):
     exploration_annealed: bool = Field(
         True, description="λ of the exploration reward falls linearly to 0 over the steps; false: it stays as it is"
     )
-    select: Literal["best", "margin"] = Field("best", description="best score, or a lead that is not noise")
+    penalties: tuple[Annotated[str | Penalty, Strategy("penalty")], ...] = Field(
+        (), description="further penalties, subtracted from the scores of candidates"
+    )
+    select: Annotated[str | Selector, Strategy("selector", ("best", "margin"))] = Field(
+        "best", description="best score, or a lead that is not noise"
+    )
     margin: float = Field(1.0, ge=0, description="standard errors of lead that `select=margin` asks for")
     layer_steps: int | tuple[Annotated[int, Field(ge=0)], ...] = Field(
         1, description="M-steps per layer and update: one number, or one per layer; 0 freezes a layer"
     )
     reservoir: int = Field(256, ge=0, description="worked examples kept per layer of a deep network")
+
+    @field_validator("prompt_proposals", mode="before")
+    @classmethod
+    def _equal_shares(cls, value: object) -> object:
+        """A list, or one alone, as shares."""
+        if isinstance(value, Mapping):
+            return cast("Mapping[object, object]", value)
+        several = isinstance(value, list | tuple)
+        try:
+            return dict.fromkeys(cast("Sequence[object]", value) if several else [value], 1.0)
+        except TypeError as error:
+            fix = "make its class @dataclass(frozen=True), or do not define __eq__"
+            raise InputError("a prompt proposal must be hashable", got=str(error), fix=fix) from error
+
+    @field_serializer("prompt_proposals", when_used="json")
+    def _shares(self, value: dict[object, float]) -> object:
+        """Names with their shares; as a list where there are objects, which are no keys of JSON."""
+        if all(isinstance(name, str) for name in value):
+            return value
+        return [{"proposal": described(name), "share": share} for name, share in value.items()]
 
     @model_validator(mode="after")
     def _check_burn_in(self) -> Self:
@@ -247,6 +345,9 @@ class Options(Strict):
         2, ge=1, description="validations without gain before going back to the best; null: never"
     )
     patience: int | None = Field(None, ge=1, description="validations without gain before stopping; null: never")
+    stopper: Annotated[str | Stopper | None, Strategy("stopper", optional=True)] = Field(
+        None, description="ends training after a step at which it says so; null: none"
+    )
     inference: InferenceOptions = Field(default_factory=lambda: InferenceOptions.model_validate({}))
 
 
@@ -299,6 +400,11 @@ def resolve_options(preset: str = "default", *changes: Mapping[str, Any]) -> Opt
     for layer in (PRESETS[preset], *changes):
         merged = merge_options(merged, layer)
     return Options(**merged)
+
+
+def _has_strategy(annotation: Any) -> bool:
+    """Whether names or objects stand somewhere in an annotation."""
+    return isinstance(annotation, Strategy) or any(map(_has_strategy, get_args(annotation)))
 
 
 def _leaves(annotation: Any) -> set[object]:
@@ -369,190 +475,34 @@ def dotted_names(options: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found)
 
 
-def algorithm(
-    options: Options,
-    correct: Callable[[str, str], bool],
-    *,
-    network: Sequential | None = None,
-    prompt_lm: LanguageModel | None = None,
-    hidden_lm: LanguageModel | None = None,
-    longest: str = "",
-) -> vi.VariationalInference:
-    """The training step that `options` describe, on the best scoring modes that the network's models allow.
+def keyword_options(given: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Options that were given as keywords, as changes to a preset; those of one step go into their section.
+
+    >>> keyword_options({"batch_size": 4, "num_prompts": 6}, [])
+    {'batch_size': 4, 'inference': {'num_prompts': 6}}
 
     Args:
-        options: resolved options.
-        correct: (prediction, target) → whether the prediction is right.
-        network: whose models' capabilities are looked at; without it they are taken to score everything.
-        prompt_lm: the model that proposes prompts; default each layer's own.
-        hidden_lm: the model of the "edit" proposal of hidden texts, and with `hidden_writer="hidden_lm"` of all of
-            them; default each layer's own.
-        longest: the longest input that learnt prompts must leave room for.
+        given: names and values.
+        arguments: names that the function itself takes, for the message.
 
     Raises:
-        InputError: an option names a template that does not exist, or one of another kind.
+        InputError: a name that no option has.
     """
-    chosen = options.inference
-    for option in ("backward_template", "sequence_template"):
-        _check_template(option, getattr(chosen, option))
-    modes = _scoring_modes(options, network)
-    hidden = _hidden_objective(chosen, modes, correct)
-    output = _output_objective(chosen, modes, correct)
-    return vi.build(
-        num_hidden=chosen.num_hidden,
-        num_prompts=chosen.num_prompts,
-        q_hidden=MixtureProposal(tuple(_hidden(name, chosen, hidden_lm) for name in chosen.hidden_proposals)),
-        q_prompt=MixturePrompts(
-            tuple(_prompt(name, chosen, prompt_lm) for name in chosen.prompt_proposals),
-            tuple(chosen.prompt_proposals.values()),
-        ),
-        weighting=_weighting(chosen, correct),
-        score=chosen.score,
-        # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
-        hidden_objective=hidden if chosen.exploration and modes.scores_hidden else _raced(hidden, chosen, 4),
-        output_objective=output if _trusted(chosen, network) else _raced(output, chosen, _fewest(chosen, network)),
-        penalties=_penalties(options, modes),
-        select=BestByMargin(chosen.margin) if chosen.select == "margin" else Best(),
-        layer_steps=chosen.layer_steps,
-        max_prompt_tokens=chosen.max_prompt_tokens,
-        longest=longest,
-        include_forward=chosen.include_forward,
-        rewrite_only_wrong=chosen.rewrite_only_wrong,
-        forward_temperature=chosen.forward_temperature,
-        skip_correct=chosen.skip_correct,
-        reservoir=chosen.reservoir,
-        worked=chosen.worked,
-        evidence=chosen.evidence,
-        correct=correct,
-        bound=elbo if modes.scores_hidden and modes.scores else unknown_bound,
-        scoring_modes=modes,
-    )
-
-
-def prepared(network: Sequential, options: Options) -> Sequential:
-    """The network as `options` want its layers to read and to answer; what they do not ask for stays as it is.
-
-    Raises:
-        InputError: free answers of a network without labels.
-    """
-    if options.strip_options_for_hidden:
-        for position, layer in enumerate(network.layers[:-1]):
-            network = network.with_layer(position, replace(layer, strip_options=True))
-    return network if options.answers == "scored" else network.with_answers(options.answers)
-
-
-def _check_template(option: str, name: str) -> None:
-    """A wrong name is an error now, and not when the first prompt is rewritten."""
-    try:
-        load_template(name, "backward")
-    except InputError as error:
-        where = f"option inference.{option}"
-        raise InputError(error.message, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
-
-
-def calibrator(options: InferenceOptions) -> Calibrator:
-    """How the output layer's numbers follow a prompt."""
-    return PenalisedLikelihood(options.bias_scale) if options.output_layer == "fitted" else FixedOutput()
-
-
-def _hidden(name: str, options: InferenceOptions, lm: LanguageModel | None) -> HiddenProposal:
-    writer = lm if options.hidden_writer == "hidden_lm" else None
-    if name == "prior":
-        return PriorProposal(options.hidden_temperature, writer)
-    if name == "labelled_prior":
-        return LabelledPriorProposal(options.hidden_temperature, lm=writer)
-    return EditProposal(lm, Sampling(options.hidden_temperature, max_tokens=128))
-
-
-def _prompt(name: str, options: InferenceOptions, lm: LanguageModel | None) -> PromptProposal:
-    if name == "demonstrations":
-        return DemonstrationProposal(options.demonstrations)
-    if name == "wording":
-        return WordingProposal(tuple(map(read_wording, options.wordings)))
-    sampling = Sampling(options.prompt_temperature, max_tokens=options.prompt_tokens)
-    subset = 0.5 if options.held_out_half else 1.0
-    if name == "sequence":
-        return SequenceProposal(
-            lm,
-            sampling,
-            options.sequence_template,
-            subset,
-            options.backward_examples,
-            options.rewrite_memory,
-            options.sequence_count,
-        )
-    return RewriteProposal(
-        lm, sampling, options.backward_template, subset, options.backward_examples, options.rewrite_memory
-    )
-
-
-def _term(name: str, options: InferenceOptions) -> WeightTerm:
-    terms: dict[str, WeightTerm] = {
-        "likelihood": Likelihood(),
-        "prior": Prior(),
-        "minus_proposal": MinusProposal(),
-        "mutual_information": MutualInformation(options.mutual_information),
-    }
-    return terms[name]
-
-
-def _weighting(options: InferenceOptions, correct: Callable[[str, str], bool]) -> Weighting:
-    terms = tuple(_term(name, options) for name in options.posterior_terms)
-    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in, correct)
-
-
-def _scoring_modes(options: Options, network: Sequential | None) -> ScoringModes:
-    modes = ScoringModes() if network is None else ScoringModes.of(network)
-    if options.inference.trust_factor and not _trusted(options.inference, network):
-        modes = modes.without(
-            "the trust region is not applied: the network has fewer layers than inference.trust_depth "
-            f"({options.inference.trust_depth})"
-        )
-    if options.inference.exploration and not modes.scores_hidden:
-        return modes.without("the exploration reward is not applied: it is made of scores of hidden texts")
-    return modes
-
-
-def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
-    """Whether the output layer has a trust region."""
-    return options.trust_factor > 0 and (network is None or len(network) >= options.trust_depth)
-
-
-def _hidden_objective(options: InferenceOptions, modes: ScoringModes, correct: Callable[[str, str], bool]) -> Objective:
-    if not modes.scores:
-        return DownstreamAccuracy(correct, options.num_hidden)
-    if not modes.scores_hidden:
-        return DownstreamLogProb(options.num_hidden)
-    if options.hidden_objective == "nce":
-        return NoiseContrastive(options.score, options.burn_in)
-    return ExpectedLogProb(options.score, FixedOutput(), options.burn_in)
-
-
-def _output_objective(options: InferenceOptions, modes: ScoringModes, correct: Callable[[str, str], bool]) -> Objective:
-    if options.output_objective == "accuracy" or not modes.scores:
-        return Accuracy(correct, calibrator(options))
-    return ExpectedLogProb(options.score, calibrator(options), options.burn_in)
-
-
-def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Objective:
-    if not options.race:
-        return objective
-    return Race(objective, BehindLeader(options.race_error), options.race_start, fewest)
-
-
-def _fewest(options: InferenceOptions, network: Sequential | None) -> int:
-    """Examples of a race's first round: two per label where an output layer is fitted to them."""
-    labels = network.labels if network is not None and options.output_layer == "fitted" else None
-    return max(4, 2 * len(labels or ()))
-
-
-def _penalties(options: Options, modes: ScoringModes) -> tuple[Penalty, ...]:
-    chosen = options.inference
-    penalties: list[Penalty] = []
-    if chosen.trust_factor:
-        penalties.append(TrustRegion(chosen.trust_factor, chosen.trust_depth))
-    if chosen.exploration and modes.scores_hidden:
-        total = max(1, options.steps)
-        annealed, burn_in = chosen.exploration_annealed, chosen.burn_in
-        penalties.append(Exploration(chosen.exploration, total, chosen.score, annealed, burn_in))
-    return tuple(penalties)
+    changes: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in InferenceOptions.model_fields:
+            inner[name] = value
+        elif name in Options.model_fields:
+            changes[name] = value
+        else:
+            known = [*arguments, *Options.model_fields, *InferenceOptions.model_fields]
+            close = did_you_mean(name, known)
+            raise InputError(
+                f"there is no argument or option {name!r}",
+                where="fit",
+                got=f"{name}=…",
+                expected=f"an argument ({', '.join(arguments)}) or an option (see docs/options.md)",
+                fix=f"did you mean {close!r}?" if close else "leave it out",
+            )
+    return merge_options(changes, {"inference": inner}) if inner else changes

@@ -1,22 +1,14 @@
-"""A run is a directory: events, checkpoint, configuration and the trained network.
+"""A run is a directory: configuration, events, checkpoint and the trained network.
 
-    run.yaml         resolved options, versions, hash of the data, fingerprint of the model
-    events.jsonl     append-only; every event is on disk before the next step begins
+    run.yaml         resolved options, custom objects, versions, hash of the data, fingerprint of the model
+    events.jsonl     append-only, one record a line; every event is on disk before the next step begins
     checkpoint.json  replaced atomically after each step
-    network.json     the product
+    network.json     the trained network
     report.html      made from the events
 
-Nothing here is a pickle, and no file is ever half-replaced: a kill at any moment leaves a run that can
-be resumed and repeats at most the step in hand.
-
-Reading and writing `events.jsonl`: append-only, one record a line, a torn last line tolerated.
-
-A run that was resumed repeats the steps after its checkpoint: `current` leaves out what a `Resumed`
-record made void.
-
-What a run is made of: options, layout, data, model and versions, for run.yaml.
-
-What must agree before training begins: the data with the network, and a resumed run with its beginning.
+Nothing here is a pickle, and no file is ever half-replaced: a kill at any moment leaves a run that can be resumed and
+repeats at most the step in hand. A resumed run repeats the steps after its checkpoint; `current` leaves out the events
+that this makes void. Before it goes on, `check_unchanged` compares what it computes with to run.yaml.
 """
 
 from __future__ import annotations
@@ -37,9 +29,10 @@ from typing import IO, Any, Self, TypeVar, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dln.arguments import checked
-from dln.data import Dataset, NamedMetric
+from dln.arguments import checked, shown
+from dln.data import Dataset, FunctionMetric, NamedMetric
 from dln.errors import CorruptDataError, InputError
+from dln.extensions import described
 from dln.lm.local.threads import chosen_threads
 from dln.nn import AnyNetwork, Sequential, save_network
 from dln.nn.saving import network_to_json
@@ -126,8 +119,22 @@ def provenance(
     metric: NamedMetric,
     task: str,
     config: Mapping[str, Any] | None,
+    algorithm: object = None,
 ) -> dict[str, Any]:
-    """The content of run.yaml; a resumed run must have the same options, data, network and models."""
+    """The content of run.yaml; what a resumed run must have in common with its beginning is in `SAME`.
+
+    Custom objects are described by their qualified names and parameters (`dln.extensions.described`).
+
+    Args:
+        network: layout and initial prompts.
+        train: examples to train on.
+        dev: examples to select by.
+        options: resolved options.
+        metric: whose name is recorded, and the function that it calls.
+        task: a name for reports; default that of the train set.
+        config: what the command line was given.
+        algorithm: the description of an algorithm that was given in the place of options.
+    """
     threads = chosen_threads()
     content = "".join(d.content_hash() for d in (train, dev) if d is not None)
     return {
@@ -135,6 +142,8 @@ def provenance(
         "task": task or train.name,
         "config": dict(config or {}),
         "metric": metric.name,
+        **({"metric_function": described(metric.function)} if isinstance(metric, FunctionMetric) else {}),
+        **({"algorithm": algorithm} if algorithm is not None else {}),
         "options": options.model_dump(mode="json"),
         "network": network_to_json(network),
         "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
@@ -353,19 +362,44 @@ def check_data(network: Sequential, train: Dataset, dev: Dataset | None) -> None
             )
 
 
+SAME = ("options", "algorithm", "metric", "metric_function", "data_hash", "network", "models")
+"""What a resumed run must compute with as it began."""
+
+
 def check_unchanged(run: Run, meta: Mapping[str, Any]) -> None:
     """A resumed run must compute with what it began with.
 
     Raises:
-        InputError: naming what has changed.
+        InputError: naming what has changed, from what to what.
     """
     before = run.meta
-    for name in ("options", "data_hash", "network", "models"):
-        if before.get(name) != meta[name]:
+    for name in SAME:
+        # run.yaml holds plain data: tuples are lists there, and keys are texts
+        was, now = before.get(name), json.loads(json.dumps(meta.get(name)))
+        if was != now:
+            changes = _changes(was, now)
             raise InputError(
                 f"the run cannot be resumed: its {name.replace('_', ' ')} has changed",
                 where=run.path,
-                got=meta[name] if name in {"data_hash", "models"} else "another value than in run.yaml",
-                expected=before.get(name) if name in {"data_hash", "models"} else None,
+                got="; ".join(f"{place}{shown(new, 60)}" for place, _, new in changes[:3]),
+                expected="; ".join(f"{place}{shown(old, 60)}" for place, old, _ in changes[:3]),
                 fix="restore what it was, or start a new run",
             )
+
+
+def _changes(was: object, now: object, place: str = "") -> list[tuple[str, object, object]]:
+    """(place, old, new) of what differs, as deep inside as can be said."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        old, new = cast("dict[str, object]", was), cast("dict[str, object]", now)
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return [row for name in names for row in _changes(old.get(name), new.get(name), _below(place, name))]
+    if isinstance(was, list) and isinstance(now, list):
+        before, after = cast("list[object]", was), cast("list[object]", now)
+        if len(before) == len(after):
+            pairs = enumerate(zip(before, after, strict=True))
+            return [row for i, (o, n) in pairs if o != n for row in _changes(o, n, _below(place, str(i)))]
+    return [(f"{place} = " if place else "", was, now)]
+
+
+def _below(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name

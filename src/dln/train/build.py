@@ -1,0 +1,251 @@
+"""From options to the algorithm, in one step: each name becomes the object that does it.
+
+Objects in the options are used as they are. Names decide by the capabilities of the models at hand where a model
+cannot score given texts (see `dln.infer.scoring_modes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar, cast
+
+from dln.errors import InputError
+from dln.extensions import create
+from dln.infer import vi
+from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
+from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior, Weighting, WeightTerm
+from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
+from dln.infer.mstep import Best, BestByMargin, Exploration, Penalty, TrustRegion
+from dln.infer.objective import (
+    Accuracy,
+    DownstreamAccuracy,
+    DownstreamLogProb,
+    ExpectedLogProb,
+    NoiseContrastive,
+    Objective,
+    elbo,
+    unknown_bound,
+)
+from dln.infer.prompts import (
+    DemonstrationProposal,
+    MixturePrompts,
+    PromptProposal,
+    RewriteProposal,
+    SequenceProposal,
+    WordingProposal,
+    read_wording,
+)
+from dln.infer.race import BehindLeader, Race
+from dln.infer.scoring_modes import ScoringModes
+from dln.lm.base import LanguageModel, Sampling
+from dln.nn.sequential import Sequential
+from dln.nn.template import Template, load_template
+from dln.train.options import InferenceOptions, Options
+
+__all__ = ["algorithm", "calibrator", "prepared", "strategy"]
+
+T = TypeVar("T")
+Correct = Callable[[str, str], bool]
+
+
+def strategy(kind: str, value: str | T, builtin: Mapping[str, Callable[[], T]]) -> T:
+    """The object that an option means: itself, or a built-in or registered name's.
+
+    Raises:
+        InputError: nobody registers the name, or its factory cannot be imported or called.
+    """
+    if not isinstance(value, str):
+        return value
+    return builtin[value]() if value in builtin else cast(T, create(kind, value, tuple(builtin)))
+
+
+def algorithm(
+    options: Options,
+    correct: Correct,
+    *,
+    network: Sequential | None = None,
+    prompt_lm: LanguageModel | None = None,
+    hidden_lm: LanguageModel | None = None,
+    longest: str = "",
+) -> vi.VariationalInference:
+    """The training step that `options` describe, on the best scoring modes that the network's models allow.
+
+    Args:
+        options: resolved options.
+        correct: (prediction, target) → whether the prediction is right.
+        network: whose models' capabilities are looked at; without it they are taken to score everything.
+        prompt_lm: the model that proposes prompts; default each layer's own.
+        hidden_lm: the model of the "edit" proposal of hidden texts, and with `hidden_writer="hidden_lm"` of all of
+            them; default each layer's own.
+        longest: the longest input that learnt prompts must leave room for.
+
+    Raises:
+        InputError: an option names a template that does not exist, or one of another kind.
+    """
+    step = options.inference
+    modes = _scoring_modes(options, network)
+    hidden, output = _hidden_objective(step, modes, correct), _output_objective(step, modes, correct)
+    # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
+    penalised = bool(step.penalties)
+    return vi.build(
+        num_hidden=step.num_hidden,
+        num_prompts=step.num_prompts,
+        q_hidden=MixtureProposal(_hidden_proposals(step, hidden_lm)),
+        q_prompt=MixturePrompts(_prompt_proposals(step, prompt_lm), tuple(step.prompt_proposals.values())),
+        weighting=_weighting(step, correct),
+        score=step.score,
+        hidden_objective=hidden if penalised or (step.exploration and modes.scores_hidden) else _raced(hidden, step, 4),
+        output_objective=output
+        if penalised or _trusted(step, network)
+        else _raced(output, step, _fewest(step, network)),
+        penalties=_penalties(options, modes),
+        select=strategy("selector", step.select, {"best": Best, "margin": lambda: BestByMargin(step.margin)}),
+        layer_steps=step.layer_steps,
+        max_prompt_tokens=step.max_prompt_tokens,
+        longest=longest,
+        include_forward=step.include_forward,
+        rewrite_only_wrong=step.rewrite_only_wrong,
+        forward_temperature=step.forward_temperature,
+        skip_correct=step.skip_correct,
+        reservoir=step.reservoir,
+        worked=step.worked,
+        evidence=step.evidence,
+        correct=correct,
+        bound=elbo if modes.scores_hidden and modes.scores else unknown_bound,
+        scoring_modes=modes,
+        calibrator=calibrator(step),
+    )
+
+
+def prepared(network: Sequential, options: Options) -> Sequential:
+    """The network as `options` want its layers to read and to answer; what they do not ask for stays as it is.
+
+    Raises:
+        InputError: free answers of a network without labels.
+    """
+    if options.strip_options_for_hidden:
+        for position, layer in enumerate(network.layers[:-1]):
+            network = network.with_layer(position, replace(layer, strip_options=True))
+    return network if options.answers == "scored" else network.with_answers(options.answers)
+
+
+def calibrator(options: InferenceOptions) -> Calibrator:
+    """How the output layer's numbers follow a prompt."""
+    known: dict[str, Callable[[], Calibrator]] = {
+        "fitted": lambda: PenalisedLikelihood(options.bias_scale),
+        "fixed": FixedOutput,
+    }
+    return strategy("output_layer", options.output_layer, known)
+
+
+def _hidden_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tuple[HiddenProposal, ...]:
+    writer, temperature = lm if options.hidden_writer == "hidden_lm" else None, options.hidden_temperature
+    known: dict[str, Callable[[], HiddenProposal]] = {
+        "prior": lambda: PriorProposal(temperature, writer),
+        "labelled_prior": lambda: LabelledPriorProposal(temperature, lm=writer),
+        "edit": lambda: EditProposal(lm, Sampling(temperature, max_tokens=128)),
+    }
+    return tuple(strategy("hidden_proposal", value, known) for value in options.hidden_proposals)
+
+
+def _prompt_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tuple[PromptProposal, ...]:
+    backward = _backward_template("backward_template", options.backward_template)
+    sequence = _backward_template("sequence_template", options.sequence_template)
+    sampling = Sampling(options.prompt_temperature, max_tokens=options.prompt_tokens)
+    subset = 0.5 if options.held_out_half else 1.0
+    examples, memory = options.backward_examples, options.rewrite_memory
+    known: dict[str, Callable[[], PromptProposal]] = {
+        "demonstrations": lambda: DemonstrationProposal(options.demonstrations),
+        "wording": lambda: WordingProposal(tuple(map(read_wording, options.wordings))),
+        "rewrite": lambda: RewriteProposal(lm, sampling, backward, subset, examples, memory),
+        "sequence": lambda: SequenceProposal(lm, sampling, sequence, subset, examples, memory, options.sequence_count),
+    }
+    return tuple(strategy("prompt_proposal", value, known) for value in options.prompt_proposals)
+
+
+def _backward_template(option: str, template: str | Template) -> str | Template:
+    """The template as given; a wrong name is an error now, and not when the first prompt is rewritten."""
+    try:
+        load_template(template, "backward")
+    except InputError as error:
+        where = f"option inference.{option}"
+        raise InputError(error.message, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
+    return template
+
+
+def _weighting(options: InferenceOptions, correct: Correct) -> Weighting:
+    known: dict[str, Callable[[], WeightTerm]] = {
+        "likelihood": Likelihood,
+        "prior": Prior,
+        "minus_proposal": MinusProposal,
+        "mutual_information": lambda: MutualInformation(options.mutual_information),
+    }
+    terms = tuple(strategy("weight_term", value, known) for value in options.posterior_terms)
+    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in, correct)
+
+
+def _scoring_modes(options: Options, network: Sequential | None) -> ScoringModes:
+    modes = ScoringModes() if network is None else ScoringModes.of(network)
+    if options.inference.trust_factor and not _trusted(options.inference, network):
+        modes = modes.without(
+            "the trust region is not applied: the network has fewer layers than inference.trust_depth "
+            f"({options.inference.trust_depth})"
+        )
+    if options.inference.exploration and not modes.scores_hidden:
+        return modes.without("the exploration reward is not applied: it is made of scores of hidden texts")
+    return modes
+
+
+def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
+    """Whether the output layer has a trust region."""
+    return options.trust_factor > 0 and (network is None or len(network) >= options.trust_depth)
+
+
+def _hidden_objective(options: InferenceOptions, modes: ScoringModes, correct: Correct) -> Objective:
+    def log_prob() -> Objective:
+        return ExpectedLogProb(options.score, FixedOutput(), options.burn_in)
+
+    known: dict[str, Callable[[], Objective]] = {
+        "log_prob": log_prob,
+        "nce": lambda: NoiseContrastive(options.score, options.burn_in),
+    }
+    if options.hidden_objective in known and not modes.scores:
+        return DownstreamAccuracy(correct, options.num_hidden)
+    if options.hidden_objective in known and not modes.scores_hidden:
+        return DownstreamLogProb(options.num_hidden)
+    return strategy("objective", options.hidden_objective, known)
+
+
+def _output_objective(options: InferenceOptions, modes: ScoringModes, correct: Correct) -> Objective:
+    def accuracy() -> Objective:
+        return Accuracy(correct, calibrator(options))
+
+    def log_prob() -> Objective:
+        return ExpectedLogProb(options.score, calibrator(options), options.burn_in) if modes.scores else accuracy()
+
+    return strategy("objective", options.output_objective, {"log_prob": log_prob, "accuracy": accuracy})
+
+
+def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Objective:
+    if not options.race:
+        return objective
+    return Race(objective, BehindLeader(options.race_error), options.race_start, fewest)
+
+
+def _fewest(options: InferenceOptions, network: Sequential | None) -> int:
+    """Examples of a race's first round: two per label where an output layer is fitted to them."""
+    labels = network.labels if network is not None and options.output_layer == "fitted" else None
+    return max(4, 2 * len(labels or ()))
+
+
+def _penalties(options: Options, modes: ScoringModes) -> tuple[Penalty, ...]:
+    chosen = options.inference
+    penalties: list[Penalty] = []
+    if chosen.trust_factor:
+        penalties.append(TrustRegion(chosen.trust_factor, chosen.trust_depth))
+    if chosen.exploration and modes.scores_hidden:
+        total = max(1, options.steps)
+        annealed, burn_in = chosen.exploration_annealed, chosen.burn_in
+        penalties.append(Exploration(chosen.exploration, total, chosen.score, annealed, burn_in))
+    return (*penalties, *(strategy("penalty", value, {}) for value in chosen.penalties))
