@@ -33,8 +33,13 @@ options = resolve_options("paper", {"steps": 4, "inference": {"num_prompts": 6}}
 assert options.batch_size == 20 and options.inference.num_prompts == 6
 ```
 
-`dln.fit(..., preset="paper", options={...})` takes the same dictionary. On the command line `--set` sets one option by
-its dotted name, as in `--set inference.num_prompts=6`. Unknown names are errors that list the valid ones.
+`dln.fit(..., preset="paper", options={...})` takes the same dictionary, and options as keywords without the section:
+`dln.fit(..., steps=4, num_prompts=6)`. On the command line `--set` sets one option by its dotted name, as in
+`--set inference.num_prompts=6`. Unknown names are errors that list the valid ones.
+
+"A registered name or an object" means: in Python, an object with the contract of the option; in Python and on the
+command line, a name that another package registers (`dln doctor` lists them) or `package.module:factory`. See
+[Extending dln](design.md#extending-dln) for the contracts.
 
 The column *paper* shows the value of `preset="paper"` where it differs from the default;
 [Design](design.md#departures-from-the-papers-preset-and-why) gives the reasons.
@@ -81,6 +86,8 @@ def _possible(schema: dict[str, Any]) -> str:
         return " or ".join(_possible(part) for part in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("format") == "extension":
+        return "a registered name or an object"
     kind = schema.get("type")
     if kind == "array":
         return f"list of {_possible(schema['items'])}"

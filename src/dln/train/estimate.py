@@ -1,17 +1,9 @@
-"""What a run will cost, before anything is spent: calls and tokens from lengths, counts and options.
+"""What a run costs, before anything is spent: calls and tokens from lengths, counts and options.
 
-An estimate is arithmetic on means. Nothing is asked of a model here; answers that a cache will have and
-repeated requests make a run cheaper than this.
-
-Whether an input, the prompt and the output together fit a model's context: asked before any model works.
-
-How long the requests of a network's layers are, measured on a few examples: what estimates are made from.
-
-Smaller steps for a small budget, so that training gets to its first validation.
-
-A budget that ends before the first validation buys nothing: training returns the prompts that it began with. So the
-first of these is done that makes the beginning affordable, each as often as it helps before the next one: validate
-after every step, leave the most worked examples out, propose fewer prompts.
+`layer_sizes` measures requests on a few examples, `estimate` does the arithmetic on their means. Repeated requests and
+a cache make a run cheaper than its estimate. `check_room` refuses data that does not fit a model's context. `reduced`
+makes the steps smaller where a budget would end before the first validation, since training would then return the
+prompts that it began with: it validates after every step, then shows fewer demonstrations, then proposes fewer prompts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""Evaluation with an interval and, against another network, a paired test on the same examples.
+"""Evaluation: a network's scores on a dataset, with intervals and paired tests.
 
-Honest numbers: intervals for a mean metric, and paired tests on the same examples.
-
-All intervals are at 95 %. scipy does the work.
-
-Validation on the dev set: the number that training selects by, and the output layer's final fit.
-
-The final word: trained against initial network on the test set, with the paired test, as an event.
+`evaluate` measures a network, `compare` two of them on the same examples, `validate` the dev score that training
+selects by, together with the final fit of the output layer. `conclude` measures the trained network against the initial
+one on the test set, for the report. All intervals are at 95 %.
 """
 
 from __future__ import annotations
@@ -32,6 +28,7 @@ from dln.random import Key
 from dln.train.build import calibrator
 from dln.train.events import ComparedRecord, Evaluated, ResultRecord
 from dln.train.options import Options
+from dln.train.result import html_table
 
 __all__ = [
     "Evaluation",
@@ -248,6 +245,17 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"accuracy {self.accuracy}  n={len(self.examples)}"
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self})"
+
+    def _repr_html_(self) -> str:
+        rows: list[list[object]] = [["accuracy", str(self.accuracy)], ["examples", len(self.examples)]]
+        measured = {"balanced accuracy": self.balanced_accuracy, "log-likelihood": self.log_likelihood}
+        rows += [[name, value] for name, value in measured.items() if value is not None]
+        counts = [[label, row["n"], row["correct"], row["predicted"]] for label, row in self.per_class.items()]
+        classes = html_table(["label", "examples", "right", "predicted"], counts) if counts else ""
+        return html_table(["metric", "value"], rows) + classes
 
 
 @checked

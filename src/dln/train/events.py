@@ -1,10 +1,7 @@
-"""The events of a run: one typed record per line of `events.jsonl`, which is the truth about the run.
+"""The events of a run: one typed record per line of `events.jsonl`.
 
-Everything else (panels, reports, listings) is rebuilt from these records; see `dln.train.run`.
-
-The parts that a run's events are made of: examples, particles, candidates, results.
-
-From a step's `Info` to its event.
+Everything else (panels, reports, listings) is rebuilt from these records; `dln.train.run` reads and writes them.
+`step_event` makes the record of a training step from what the step returned.
 """
 
 from __future__ import annotations

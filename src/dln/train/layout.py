@@ -1,17 +1,12 @@
-"""The usual network for a task: which templates and first prompts the layers of a given depth have.
+"""The standard network for a task: templates and first prompts of its layers, at any depth.
 
-One layer answers. What the layers below it begin as is one of three. Where a task names the steps it can be done in, a
-network with as many layers has one for each, and each reads only what the one below it wrote. Under the default preset
-hidden layers copy short inputs, so that the network begins as the single layer is, and what they learn is gain. Else
-they think, as in the paper, and the last layer reads the input and the thoughts.
+The last layer answers. The layers below it begin in one of three ways: as the steps that the task names, where there is
+one for each layer; as copies of the input, so that the deeper network begins as the function that the single layer is
+and what its new layer learns is gain (Net2DeeperNet: Chen, Goodfellow and Shlens, ICLR 2016); or as thoughts, as in the
+paper.
 
-Deeper without a change: a first layer that copies its input goes below a network that is trained already.
-
-A deeper network that starts as the function the shallower one is cannot begin worse than it, and what its new layer
-learns is gain (Net2DeeperNet: Chen, Goodfellow and Shlens, ICLR 2016). Language layers copy by example: the first
-prompt of the new layer shows inputs that come out as they went in. A small model is led astray where a shown input
-begins like the one it is to copy, and writes that one instead. So it reads its input twice, and what it is shown is
-as unlike as can be.
+A layer copies by example: its first prompt shows inputs that come out as they went in. Small models fail where a shown
+input begins like the one to copy, so the shown ones have few words in common, and the layer reads its input twice.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class Strategy:
         """The built-in names, or another text."""
         known = [{"enum": list(self.names), "type": "string"}] if self.names else []
         none = [{"type": "null"}] if self.optional else []
-        return {"anyOf": [*known, {"type": "string", "format": "extension"}, *none]}
+        other = {"type": "string"} if self.accepts is not None else {"type": "string", "format": "extension"}
+        return {"anyOf": [*known, other, *none]} if known or none else other
 
     def validate(self, value: object) -> object:
         """The value itself.
