@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dln.data import Dataset, Example, Metric, Score, Task, load_metric, load_task, task_from_file
     from dln.errors import DlnError, InputError
-    from dln.lm.base import LanguageModel, Sampling
+    from dln.infer.calibrate import Calibration, Calibrator, FixedOutput
+    from dln.infer.estep import Evidence, WeightTerm
+    from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest
+    from dln.infer.memory import Feedback
+    from dln.infer.mstep import Penalty, Selector
+    from dln.infer.objective import Candidates, ExpectedLogProb, Objective, Scored
+    from dln.infer.prompts import PromptProposal, Proposal
+    from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling
     from dln.lm.cache import Cached, Store
     from dln.lm.load import load_lm
     from dln.lm.meter import Budget, Meter, Metered
@@ -29,35 +36,79 @@ if TYPE_CHECKING:
         load_template,
         save_network,
     )
-    from dln.train import Evaluation, FitResult, Options, compare, deepened, evaluate, fit, resolve_options
+    from dln.random import Key
+    from dln.train import (
+        Callback,
+        Evaluation,
+        FitResult,
+        History,
+        Options,
+        Progress,
+        Stopper,
+        compare,
+        deepened,
+        evaluate,
+        fit,
+        resolve_options,
+    )
+    from dln.train.events import Event, Finished, Started, StepDone, Validated
 
 __all__ = [
     "Budget",
     "Cached",
+    "Calibration",
+    "Calibrator",
+    "Callback",
+    "Candidates",
+    "Capabilities",
     "ChoiceLayer",
+    "Completion",
     "Dataset",
     "Demonstration",
     "DlnError",
     "Ensemble",
     "Evaluation",
+    "Event",
+    "Evidence",
     "Example",
+    "ExpectedLogProb",
+    "Feedback",
+    "Finished",
     "FitResult",
+    "FixedOutput",
+    "HiddenDraw",
+    "HiddenProposal",
+    "HiddenRequest",
+    "History",
     "InputError",
+    "Key",
     "LanguageLayer",
     "LanguageModel",
     "Meter",
     "Metered",
     "Metric",
+    "Objective",
     "Options",
+    "Penalty",
     "Prediction",
+    "Progress",
     "Prompt",
+    "PromptProposal",
+    "Proposal",
     "Sampling",
     "Score",
+    "Scored",
+    "Selector",
     "Sequential",
+    "Started",
+    "StepDone",
+    "Stopper",
     "Store",
     "TableLM",
     "Task",
     "Template",
+    "Validated",
+    "WeightTerm",
     "__version__",
     "compare",
     "deepened",
@@ -79,7 +130,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "dln.data": ("Dataset", "Example", "Metric", "Score", "Task", "load_metric", "load_task", "task_from_file"),
     "dln.errors": ("DlnError", "InputError"),
-    "dln.lm.base": ("LanguageModel", "Sampling"),
+    "dln.infer.calibrate": ("Calibration", "Calibrator", "FixedOutput"),
+    "dln.infer.estep": ("Evidence", "WeightTerm"),
+    "dln.infer.hidden": ("HiddenDraw", "HiddenProposal", "HiddenRequest"),
+    "dln.infer.memory": ("Feedback",),
+    "dln.infer.mstep": ("Penalty", "Selector"),
+    "dln.infer.objective": ("Candidates", "ExpectedLogProb", "Objective", "Scored"),
+    "dln.infer.prompts": ("PromptProposal", "Proposal"),
+    "dln.lm.base": ("Capabilities", "Completion", "LanguageModel", "Sampling"),
     "dln.lm.cache": ("Cached", "Store"),
     "dln.lm.load": ("load_lm",),
     "dln.lm.meter": ("Budget", "Meter", "Metered"),
@@ -97,7 +155,22 @@ _HOMES = {
         "load_template",
         "save_network",
     ),
-    "dln.train": ("Evaluation", "FitResult", "Options", "compare", "deepened", "evaluate", "fit", "resolve_options"),
+    "dln.random": ("Key",),
+    "dln.train.events": ("Event", "Finished", "Started", "StepDone", "Validated"),
+    "dln.train": (
+        "Callback",
+        "Evaluation",
+        "FitResult",
+        "History",
+        "Options",
+        "Progress",
+        "Stopper",
+        "compare",
+        "deepened",
+        "evaluate",
+        "fit",
+        "resolve_options",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

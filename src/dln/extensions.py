@@ -80,13 +80,14 @@ def registered(kind: str | None = None) -> tuple[Extension, ...]:
     return tuple(Extension(*row) for row in sorted(found))
 
 
-def load(kind: str, name: str, builtin: tuple[str, ...] = ()) -> Any:
+def load(kind: str, name: str, builtin: tuple[str, ...] = (), where: str | None = None) -> Any:
     """What a registered name, or `package.module:attribute`, stands for.
 
     Args:
         kind: one of `KINDS`.
         name: the name; it is not one of `builtin`, which are listed in the message of the error.
         builtin: names that need no package.
+        where: the argument or option that has the name, for messages; default the kind.
 
     Raises:
         InputError: nobody or several packages register the name, or it cannot be imported.
@@ -97,12 +98,12 @@ def load(kind: str, name: str, builtin: tuple[str, ...] = ()) -> Any:
     found = [one for one in extensions if one.name == name]
     if not found:
         names = [*builtin, *(one.name for one in extensions)]
-        expected = "{}, a registered name, or package.module:factory"
-        raise unknown_name(kind.replace("_", " "), name, names, where=kind, expected=expected)
+        expected = "{}, or package.module:factory" if names else "a registered name, or package.module:factory"
+        raise unknown_name(kind.replace("_", " "), name, names, where=where or kind, expected=expected)
     if len(found) > 1:
         raise InputError(
             f"several packages register the {kind.replace('_', ' ')} {name!r}",
-            where=kind,
+            where=where or kind,
             got=", ".join(f"{one.package} ({one.value})" for one in found),
             expected="one",
             fix="uninstall all but one of them, or write package.module:factory",
@@ -110,19 +111,19 @@ def load(kind: str, name: str, builtin: tuple[str, ...] = ()) -> Any:
     return imported(found[0].value, kind)
 
 
-def create(kind: str, name: str, builtin: tuple[str, ...] = ()) -> Any:
+def create(kind: str, name: str, builtin: tuple[str, ...] = (), where: str | None = None) -> Any:
     """The object that a registered name stands for: its factory, called without arguments.
 
     Raises:
         InputError: as `load`, or the factory cannot be called without arguments.
     """
-    factory = load(kind, name, builtin)
+    factory = load(kind, name, builtin, where)
     try:
         return factory()
     except TypeError as error:
         raise InputError(
             f"the factory of the {kind.replace('_', ' ')} {name!r} cannot be called without arguments",
-            where=kind,
+            where=where or kind,
             got=str(error),
             expected="a class or function that needs no arguments",
             fix="give every argument a default, or pass the object itself in Python",

@@ -37,13 +37,16 @@ def listeners(callbacks: Iterable[Callback | Listener | str]) -> list[Listener]:
         InputError: an object that is neither a function nor has `on_event`, or a name that nobody registers.
     """
     found: list[Listener] = []
-    for callback in callbacks:
-        made: Any = create("callback", callback) if isinstance(callback, str) else callback
+    for position, callback in enumerate(callbacks):
+        if isinstance(callback, str):
+            made: Any = create("callback", callback, where=f"callbacks[{position}]")
+        else:
+            made = callback
         listener = getattr(made, "on_event", made)
         if isinstance(made, type) or not callable(listener):
             raise InputError(
                 "this is no callback",
-                where="callbacks",
+                where=f"callbacks[{position}]",
                 got=repr(made),
                 expected="a function (event) -> None, or an object with the method on_event(event)",
                 fix=f"{made.__name__}()" if isinstance(made, type) else None,

@@ -250,9 +250,9 @@ class Evaluation:
         return f"Evaluation({self})"
 
     def _repr_html_(self) -> str:
-        rows: list[list[object]] = [["accuracy", str(self.accuracy)], ["examples", len(self.examples)]]
         measured = {"balanced accuracy": self.balanced_accuracy, "log-likelihood": self.log_likelihood}
-        rows += [[name, value] for name, value in measured.items() if value is not None]
+        more = [(name, value) for name, value in measured.items() if value is not None]
+        rows = [("accuracy", str(self.accuracy)), ("examples", len(self.examples)), *more]
         counts = [[label, row["n"], row["correct"], row["predicted"]] for label, row in self.per_class.items()]
         classes = html_table(["label", "examples", "right", "predicted"], counts) if counts else ""
         return html_table(["metric", "value"], rows) + classes

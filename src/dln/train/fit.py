@@ -388,8 +388,9 @@ def _options(
         return resolve_options(preset, dict(options or {}), keywords)
     if not keywords:
         return options
-    inner = {**dict(options.inference), **keywords.pop("inference", {})}
-    return Options(**{**dict(options), **keywords, "inference": InferenceOptions(**inner)})
+    inner: dict[str, Any] = {**dict(options.inference), **keywords.pop("inference", {})}
+    changed: dict[str, Any] = {**dict(options), **keywords, "inference": InferenceOptions(**inner)}
+    return Options(**changed)
 
 
 def _refuse_twice(options: Options, preset: str, *models: object) -> None:

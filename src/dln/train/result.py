@@ -98,9 +98,13 @@ class History(Sequence[dict[str, Any]]):
     def __repr__(self) -> str:
         return f"History({len(self)} rows: {', '.join(self._known())})"
 
-    def _repr_html_(self) -> str:
+    def to_html(self) -> str:
+        """The table as HTML, without the columns in which nothing is known."""
         columns = self._known()
         return html_table(columns, [[row[name] for name in columns] for row in self._rows])
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
     def _known(self) -> list[str]:
         """The columns in which anything is known."""
@@ -146,7 +150,7 @@ class FitResult:
 
     def _repr_html_(self) -> str:
         prompts = [[number, str(prompt)] for number, prompt in enumerate(self.network.parameters(), 1)]
-        return f"<p>{html.escape(repr(self))}</p>{html_table(['layer', 'prompt'], prompts)}{self.history._repr_html_()}"
+        return f"<p>{html.escape(repr(self))}</p>{html_table(['layer', 'prompt'], prompts)}{self.history.to_html()}"
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
