@@ -144,3 +144,16 @@ def test_a_description_of_something_that_holds_itself_ends():
     one = Plain(None)
     one.value = one
     assert f"{__name__}.Plain" in json.dumps(described(one))
+
+
+def test_doctor_lists_what_is_registered_and_from_where(install):
+    from dln.cli.doctor import extension_checks
+
+    points = {"selector.first": "shop_parts:First", "metric.gone": "shop_parts:Gone", "selektor.x": "shop_parts:First"}
+    install(points, SOURCE)
+    found = {check.name: check for check in extension_checks()}
+    assert found["selector first"].state == "ok"
+    assert "shop_parts:First, registered by shop 1.2" in found["selector first"].says
+    assert [found[name].state for name in ("metric gone", "selektor x")] == ["warning", "warning"]
+    assert "Gone" in found["metric gone"].says
+    assert "prompt_proposal" in str(found["selektor x"].fix)

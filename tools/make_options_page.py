@@ -39,7 +39,7 @@ assert options.batch_size == 20 and options.inference.num_prompts == 6
 
 "A registered name or an object" means: in Python, an object with the contract of the option; in Python and on the
 command line, a name that another package registers (`dln doctor` lists them) or `package.module:factory`. See
-[Extending dln](design.md#extending-dln) for the contracts.
+[Extension points](design.md#extension-points) for the contracts.
 
 The column *paper* shows the value of `preset="paper"` where it differs from the default;
 [Design](design.md#departures-from-the-papers-preset-and-why) gives the reasons.

@@ -23,11 +23,12 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from dln import extensions
 from dln.cli import flags
 from dln.cli.flags import Json, examples
 from dln.cli.output import out, print_record, safe
 from dln.cli.sources import Wanted, lm_settings, load_config, price_table, remote, wanted_models
-from dln.errors import DlnError, ProviderError
+from dln.errors import DlnError, InputError, ProviderError
 from dln.io import cache_directory
 from dln.lm.base import LanguageModel, Sampling, ScoringMode
 from dln.lm.load import ENGINES, load_lm
@@ -38,7 +39,7 @@ from dln.lm.remote.engine import RemoteLM
 from dln.lm.remote.report import ProbeReport
 from dln.lm.smollm2 import SMOLLM2, EmbeddedModel, embedded_model_path, pull
 
-__all__ = ["DOCTOR_EPILOG", "Check", "app", "doctor", "environment_checks", "model_checks"]
+__all__ = ["DOCTOR_EPILOG", "Check", "app", "doctor", "environment_checks", "extension_checks", "model_checks"]
 
 State = Literal["ok", "warning", "failed"]
 EXACT: tuple[ScoringMode, ...] = ("target scoring", "prompt log-probs", "forced decoding")
@@ -97,6 +98,22 @@ def environment_checks() -> Iterator[Check]:
         yield Check("embedded model", "ok", str(SMOLLM2.cached_path))
     else:
         yield Check("embedded model", "warning", "not in the cache; it is fetched at first use", "dln model pull")
+
+
+def extension_checks() -> Iterator[Check]:
+    """What other packages register with `dln`, and from where; a warning where it cannot be used."""
+    for one in extensions.registered():
+        name, says = f"{one.kind} {one.name}", f"{one.value}, registered by {one.package}"
+        if one.kind not in extensions.KINDS:
+            kinds = ", ".join(extensions.KINDS)
+            yield Check(name, "warning", f"{says}: there is no such kind", f"name the entry point kind.name: {kinds}")
+            continue
+        try:
+            extensions.load(one.kind, one.name)
+        except InputError as error:
+            yield Check(name, "warning", f"{says}: {_said(error)}", error.fix)
+        else:
+            yield Check(name, "ok", says)
 
 
 def model_checks(wanted: Wanted, prices: PriceTable) -> Iterator[Check]:
@@ -227,7 +244,7 @@ def doctor(
     chosen = load_config(
         {"lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, False, threads)}, config
     ).lm
-    found = [_show(check, as_json) for check in environment_checks()]
+    found = [_show(check, as_json) for check in (*environment_checks(), *extension_checks())]
     table = price_table(chosen)
     for wanted in wanted_models(chosen):
         found += [_show(check, as_json) for check in model_checks(wanted, table)]
