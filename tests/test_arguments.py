@@ -107,6 +107,17 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_numbers_may_come_as_an_array():
+    @checked
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    assert mean(np.array([1.0, 2.0])) == mean([1.0, 2.0]) == 1.5
+    for wrong in (np.array([[1.0]]), np.array(["a"]), np.array([np.nan])):
+        with pytest.raises(InputError, match="values"):
+            mean(wrong)
+
+
 @pytest.mark.parametrize("arguments", FITS)
 def test_what_fits_passes(arguments: dict[str, Any]):
     assert accept(**arguments) == arguments.get("text", "")

@@ -403,6 +403,9 @@ _PLAIN: dict[object, tuple[str, str, Callable[[Any], bool], str | None]] = {
 }
 
 
+_NUMBERS = {_PLAIN[int][1], _PLAIN[float][1]}
+
+
 def _instance_test(kind: type) -> Callable[[object], bool]:
     return lambda value: isinstance(value, kind)
 
@@ -482,7 +485,12 @@ def _sequence(origin: type, arguments: tuple[Any, ...]) -> _Check:
     # a tuple of any length may be given as a list: values that keep it make a tuple of it
     wide = abc.Sequence if origin in (list, tuple) else origin
 
+    # numbers come as arrays and columns of tables too, which iterate and index as a sequence does
+    numeric = wide is abc.Sequence and item is not None and item.plural in _NUMBERS
+
     def find(value: object) -> _Problem | None:
+        if numeric and isinstance(value, np.ndarray) and value.ndim == 1:
+            value = cast("list[object]", value.tolist())
         if isinstance(value, str | bytes | bytearray | abc.Mapping) or not isinstance(value, wide):
             return _Problem(cast(Any, value), expected)
         # an iterator would be used up by looking at its items
