@@ -1,8 +1,8 @@
-"""The structure of the package in numbers: `python tools/structure.py [--json]`.
+"""Print the structure of the package in numbers: `python tools/structure.py [--json]`.
 
-Prints, measured from the code itself: files and lines of every part, modules that one other module alone imports,
-the files that one training step on a `TableLM` runs through, functions of more than 60 lines, and import circles.
-Imports inside functions and under `TYPE_CHECKING` count like all others.
+Files and lines of each part, modules imported by only one other module, the files that one `dln train` step on a
+`TableLM` runs through, functions of more than 60 lines, and import circles. Imports inside functions and under
+`TYPE_CHECKING` count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ast
 import json
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,11 +20,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
+sys.path.insert(0, str(SRC))  # this checkout, whether or not the package is installed
 LONG = 60
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """Return the modules of the package by dotted name."""
     found: dict[str, Path] = {}
     for path in sorted((SRC / "dln").rglob("*.py")):
         name = ".".join(path.relative_to(SRC).with_suffix("").parts)
@@ -33,7 +34,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The modules of the package that a module imports anywhere in its text."""
+    """Yield the modules of the package that a module imports anywhere in its source."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
@@ -47,12 +48,12 @@ def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
 
 
 def graph(known: Mapping[str, Path]) -> dict[str, set[str]]:
-    """What each module imports, itself left out."""
+    """Return what each module imports, without itself."""
     return {name: set(imports(name, path, known)) - {name} for name, path in known.items()}
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or not (Tarjan's strongly connected components)."""
+    """Return groups of modules that import each other, directly or not (Tarjan's strongly connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -81,7 +82,7 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def long_functions(known: Mapping[str, Path]) -> list[tuple[int, str]]:
-    """(lines, place) of every function of more than 60 lines, docstring included, the longest first."""
+    """Return (lines, place) of every function of more than 60 lines with its docstring, the longest first."""
     rows: list[tuple[int, str]] = []
     for path in known.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -93,14 +94,18 @@ def long_functions(known: Mapping[str, Path]) -> list[tuple[int, str]]:
 
 
 def step_files(depth: int) -> list[str]:
-    """The files of the package that one training step of a network of this depth on a `TableLM` runs through."""
+    """Return the files of the package that one training step of a network of `depth` layers runs through.
+
+    Everything that `fit` does for a run of one step on a `TableLM` counts: start, step, validation and files.
+    """
     import dln
 
     lm = dln.TableLM(lambda context: {" yes": 0.6 if "a" in context else 0.3, " no": 0.4 if "a" in context else 0.7})
     hidden = [dln.LanguageLayer(lm, "think", "Think.", dln.Sampling(max_tokens=8)) for _ in range(depth - 1)]
     last = dln.ChoiceLayer(lm, "classify_residual" if hidden else "classify", "Answer.", labels=(" yes", " no"))
     network = dln.Sequential(*hidden, last)
-    data = dln.Dataset([dln.Example(f"{letter}{number}", label) for number in range(8) for letter, label in PAIRS])
+    pairs = (("a", "yes"), ("b", "no"))
+    data = dln.Dataset([dln.Example(f"{letter}{number}", label) for number in range(8) for letter, label in pairs])
     touched: set[str] = set()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
@@ -116,11 +121,8 @@ def step_files(depth: int) -> list[str]:
     return sorted(str(Path(file).relative_to(SRC)) for file in touched if file.startswith(str(SRC / "dln")))
 
 
-PAIRS = (("a", "yes"), ("b", "no"))
-
-
 def measured() -> dict[str, Any]:
-    """All numbers, as plain data."""
+    """Return all numbers as plain data."""
     known = modules()
     edges = graph(known)
     parts: dict[str, list[int]] = defaultdict(list)
@@ -128,14 +130,17 @@ def measured() -> dict[str, Any]:
         pieces = name.split(".")
         part = pieces[1] if len(pieces) > 1 and (SRC / "dln" / pieces[1]).is_dir() else "(top)"
         parts[part].append(len(path.read_text(encoding="utf-8").splitlines()))
-    users = Counter(other for others in edges.values() for other in others)
-    single = sorted(name for name, path in known.items() if users[name] == 1 and path.name != "__init__.py")
+    users: dict[str, list[str]] = defaultdict(list)
+    for name, others in edges.items():
+        for other in others:
+            users[other].append(name)
+    single = {n: users[n][0] for n, path in known.items() if len(users[n]) == 1 and path.name != "__init__.py"}
     return {
         "files": len(known),
         "lines": sum(sum(lines) for lines in parts.values()),
         "parts": {part: {"files": len(lines), "lines": sum(lines)} for part, lines in sorted(parts.items())},
         "imported_by_one": single,
-        "step_files": {f"{depth} layers": step_files(depth) for depth in (1, 2)},
+        "step_files": {f"{depth} layer{'s' if depth > 1 else ''}": step_files(depth) for depth in (1, 2)},
         "long_functions": long_functions(known),
         "circles": circles(edges),
     }
@@ -143,20 +148,23 @@ def measured() -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print all lists as JSON")
-    found = measured() if not parser.parse_args().json else None
-    if found is None:
-        print(json.dumps(measured(), indent=2))
+    as_json = parser.parse_args().json
+    found = measured()
+    if as_json:
+        print(json.dumps(found, indent=2))
         return
     print(f"{found['files']} files, {found['lines']:,} lines in src/dln")
     for part, size in found["parts"].items():
         print(f"  {part:14s} {size['files']:4d} files {size['lines']:7,d} lines")
-    print(f"modules imported by one other module only: {len(found['imported_by_one'])}")
+    print(f"modules imported by only one other module: {len(found['imported_by_one'])}")
+    for name, user in found["imported_by_one"].items():
+        print(f"  {name} (by {user})")
     for depth, files in found["step_files"].items():
         print(f"files that one training step runs through, {depth}: {len(files)}")
     print(f"functions of more than {LONG} lines: {len(found['long_functions'])}")
-    for lines, place in found["long_functions"][:10]:
+    for lines, place in found["long_functions"]:
         print(f"  {lines:4d}  {place}")
     print(f"import circles: {len(found['circles'])}")
     for circle in found["circles"]:
