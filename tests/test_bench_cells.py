@@ -24,14 +24,11 @@ from dln.cli.run_flags import budget_settings
 from dln.data import load_task
 from dln.errors import InputError
 from dln.experiments.baselines import Majority
-from dln.experiments.cells import Cell, CellResult, Cells, Spent, outcome
+from dln.experiments.cells import Bench, Cell, CellResult, Cells, Spent, outcome
 from dln.experiments.method import EvaluationProtocol, Learnt, Setup, changed_settings, recipe_of
-from dln.experiments.methods import in_order, method_named
-from dln.experiments.publish import remaining
-from dln.experiments.runner import Bench
+from dln.experiments.methods import Trained, in_order, method_named
 from dln.experiments.summary import ALL, GROUPS, MEAN, summarize
-from dln.experiments.tables import markdown, picture, write_table
-from dln.experiments.trained import Trained
+from dln.experiments.tables import markdown, picture, remaining, write_table
 from dln.lm.prices import Price
 from dln.nn import Prediction
 
@@ -249,7 +246,7 @@ def test_families_of_methods_take_any_number():
     assert [m.name for m in methods] == ["icl-7", "icl-7-fitted", "kate-3", "ape-20"]
     assert added == []
     for wrong in ("icl-0", "icl-", "icl-05", "kate-x"):
-        with pytest.raises(InputError, match="no such method"):
+        with pytest.raises(InputError, match="no method"):
             in_order([wrong])
 
 

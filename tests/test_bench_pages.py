@@ -13,9 +13,18 @@ from cli_shell import Shell
 from dln.cli.bench import checked_places
 from dln.errors import InputError
 from dln.experiments.cells import CellResult, Made, Spent, made_here
-from dln.experiments.publish import REGIONS, SHORT, circumstances, full_section, reductions, short_section
 from dln.experiments.summary import GROUPS, summarize
-from dln.experiments.tables import check_section, markdown, write_section
+from dln.experiments.tables import (
+    REGIONS,
+    SHORT,
+    check_section,
+    circumstances,
+    full_section,
+    markdown,
+    reductions,
+    short_section,
+    write_section,
+)
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 SMALL = ["--lm", "fake/1", "--seeds", "1", "--train-size", "40", "--dev-size", "20", "--test-size", "20"]
@@ -76,13 +85,13 @@ def test_small_cells_are_written_into_both_pages_and_again_without_a_change(tmp_
         assert page.read_text(encoding="utf-8") == once
         assert once.startswith("a\n") and once.endswith("\nb\n")
         assert "$ dln bench paper\n" in once
-        assert "2026-01-02; fake/1; a processor, 2 threads; 0:04:00 h of work" in once
+        assert "2026-01-02; fake/1; a processor, 2 threads; 0:04:00 h in total" in once
         assert "without subj" in once
 
 
 def test_what_is_reduced_is_said_and_a_full_table_says_so():
     full = [cell(task, seed=seed) for task in NINE for seed in (13, 42, 25)]
-    assert reductions(summarize(full)).startswith("Nothing is reduced")
+    assert reductions(summarize(full)).startswith("Full protocol")
     less = reductions(summarize([*full[:-1], cell("extra", n=20, right=10)]))
     assert "dln-1 on logical_deduction_seven_objects with 2 of 3 seeds" in less
     assert "20 test items of extra" in less
@@ -174,7 +183,7 @@ def test_a_page_without_markers_is_refused_before_any_work(cli: Shell):
 def test_the_front_page_takes_no_ablation(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("<!-- measured: results -->\n<!-- end of results -->\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no place"):
+    with pytest.raises(InputError, match="no section"):
         checked_places([page], None, "ablation")
     with pytest.raises(InputError, match="short table"):
         checked_places([page], SHORT, "ablation")

@@ -96,7 +96,7 @@ def test_a_file_of_the_space_is_checked(tmp_path):
         ("memory: 2", "list of values"),
         ("memori: [1]", "memori"),
         ("inference.num_hidden: [-1]", "num_hidden"),
-        (": [", "cannot be read"),
+        (": [", "cannot read the search space"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -103,7 +103,7 @@ def test_columns_are_guessed_and_said(tmp_path: Path) -> None:
         ("text,label\ngood,pos\n,neg\n", 3, ["'text' is empty"]),
         ("text,label\ngood,  \nbad,neg\n", 2, ["'label' is empty"]),
         ('text,label\ngood,pos\n"bad,neg\nfine,pos\n', 3, ["never closed"]),
-        ('text,label\ngood,pos\n"bad" film,neg\n', 3, ["behind a closing"]),
+        ('text,label\ngood,pos\n"bad" film,neg\n', 3, ["after a closing"]),
         ("text,text\na,b\n", 1, ["twice"]),
         ("good,pos\nbad,neg\nfine,pos\nokay,pos\n", 1, ["looks like data"]),
         ("text,label\na,x|y\nb,z\n", 2, ["'|'"]),
@@ -180,7 +180,7 @@ def test_one_class_is_no_task_and_labels_can_be_mapped(tmp_path: Path) -> None:
     assert task.train.labels == ("negative", "positive")
     with pytest.raises(InputError, match=r"n\.csv, line 3"):
         task_from_file(path, labels={"0": "negative"})
-    with pytest.raises(InputError, match="unknown kind"):
+    with pytest.raises(InputError, match="unknown file type"):
         task_from_file(write(tmp_path / "t.xml", "x"))
 
 

@@ -116,7 +116,7 @@ def test_a_task_of_a_dataset_is_divided_and_instructed() -> None:
     assert task.content_hash() == Task.from_dataset(data).content_hash()
     assert task.content_hash() != Task.from_dataset(data, seed=1).content_hash()
     for fractions in ((0.0, 0.2), (0.5, 0.5), (-0.1, 0.2)):
-        with pytest.raises(InputError, match="something to train on"):
+        with pytest.raises(InputError, match="examples to train on"):
             Task.from_dataset(data, dev_fraction=fractions[0], test_fraction=fractions[1])
 
 

@@ -105,7 +105,7 @@ def test_a_number_is_found_however_it_is_written(number: int) -> None:
 
 
 def test_number_presence_needs_a_number_to_look_for() -> None:
-    with pytest.raises(InputError, match="one number"):
+    with pytest.raises(InputError, match="a number as target"):
         number_presence("3", "three")
 
 

@@ -233,7 +233,7 @@ def test_missing_data_says_which_file_and_what_is_there(tmp_path: Path, monkeypa
     with pytest.raises(InputError, match="no directory"):
         load_task("subj", tmp_path / "absent")
     monkeypatch.delenv("DLN_PAPER_DATA", raising=False)
-    with pytest.raises(InputError, match="needs data"):
+    with pytest.raises(InputError, match="not bundled"):
         load_task("subj")
     monkeypatch.setenv("DLN_PAPER_DATA", str(tmp_path))
     assert sizes(load_task("gsm8k")) == (2, 2, 4)
@@ -244,7 +244,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "leopard/disaster/disaster_eval.json"
     for content, words in (
         ('[{"sentence1": "a", ', "not valid JSON"),
-        ("{}", "no list of examples"),
+        ("{}", "does not contain a list"),
         ('[{"sentence1": "a", "label": "Relevant"}, {"sentence1": "b"}]', "item 2"),
     ):
         path.write_text(content)

@@ -41,7 +41,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ([{"text": "a", "label": "b"}, '{"text": "a\\u0000", "label": "b"}'], 2, ["U+0000"]),
         ([{"text": "a", "label": "b"}, '{"text": ' + "9" * 5000 + "}"], 2, ["not valid JSON"]),
         ([{"text": "a", "label": "b"}, "[" * 100_000], 2, ["not valid JSON"]),
-        (["["], 1, ["one JSON list"]),
+        (["["], 1, ["a JSON list"]),
         (["", " "], None, ["empty"]),
         ([{"text": "a"}], None, ["which column is the target"]),
     ],

@@ -118,7 +118,7 @@ def test_the_steps_and_the_whole_name_the_same_classes_and_why_there_are_two(tas
     assert len(task.stages) == 2
     assert all(label in task.instruction for label in task.labels or ())
     assert all(label in task.stages[-1] for label in task.labels or ())
-    assert any(note.startswith("depth: ") for note in task.notes)
+    assert any(note.startswith("two layers should help") for note in task.notes)
 
 
 def test_bundled_tasks_take_no_data(task: Task) -> None:

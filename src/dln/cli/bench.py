@@ -34,22 +34,25 @@ from dln.cli.run_flags import budget_settings
 from dln.cli.sources import lm_settings, load_config, remote
 from dln.data import Task
 from dln.errors import DlnError, InputError
-from dln.experiments.cells import Cell, CellResult, Cells
+from dln.experiments.cells import Bench, Cell, CellResult, Cells
 from dln.experiments.method import DevelopmentProtocol, EvaluationProtocol, Method
 from dln.experiments.methods import BASE, METHODS, in_order, variants, with_base
-from dln.experiments.publish import (
+from dln.experiments.summary import Summary, summarize
+from dln.experiments.tables import (
     REGIONS,
     SHORT,
     ablation_markdown,
+    check_section,
     circumstances,
     full_section,
+    markdown,
+    picture,
     reductions,
     remaining,
     short_section,
+    write_section,
+    write_table,
 )
-from dln.experiments.runner import Bench
-from dln.experiments.summary import Summary, summarize
-from dln.experiments.tables import check_section, markdown, picture, write_section, write_table
 from dln.lm.meter import Meter
 from dln.lm.prices import FREE
 
@@ -205,7 +208,7 @@ class Watch:
         self._bar.stop()
 
     def __call__(self, what: str, cell: Cell, result: CellResult | None) -> None:
-        """See `dln.experiments.runner.Progress`."""
+        """See `dln.experiments.cells.Progress`."""
         with self._lock:
             if what == "begins":
                 self._bar.update(self._task, description=safe(cell))

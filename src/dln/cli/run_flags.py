@@ -16,7 +16,7 @@ from dln.cli import flags
 from dln.cli import flags as complete
 from dln.cli.flags import DATA, MODEL
 from dln.errors import InputError
-from dln.experiments.publish import REGIONS
+from dln.experiments.tables import REGIONS
 
 __all__ = [
     "BIG_BENCH",

@@ -28,7 +28,7 @@ from dln.data import Task
 from dln.errors import BudgetReached
 from dln.experiments.cells import made_here
 from dln.experiments.headroom import Headroom, Measured, headroom_markdown, measure_headroom
-from dln.experiments.publish import Circumstances, full_section
+from dln.experiments.tables import Circumstances, full_section
 from dln.experiments.tuning import Space, Trial, paper_space, read_space, search, size
 from dln.lm.meter import Meter
 from dln.train import FitResult, conclude, fit, fitted_initial, resolve_options

@@ -1,4 +1,4 @@
-"""Data: examples, datasets, splits, batches, tasks and metrics. A leaf of the house: no model here."""
+"""Examples, datasets, splits, batches, tasks and metrics."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Examples and datasets: immutable values, wherever the rows came from.
+"""Example, Dataset, batches, and the conversion of tables to datasets.
 
-Minibatches as a pure function of a key: a resumed run draws the same batches.
-
-From rows of cells to a dataset: choose columns, clean, decide between labels and free texts.
+Datasets are immutable. A batch is a pure function of a key, so a resumed run draws the same batches.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import cast, overload
 
 from dln.arguments import Count, checked, shown
-from dln.data.labels import label_names, label_order, label_specs
-from dln.data.readers import Row, Table, choose_columns
+from dln.data.labels import Labels, label_names, label_order, label_specs
+from dln.data.readers import Row, Table, choose_columns, read_csv, read_jsonl, table_of_hf, table_of_pandas
 from dln.errors import InputError
 from dln.random import Key
 
@@ -28,13 +26,13 @@ __all__ = ["MAX_LABELS", "Dataset", "Example", "batch_indices", "cell_text", "da
 @checked
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input text with the text that is wanted for it.
+    """An input text and its target.
 
     Attributes:
-        input: x, what the network reads.
-        target: y, a label's canonical name or a free text.
-        id: where the example came from, for messages and reports (for example `reviews.csv:17`).
-        rationale: a worked solution, where the source has one; never shown to the network as input.
+        input: x, the input of the network.
+        target: y, the canonical name of a label, or a free text.
+        id: source of the example for messages and reports, such as `reviews.csv:17`.
+        rationale: a worked solution, if the source has one; never an input of the network.
     """
 
     input: str
@@ -48,17 +46,17 @@ class Example:
 class Dataset(Sequence[Example]):
     """An immutable sequence of examples.
 
-    Slicing gives a `Dataset`; `select` picks by index. Constructors: `from_csv`, `from_jsonl`,
+    Slicing gives a `Dataset`; `select` takes indices. Constructors: `from_pairs`, `from_csv`, `from_jsonl`,
     `from_pandas`, `from_hf`.
 
     Attributes:
         examples: the examples in order.
-        labels: canonical label names, every target is one of them; None for free-form targets.
-        notes: what the reader guessed, dropped or decided, in sentences for the user.
-        name: what to call the source in messages.
+        labels: canonical label names, to which every target belongs; None for free-form targets.
+        notes: what the reader guessed, dropped or decided.
+        name: name of the source for messages.
 
     Raises:
-        InputError: a target is not one of `labels`, or the labels are not distinct.
+        InputError: a target is not one of `labels`, or a label is repeated.
     """
 
     examples: tuple[Example, ...]
@@ -87,9 +85,9 @@ class Dataset(Sequence[Example]):
     def from_pairs(
         cls, pairs: Iterable[tuple[str, str]], labels: Sequence[str] | None = None, name: str = "dataset"
     ) -> Dataset:
-        """A dataset of (input, target) pairs, kept as they are."""
+        """Make a dataset of (input, target) pairs, unchanged."""
         examples: list[Example] = []
-        # an iterator is not looked at before: its pairs are, one by one
+        # `checked` does not look into an iterator: check the pairs here
         for position, pair in enumerate(cast("Iterable[object]", pairs)):
             match pair:
                 case (str() as x, str() as y):
@@ -111,14 +109,12 @@ class Dataset(Sequence[Example]):
         input: str | None = None,  # noqa: A002
         target: str | None = None,
         *,
-        labels: Sequence[str] | Mapping[str, str] | None = None,
+        labels: Labels | None = None,
         free_form: bool | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
     ) -> Dataset:
         """Read a CSV file with a header line; see `dln.data.readers.read_csv`."""
-        from dln.data.readers import read_csv
-
         table = read_csv(path, delimiter=delimiter, encoding=encoding, wanted=(input, target))
         return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
 
@@ -129,13 +125,11 @@ class Dataset(Sequence[Example]):
         input: str | None = None,  # noqa: A002
         target: str | None = None,
         *,
-        labels: Sequence[str] | Mapping[str, str] | None = None,
+        labels: Labels | None = None,
         free_form: bool | None = None,
         encoding: str = "utf-8",
     ) -> Dataset:
         """Read a file of one JSON object per line; see `dln.data.readers.read_jsonl`."""
-        from dln.data.readers import read_jsonl
-
         return dataset_of_table(read_jsonl(path, encoding=encoding), input, target, labels=labels, free_form=free_form)
 
     @classmethod
@@ -145,13 +139,11 @@ class Dataset(Sequence[Example]):
         input: str | None = None,  # noqa: A002
         target: str | None = None,
         *,
-        labels: Sequence[str] | Mapping[str, str] | None = None,
+        labels: Labels | None = None,
         free_form: bool | None = None,
         name: str = "data frame",
     ) -> Dataset:
-        """Take two columns of a pandas data frame."""
-        from dln.data.readers import table_of_pandas
-
+        """Convert two columns of a pandas data frame."""
         return dataset_of_table(table_of_pandas(frame, name), input, target, labels=labels, free_form=free_form)
 
     @classmethod
@@ -163,12 +155,10 @@ class Dataset(Sequence[Example]):
         *,
         split: str = "train",
         subset: str | None = None,
-        labels: Sequence[str] | Mapping[str, str] | None = None,
+        labels: Labels | None = None,
         free_form: bool | None = None,
     ) -> Dataset:
-        """Take two columns of a Hugging Face dataset, loaded by name or already in memory (extra `hf`)."""
-        from dln.data.readers import table_of_hf
-
+        """Convert two columns of a Hugging Face dataset, loaded by name or in memory (extra `hf`)."""
         table = table_of_hf(name_or_dataset, split=split, subset=subset)
         return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
 
@@ -202,7 +192,7 @@ class Dataset(Sequence[Example]):
         return tuple(example.target for example in self.examples)
 
     def labels_of(self) -> tuple[int, ...]:
-        """The position in `labels` of every example's target.
+        """Return the position in `labels` of every target.
 
         Raises:
             InputError: the dataset is free-form.
@@ -213,14 +203,14 @@ class Dataset(Sequence[Example]):
         return tuple(position[example.target] for example in self.examples)
 
     def counts(self) -> dict[str, int]:
-        """How many examples have each target; labels in their order, free-form targets as they come."""
+        """Count the examples per target, in the order of the labels or of first occurrence."""
         result = dict.fromkeys(self.labels or (), 0)
         for example in self.examples:
             result[example.target] = result.get(example.target, 0) + 1
         return result
 
     def select(self, indices: Iterable[int]) -> Dataset:
-        """The examples at these positions, in this order."""
+        """Return the examples at these positions, in this order."""
         chosen = list(indices)
         wrong = [i for i in chosen if not -len(self) <= i < len(self)]
         if wrong:
@@ -234,14 +224,14 @@ class Dataset(Sequence[Example]):
         return replace(self, examples=tuple(self.examples[i] for i in chosen))
 
     def with_examples(self, examples: Iterable[Example]) -> Dataset:
-        """The same description with other examples."""
+        """Return the dataset with other examples."""
         return replace(self, examples=tuple(examples))
 
-    def with_labels(self, labels: Sequence[str] | Mapping[str, str] | None) -> Dataset:
-        """The same examples with targets renamed to canonical labels; None makes them free-form.
+    def with_labels(self, labels: Labels | None) -> Dataset:
+        """Return the dataset with targets renamed to canonical labels; None makes them free-form.
 
         Raises:
-            InputError: a target is neither a spelling nor a mapped value.
+            InputError: a target is neither a spelling of a label nor a mapped value.
         """
         if labels is None:
             return replace(self, labels=None)
@@ -250,21 +240,21 @@ class Dataset(Sequence[Example]):
         return replace(self, examples=examples, labels=label_names(specs))
 
     def with_notes(self, *notes: str) -> Dataset:
-        """The same dataset with these notes added."""
+        """Return the dataset with these notes added."""
         return replace(self, notes=(*self.notes, *notes))
 
     def with_name(self, name: str) -> Dataset:
-        """The same dataset under another name."""
+        """Return the dataset under another name."""
         return replace(self, name=name)
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the labels, inputs and targets in order; ids, notes and the name do not count."""
+        """SHA-256 (hex) of labels, inputs and targets in order, without ids, notes and name."""
         content = [self.labels, [(example.input, example.target) for example in self.examples]]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def text_key(text: str) -> str:
-    r"""What makes two inputs the same text: compatibility form, case and white space do not count.
+    r"""Normalize a text for comparison: compatibility form, case and white space are ignored.
 
     >>> text_key("  Two  Words\n") == text_key("two words")
     True
@@ -274,21 +264,20 @@ def text_key(text: str) -> str:
 
 @checked
 def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool = True) -> tuple[int, ...]:
-    """Positions of one batch, without replacement within it, in random order.
+    """Draw the positions of a batch, without replacement, in random order.
 
-    Balanced, the classes that occur take turns, in a random order of classes, until the batch is full;
-    a class that runs out is passed over. So class counts differ by at most 1 where there are enough
-    examples, and each class is equally likely to have the odd one. Free-form datasets, and
-    `balanced=False`, give a uniform draw.
+    Balanced batches take classes in turn, in random order, until the batch is full; exhausted classes are skipped. So
+    class counts differ by at most 1 if there are enough examples, and each class is equally likely to have one more.
+    Free-form datasets, and `balanced=False`, give a uniform draw.
 
     Args:
-        dataset: where to draw from.
-        batch_size: how many examples.
+        dataset: the dataset to draw from.
+        batch_size: number of examples.
         key: for step t, `key.child("step", t, "batch")`.
-        balanced: equal classes rather than the natural distribution.
+        balanced: whether classes are equally frequent.
 
     Raises:
-        InputError: the batch is empty or larger than the dataset.
+        InputError: the batch is larger than the dataset.
     """
     if not 1 <= batch_size <= len(dataset):
         raise InputError(
@@ -312,7 +301,7 @@ def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool 
 
 
 MAX_LABELS = 100
-"""More distinct targets than this are free-form texts, unless labels are given."""
+"""Maximum number of distinct targets that are taken as labels, unless labels are given."""
 
 
 def dataset_of_table(
@@ -320,26 +309,24 @@ def dataset_of_table(
     input_column: str | None,
     target_column: str | None,
     *,
-    labels: Sequence[str] | Mapping[str, str] | None = None,
+    labels: Labels | None = None,
     free_form: bool | None = None,
 ) -> Dataset:
-    """The dataset in two columns of a table.
+    """Convert two columns of a table to a dataset.
 
-    Cells are stripped; numbers and truth values become texts. Repeats of the same input with the same
-    target are dropped but for the first. In classification, inputs that occur with different targets
-    are dropped altogether: nobody can say which label is right. Both are said in the notes.
+    Cells are stripped; numbers and booleans become texts. Repeated (input, target) rows are dropped except the first.
+    With labels, inputs with contradicting targets are dropped, because the correct label is unknown. The notes say so.
 
     Args:
         table: the rows.
         input_column: name of the input column; None guesses.
         target_column: name of the target column; None guesses.
-        labels: label specifications, or a mapping of the data's values to them; None takes the
-            distinct targets.
-        free_form: True keeps targets as free texts, False insists on labels, None decides: free-form
-            if there are more than 100 distinct targets, or if most of them occur once.
+        labels: label specifications, or a mapping of the data's values to them; default the distinct targets.
+        free_form: True keeps targets as free texts, False requires labels; default free-form if there are more than
+            100 distinct targets, or if most of them occur once.
 
     Raises:
-        InputError: no rows, no such column, an empty or missing cell, a target that is not a label.
+        InputError: no rows, no such column, an empty or missing cell, or a target that is not a label.
     """
     if not table.rows:
         raise InputError("there are no rows", where=table.source, expected="at least one example")
@@ -367,10 +354,10 @@ def dataset_of_table(
 
 
 def cell_text(table: Table, row: Row, column: str) -> str:
-    """A cell as a stripped text; numbers and truth values become texts.
+    """Return a cell as a stripped text; numbers and booleans become texts.
 
     Raises:
-        InputError: it is missing, empty, or no text; with its place.
+        InputError: it is missing, empty, or not a text; names its place.
     """
     value = row.cells.get(column)
     if isinstance(value, str):
@@ -385,7 +372,7 @@ def cell_text(table: Table, row: Row, column: str) -> str:
         text = ""
     else:
         raise InputError(
-            f"column {column!r} holds something that is not a text",
+            f"column {column!r} has a value that is not a text",
             where=table.where(row),
             got=f"{type(value).__name__} {str(value)[:60]}",
             expected="a text or a number",
@@ -401,7 +388,7 @@ def cell_text(table: Table, row: Row, column: str) -> str:
     broken = next((c for c in text if c == "\x00" or "\ud800" <= c <= "\udfff"), None)
     if broken is not None:
         raise InputError(
-            f"column {column!r} holds a character that no text has",
+            f"column {column!r} has an invalid character",
             where=table.where(row),
             got=f"U+{ord(broken):04X} at position {text.index(broken)}",
             fix="remove it, or export the data again",
@@ -416,7 +403,7 @@ def _renamed(table: Table, row: Row, example: Example, names: Mapping[str, str])
             where=table.where(row),
             got=repr(example.target),
             expected=", ".join(names),
-            fix='add it to the labels, or as a spelling: "label|value"',
+            fix='add it to the labels, or as another spelling: "label|value"',
         )
     return Example(example.input, names[example.target], example.id)
 
@@ -428,7 +415,7 @@ def _distinct_labels(
     mostly_unique = len(distinct) > max(3, len({(e.input, e.target) for e in examples}) / 2)
     if not insist and (len(distinct) > MAX_LABELS or mostly_unique):
         notes.append(
-            f"{len(distinct)} distinct targets in {len(examples)} rows: taken as free-form texts, not as labels"
+            f"{len(distinct)} distinct targets in {len(examples)} rows: treated as free-form texts, not as labels"
         )
         return None
     for row, example in zip(table.rows, examples, strict=True):

@@ -1,7 +1,7 @@
-"""Labels and how they may be written: `"yes|Yes|y"` is the label `yes` with two more spellings.
+"""Labels and their spellings: `"yes|Yes|y"` is the label `yes` with two other spellings.
 
-The first spelling is the canonical name: data, predictions and reports use it alone. The
-alternatives only widen what counts as that label.
+The first spelling is the canonical name, which data, predictions and reports use. The others only extend what counts as
+this label.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from collections.abc import Mapping, Sequence
 
 from dln.errors import InputError
 
-__all__ = ["canonical_label", "label_names", "label_order", "label_specs", "spelling_map", "spellings"]
+__all__ = ["Labels", "canonical_label", "label_names", "label_order", "label_specs", "spelling_map", "spellings"]
+
+
+Labels = Sequence[str] | Mapping[str, str]
+"""Label specifications, or a mapping of the data's values to them (see `label_specs`)."""
 
 
 def label_names(specs: Sequence[str]) -> tuple[str, ...]:
-    """The canonical names of label specifications, checked as a set.
+    """Return the canonical names of label specifications, after checking them.
 
     >>> label_names(["yes|Yes", "no|No"])
     ('yes', 'no')
 
     Raises:
-        InputError: no label, an empty spelling, or one spelling that belongs to two labels.
+        InputError: no label, an empty spelling, or a spelling that belongs to two labels.
     """
     spelling_map(specs)
     return tuple(canonical_label(spec) for spec in specs)
 
 
 def spellings(spec: str) -> tuple[str, ...]:
-    """All spellings of one label, the canonical name first.
+    """Return all spellings of a label, the canonical name first.
 
     Raises:
         InputError: a spelling is empty.
@@ -39,21 +43,21 @@ def spellings(spec: str) -> tuple[str, ...]:
             where="labels",
             got=repr(spec),
             expected='a name, or "name|other spelling"',
-            fix="leave the empty text out",
+            fix="remove the empty spelling",
         )
     return parts
 
 
 def canonical_label(spec: str) -> str:
-    """The canonical name: what stands before the first `|`."""
+    """Return the canonical name: the part before the first `|`."""
     return spellings(spec)[0]
 
 
 def spelling_map(specs: Sequence[str]) -> dict[str, str]:
-    """Every spelling of every label, mapped to the label's canonical name.
+    """Map every spelling of every label to its canonical name.
 
     Raises:
-        InputError: no label, an empty spelling, or one spelling that belongs to two labels.
+        InputError: no label, an empty spelling, or a spelling that belongs to two labels.
     """
     if isinstance(specs, str) or not specs:
         raise InputError(
@@ -69,23 +73,22 @@ def spelling_map(specs: Sequence[str]) -> dict[str, str]:
         for spelling in (name, *others):
             if spelling in owners:
                 raise InputError(
-                    "one spelling belongs to two labels",
+                    "a spelling belongs to two labels",
                     where="labels",
                     got=f"{spelling!r} in {owners[spelling]!r} and {name!r}",
                     expected="every spelling once",
-                    fix="leave the repetition out",
+                    fix="remove one of them",
                 )
             owners[spelling] = name
     return owners
 
 
-def label_specs(labels: Sequence[str] | Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Label specifications, and a map from what the data says to the canonical name.
+def label_specs(labels: Labels) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return label specifications, and a map from the data's values to canonical names.
 
     Args:
-        labels: specifications such as `["yes|Yes", "no|No"]`, or a mapping from the data's value to
-            a specification such as `{"0": "negative", "1": "positive"}`; several values may map to
-            one label.
+        labels: specifications such as `["yes|Yes", "no|No"]`, or a mapping of the data's values to specifications
+            such as `{"0": "negative", "1": "positive"}`; several values may map to one label.
 
     Raises:
         InputError: see `spelling_map`.
@@ -98,7 +101,7 @@ def label_specs(labels: Sequence[str] | Mapping[str, str]) -> tuple[tuple[str, .
 
 
 def label_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Distinct names in an order that does not depend on the rows: by number if all are numbers, else by letter."""
+    """Sort distinct names: numerically if all are numbers, else alphabetically."""
     distinct = set(names)
     if all(name.removeprefix("-").isdecimal() for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))

@@ -1,15 +1,11 @@
-"""Metrics: how good a predicted text is for a wanted one, between 0 and 1.
+"""Metrics: the score of a predicted text for a target, between 0 and 1, and aggregates over examples.
 
-A metric is any callable
+A metric is any callable (function, lambda, `functools.partial`, object)
 
     metric(prediction, target) -> float | bool | Score(value, feedback)
 
-in this order of arguments, with values from 0 (wrong) to 1 (right): a function, a lambda, a `functools.partial`, an
-object with `__call__`. A name ("exact_match", a registered one, "package.module:function") is accepted wherever a
-metric is.
-`load_metric` makes a `FunctionMetric` of a callable: it has a name for reports, and checks what the callable returns.
-
-`accuracy` and the others aggregate over examples.
+or a name ("exact_match", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`, which
+has a name for reports and checks the values.
 """
 
 from __future__ import annotations
@@ -57,14 +53,14 @@ METRIC_NAMES = ("exact_match", "number_presence")
 @checked
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a metric may return in place of a number: the number with its reason.
+    """A score with feedback, which a metric may return instead of a number.
 
     Attributes:
         value: from 0 (wrong) to 1 (right).
-        feedback: what was good or bad about the prediction, in words.
+        feedback: a comment on the prediction.
 
     Raises:
-        InputError: the value is not a number from 0 to 1.
+        InputError: the value is not between 0 and 1.
     """
 
     value: float
@@ -77,7 +73,7 @@ class Score:
                 where="Score",
                 got=self.value,
                 expected="a number from 0 to 1",
-                fix="divide by the largest score there is",
+                fix="divide by the largest possible score",
             )
 
     def __float__(self) -> float:
@@ -85,40 +81,39 @@ class Score:
 
 
 class Metric(Protocol):
-    """Score of one prediction, from 0 (wrong) to 1 (right)."""
+    """A callable that scores a prediction, from 0 (wrong) to 1 (right)."""
 
     def __call__(self, prediction: str, target: str, /) -> float | bool | Score:
-        """The score of `prediction` where `target` was wanted."""
+        """Return the score of `prediction` for `target`."""
         ...
 
 
 @runtime_checkable
 class NamedMetric(Protocol):
-    """A metric as the library uses it: it has a name, and returns a float that was checked."""
+    """A metric with a name whose values are checked floats."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Name for reports."""
         ...
 
     def __call__(self, prediction: str, target: str, /) -> float:
-        """The score of `prediction` where `target` was wanted."""
+        """Return the score of `prediction` for `target`."""
         ...
 
 
 @checked
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """1 if the prediction begins with the target, after normalisation; else 0.
+    """1 if the prediction starts with the target after normalisation, else 0.
 
-    Case, punctuation and a leading word "option" do not count, nor do digits where the target has
-    none: `"Option (A)."` is `"(A)"`, `"1. Positive, because …"` is `"positive"`. For a target of one
-    word this is the paper's rule, which looks at the first word alone; here a target of n words is
-    compared with the first n, and a target of digits with digits.
+    Case, punctuation, a leading word "option", and digits if the target has none, are ignored: `"Option (A)."` matches
+    `"(A)"`, `"1. Positive, because …"` matches `"positive"`. The paper's rule compares the first word only; here a
+    target of n words is compared with the first n words.
 
     Args:
-        labels: label specifications ("yes|Yes"). With them, the longest label that the prediction
-            begins with is what it says, so that "new york" is not taken for "new".
+        labels: label specifications ("yes|Yes"). With them, the longest label that the prediction starts with counts,
+            so that "new york" does not match "new".
     """
 
     labels: tuple[str, ...] = ()
@@ -137,13 +132,13 @@ class ExactMatch:
 @checked
 @dataclass(frozen=True, slots=True)
 class NumberPresence:
-    """1 if the target number stands in the prediction as a number of its own, else 0.
+    """1 if the prediction contains the target number, else 0.
 
-    `1,000`, `$1000` and `1000.0` are one number; `-5` is not `5`; parts of longer numbers, of
-    fractions, of clock times and of words (`x2`, `18th`) do not count.
+    `1,000`, `$1000` and `1000.0` are the same number; `-5` is not `5`. Parts of longer numbers, of fractions, of times
+    and of words (`x2`, `18th`) do not count.
 
     Raises:
-        InputError: the target holds no number, or several.
+        InputError: (when called) the target does not contain exactly one number.
     """
 
     name: str = "number_presence"
@@ -153,10 +148,10 @@ class NumberPresence:
         wanted = _numbers(target)
         if len(wanted) != 1:
             raise InputError(
-                "the metric number_presence needs a target that is one number",
+                "the metric number_presence needs a number as target",
                 where="target",
                 got=repr(target),
-                fix="use exact_match, or give a metric of your own",
+                fix="use exact_match or your own metric",
             )
         return float(wanted[0] in _numbers(prediction))
 
@@ -164,10 +159,10 @@ class NumberPresence:
 @checked
 @dataclass(frozen=True, slots=True)
 class FunctionMetric:
-    """A callable (prediction, target) -> float | bool | Score as a metric.
+    """A named metric made of a callable (prediction, target) -> float | bool | Score.
 
     Raises:
-        InputError: (when called) the callable returns something that is not a number from 0 to 1, or a `Score`.
+        InputError: (when called) the value is neither a number from 0 to 1 nor a `Score`.
     """
 
     function: Callable[[str, str], object]
@@ -178,7 +173,7 @@ class FunctionMetric:
         return self.score(prediction, target).value
 
     def score(self, prediction: str, target: str) -> Score:
-        """What the callable returns for one prediction, with its feedback."""
+        """Return the score of a prediction with its feedback."""
         value: object = self.function(prediction, target)
         if isinstance(value, Score):
             return value
@@ -186,12 +181,12 @@ class FunctionMetric:
         number = float(cast(float, value)) if is_number else math.nan
         if not 0.0 <= number <= 1.0:
             raise InputError(
-                f"the metric {self.name!r} returned something that is no score",
+                f"the metric {self.name!r} returned an invalid score",
                 where=f"metric {self.name}",
                 got=f"{shown(value)} ({type(value).__name__}) for the prediction {shown(prediction, 40)} "
                 f"and the target {shown(target, 40)}",
                 expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
-                fix="return 1.0 for a right prediction and 0.0 for a wrong one",
+                fix="return 1.0 for a correct prediction and 0.0 for a wrong one",
             )
         return Score(number)
 
@@ -202,12 +197,12 @@ number_presence = NumberPresence()
 
 @checked
 def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> NamedMetric:
-    """The metric that is meant, with a name and checked values.
+    """Return a metric with a name and checked values.
 
     Args:
-        metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", also of
-            a module in the working directory; or a callable (prediction, target) -> float | bool | `Score`.
-        labels: label specifications, which make `exact_match` prefer the longest label.
+        metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", where
+            the module may be in the working directory; or a callable (prediction, target) -> float | bool | `Score`.
+        labels: label specifications for `exact_match`.
 
     Raises:
         InputError: no such metric, module or function, or a callable that does not take two arguments.
@@ -234,17 +229,17 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
 
 @checked
 def scores(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> Floats:
-    """[N] metric of each prediction.
+    """[N] score of each prediction.
 
     Raises:
         InputError: the lengths differ, or there is nothing to score.
     """
     if len(predictions) != len(targets) or not targets:
         raise InputError(
-            "a score needs one prediction per target, and at least one",
+            "there must be one prediction per target, and at least one",
             where="predictions",
             got=f"{len(predictions)} predictions, {len(targets)} targets",
-            expected="as many of one as of the other",
+            expected="equal numbers of both",
             fix="give one prediction per target",
         )
     judge = load_metric(metric)
@@ -253,13 +248,13 @@ def scores(predictions: Sequence[str], targets: Sequence[str], metric: Metric | 
 
 @checked
 def accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> float:
-    """Mean of the metric over the examples."""
+    """Mean score over the examples."""
     return float(scores(predictions, targets, metric).mean())
 
 
 @checked
 def balanced_accuracy(predictions: Sequence[str], targets: Sequence[str], metric: Metric | str = exact_match) -> float:
-    """Mean over classes of the mean metric in the class; classes without a target do not count."""
+    """Mean over the classes that occur in `targets` of the mean score in the class."""
     values = scores(predictions, targets, metric)
     classes = np.array(targets)
     return float(np.mean([values[classes == label].mean() for label in dict.fromkeys(targets)]))
@@ -269,7 +264,7 @@ def balanced_accuracy(predictions: Sequence[str], targets: Sequence[str], metric
 def confusion_matrix(
     predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """[C, C + 1] counts: row = wanted label, column = predicted label, last column = no label at all.
+    """[C, C + 1] counts: row = true label, column = predicted label, last column = no label.
 
     Raises:
         InputError: the lengths differ, or a target is not one of the labels.
@@ -287,14 +282,14 @@ def confusion_matrix(
     return counts
 
 
-# A sign counts only where no operand stands before it: "16 -3" is a subtraction to a reader, "= -3" a value.
+# A sign after an operand is a subtraction: "16 -3" is 16 and 3, "= -3" is −3.
 _NUMBER = re.compile(
     r"(?<![\w/])(?<!\d[.,:])(?P<sign>[-\u2212])?[$€£]?(?P<body>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![\w/]|[.,:]\d)"
 )
 
 
 def _numbers(text: str) -> list[Decimal]:
-    """Every number in a text, as exact decimals."""
+    """All numbers in a text, as exact decimals."""
     found: list[Decimal] = []
     for match in _NUMBER.finditer(text):
         value = Decimal(match["body"].replace(",", ""))
@@ -306,7 +301,7 @@ def _numbers(text: str) -> list[Decimal]:
 
 
 def _two_arguments(function: Callable[..., object]) -> Callable[[str, str], object]:
-    """The function itself, if it can be called with a prediction and a target."""
+    """Check that a function can be called with a prediction and a target, and return it."""
     if isinstance(function, type):
         raise InputError(
             "the argument 'metric' cannot be used",
@@ -317,7 +312,7 @@ def _two_arguments(function: Callable[..., object]) -> Callable[[str, str], obje
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C do not say what they take
+    except (TypeError, ValueError):  # some C functions have no signature
         return function
     try:
         signature.bind("prediction", "target")
@@ -333,7 +328,7 @@ def _two_arguments(function: Callable[..., object]) -> Callable[[str, str], obje
 
 
 def _name_of(metric: object) -> str:
-    """What reports call a callable: its own `name`, its function's name, or the name of its class."""
+    """The name of a callable: its attribute `name`, its function's name, or its class's name."""
     name = getattr(metric, "name", None)
     if isinstance(name, str) and name:
         return name

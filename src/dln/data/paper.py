@@ -1,20 +1,16 @@
 """The paper's nine tasks and gsm8k, with the conventions of the original loader.
 
-What the loader does is reproduced: label names, instructions, which items it samples under its fixed
-seed of 42, and the shuffling of answer options. Where its splits leak, the default closes the leak
-and says so in the task's notes; `leaky=True` gives the original's splits, item by item.
+Label names, instructions, the items sampled under seed 42, and the shuffling of answer options are the original's.
+Where its splits leak, the default fixes the leak and adds a note; `leaky=True` gives the original's splits item by
+item. The files have the layout of microsoft/deep-language-networks:
 
-The files of the paper's tasks, in the directory layout of microsoft/deep-language-networks.
+    ordered_prompt/{mpqa,trec,subj}/{train,dev_subsample,test}.jsonl
+    leopard/{disaster,airline}/<task>_eval.json
+    bbh/<task>.json and bb_minus_bbh/<task>.json
+    gsm8k/{train,test}.jsonl
 
-ordered_prompt/{mpqa,trec,subj}/{train,dev_subsample,test}.jsonl
-leopard/{disaster,airline}/<task>_eval.json
-bbh/<task>.json and bb_minus_bbh/<task>.json
-gsm8k/{train,test}.jsonl
-
-How each of the paper's tasks is divided into train, dev and test.
-
-Every function gets the task's name, its files, the generator and whether the original's leaks stay; it returns the
-three parts and notes on what was done. Only the legacy generator gives the original's samples.
+A split function takes the task's name, its files, the generator and whether to keep the leaks, and returns train, dev,
+test and notes. Only numpy's legacy generator gives the original's samples.
 """
 
 from __future__ import annotations
@@ -70,7 +66,7 @@ _FIELDS = {"ordered_prompt": ("sentence", "label"), "leopard": ("sentence1", "la
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One raw record: input, target as the file has it, and file:position."""
+    """A raw record: input, target as in the file, and file:position."""
 
     input: str
     target: str
@@ -78,11 +74,10 @@ class Item:
 
 
 def files_of(task: str, data: Path) -> dict[str, Path]:
-    """The files a task needs, by their role.
+    """Return the files of a task by role.
 
     Raises:
-        InputError: one of them is missing; the message says which, what was expected and which tasks
-            the directory does hold.
+        InputError: one is missing; names it, what is expected, and the tasks found in the directory.
     """
     files = {role: data / name for role, name in _LAYOUT[task].items()}
     missing = [path for path in files.values() if not path.is_file()]
@@ -101,12 +96,12 @@ def files_of(task: str, data: Path) -> dict[str, Path]:
 
 
 def tasks_found(data: Path) -> tuple[str, ...]:
-    """The tasks whose files are all in a directory."""
+    """Return the tasks whose files are all in a directory."""
     return tuple(task for task, files in _LAYOUT.items() if all((data / name).is_file() for name in files.values()))
 
 
 def read_items(path: Path) -> list[Item]:
-    """The records of one of these files, in order.
+    """Read the records of a file in order.
 
     Raises:
         InputError: not JSON, or a record without its two texts.
@@ -142,14 +137,14 @@ def _json_list(path: Path) -> list[object]:
     if isinstance(value, dict):
         value = cast(dict[str, object], value).get("examples")
     if not isinstance(value, list) or not value:
-        raise InputError("the file holds no list of examples", where=path)
+        raise InputError("the file does not contain a list of examples", where=path)
     return cast(list[object], value)
 
 
 N_TEST = 250
-"""Test examples of a task whose source has more."""
+"""Maximum number of test examples."""
 LETTERS = tuple(f"({letter})" for letter in "ABCDEFG")
-"""How BIG-bench names its options."""
+"""Names of options in BIG-bench."""
 _URL = re.compile(r"https?://\S*")
 Splits = tuple[list[Item], list[Item], list[Item], list[str]]
 
@@ -166,12 +161,14 @@ def ordered_prompt(name: str, files: Mapping[str, Path], rng: np.random.RandomSt
     clean = _distinct(test, text_key, "test.jsonl", notes)
     chosen = {text_key(item.input) for item in dev}
     apart = [item for item in clean if text_key(item.input) not in chosen]
-    if len(apart) >= 2 * N_TEST:  # dev stays the source's: the classes of mpqa have other proportions in train
-        size, dev = len(dev), _distinct(dev, text_key, "dev_subsample.jsonl, made up from test.jsonl", notes)
+    if len(apart) >= 2 * N_TEST:  # keep the source's dev: the class proportions of mpqa differ in train
+        size, dev = len(dev), _distinct(dev, text_key, "dev_subsample.jsonl, filled up from test.jsonl", notes)
         missing = size - len(dev)
         dev, apart = [*dev, *apart[:missing]], apart[missing:]
         chosen = {text_key(item.input) for item in dev}
-        notes.append(f"{len(clean) - len(apart)} items of test.jsonl that are in dev_subsample.jsonl left out of test")
+        notes.append(
+            f"{len(clean) - len(apart)} items of test.jsonl that are also in dev_subsample.jsonl excluded from test"
+        )
         pool = [item for item in pool if text_key(item.input) not in chosen]
         train, clean = pool[:1000], apart
     else:
@@ -180,7 +177,7 @@ def ordered_prompt(name: str, files: Mapping[str, Path], rng: np.random.RandomSt
     seen = {text_key(item.input) for item in (*train, *dev)}
     unseen = [item for item in clean if text_key(item.input) not in seen]
     if len(unseen) < len(clean):
-        notes.append(f"{len(clean) - len(unseen)} items of test.jsonl that are in train or dev replaced by others")
+        notes.append(f"{len(clean) - len(unseen)} items of test.jsonl that are also in train or dev replaced by others")
     return train, dev, unseen[:N_TEST], notes
 
 
@@ -189,7 +186,7 @@ def leopard(name: str, files: Mapping[str, Path], rng: np.random.RandomState, le
     items = read_items(files["all"])
     items = _permuted(items, rng)
     notes: list[str] = []
-    if not leaky:  # a repeated tweet has a new shortened link each time
+    if not leaky:  # repeated tweets differ in their shortened links
         items = _distinct(items, lambda text: text_key(_URL.sub(" ", text)), f"{name}_eval.json (links apart)", notes)
     return items[:1000], items[1000:1250], items[1250:1500], notes
 
@@ -215,12 +212,12 @@ def big_bench(name: str, files: Mapping[str, Path], rng: np.random.RandomState, 
         else:
             notes.append(f"train is not added to dev, so dev has only {len(dev)} examples")
     if name == "logical_deduction_seven_objects":
-        notes.append("the source asks several questions about one paragraph: paragraphs of test recur in train and dev")
+        notes.append("the source has several questions per paragraph: paragraphs of test recur in train and dev")
     return train, dev, test, notes
 
 
 def gsm8k(name: str, files: Mapping[str, Path], rng: np.random.RandomState, leaky: bool) -> Splits:
-    """The training file in random order, halved; test is the test file."""
+    """Split the training file randomly in halves; test is the test file."""
     items, test = read_items(files["train"]), read_items(files["test"])
     items = _permuted(items, rng)
     half = len(items) // 2
@@ -228,12 +225,12 @@ def gsm8k(name: str, files: Mapping[str, Path], rng: np.random.RandomState, leak
 
 
 def _permuted(items: list[Item], rng: np.random.RandomState) -> list[Item]:
-    """All items in random order; a prefix is what the original's `choice` without replacement draws."""
+    """Permute the items; a prefix equals the original's `choice` without replacement."""
     return [items[int(i)] for i in rng.permutation(len(items))]
 
 
 def _distinct(items: list[Item], key: Callable[[str], str], source: str, notes: list[str]) -> list[Item]:
-    """Each text once; texts with contradicting labels not at all."""
+    """Drop repeated texts, and texts with contradicting labels altogether."""
     targets: dict[str, set[str]] = {}
     first: dict[str, Item] = {}
     for item in items:
@@ -244,13 +241,13 @@ def _distinct(items: list[Item], key: Callable[[str], str], source: str, notes: 
     if len(first) < len(items):
         contradicting = len(first) - len(kept)
         notes.append(
-            f"{source}: {len(items) - len(first)} repeats and {contradicting} texts with contradicting labels left out"
+            f"{source}: {len(items) - len(first)} repeats and {contradicting} texts with contradicting labels excluded"
         )
     return kept
 
 
 def _shuffle_options(item: Item, rng: np.random.RandomState) -> Item:
-    """The same question with its options in random order, and the target's new letter."""
+    """Shuffle the options of a question and adapt the target's letter."""
     question, marker, listed = item.input.partition("\nOptions:\n")
     options = [line.partition(" ")[2] for line in listed.strip().split("\n")]
     order = [int(i) for i in rng.permutation(len(options))]
@@ -261,10 +258,10 @@ def _shuffle_options(item: Item, rng: np.random.RandomState) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """How one task is read: `splits` divides its files, `names` maps the files' labels to ours.
+    """How to read a task: `splits` splits its files, `names` maps the files' labels to canonical names.
 
-    `question` is what the original loader writes before each input; `hidden` is the paper's initial prompt of a
-    hidden layer (Table 4), None where the table has none.
+    `question` is what the original loader writes before each input; `hidden` is the paper's initial prompt of a hidden
+    layer (Table 4), None if it has none.
     """
 
     instruction: str
@@ -280,17 +277,17 @@ class _Recipe:
 def paper_task(
     name: str, data: Path, *, leaky: bool = False, seed: int = 42, options: bool | None = None, synthetic: bool = False
 ) -> Task:
-    """One of `PAPER_TASKS`, from a directory in the original's layout.
+    """Load one of `PAPER_TASKS` from a directory in the original's layout.
 
     Args:
-        name: the task.
-        data: the directory (see `dln.data.paper`).
-        leaky: the original's splits exactly, with what leaks from test into dev and train, and its inputs: those of
-            disaster and airline begin with a question.
-        seed: of the sampling; the original's is 42.
-        options: append "Options:" and the labels to each input of mpqa, trec, subj, disaster and
-            airline, as the original does; None does so with `leaky`. The instruction names the labels anyway.
-        synthetic: hyperbaton only: train and dev from the generated file that stands in for BIG-bench's.
+        name: name of the task.
+        data: the directory.
+        leaky: the original's splits, with what leaks from test into dev and train, and its inputs: those of disaster
+            and airline start with a question.
+        seed: seed of the sampling; the original's is 42.
+        options: append "Options:" and the labels to each input of mpqa, trec, subj, disaster and airline, as the
+            original does; default only with `leaky`, since the instruction names the labels.
+        synthetic: for hyperbaton, train and dev from the generated stand-in for BIG-bench's file.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -299,11 +296,10 @@ def paper_task(
     files = files_of(name, data)
     if synthetic:
         files["rest"] = data / "bb_minus_bbh" / "hyperbaton_synthetic.json"
-    # the legacy generator, because only it gives the original's samples
     rng = np.random.RandomState(seed)
     train, dev, test, notes = recipe.splits(name, files, rng, leaky)
     if synthetic:
-        notes.append("train and dev are generated (hyperbaton_synthetic.json), not BIG-bench data; test is genuine")
+        notes.append("train and dev are generated (hyperbaton_synthetic.json), not BIG-bench data; test is original")
     names = None if recipe.labels is None else tuple(canonical_label(spec) for spec in recipe.labels)
     suffix = ""
     if recipe.lists_options and (leaky if options is None else options) and names is not None:
@@ -323,9 +319,7 @@ def paper_task(
         dev=dataset("dev", dev),
         test=dataset("test", test),
         metric=number_presence if recipe.labels is None else ExactMatch(recipe.labels),
-        notes=tuple(
-            ["splits of the original loader, its leaks included", *notes] if leaky and name != "gsm8k" else notes
-        ),
+        notes=tuple(["splits of the original loader, with its leaks", *notes] if leaky and name != "gsm8k" else notes),
         input_name=recipe.input_name,
         hidden_instruction=recipe.hidden,
     )

@@ -1,23 +1,12 @@
-"""Readers: CSV, JSON lines and data frames to rows of cells, and the choice of columns.
+"""Readers: CSV, JSON lines, pandas and Hugging Face tables to rows of cells, and the choice of columns.
 
-Rows of cells, as a reader gives them: not yet examples.
-
-Which column is the input and which the target: named by the user, or guessed and said so.
-
-Read CSV strictly: what is not well-formed is an error with its line, never a guess.
-
-Read JSON lines: one object per line, its fields are the columns.
-
-Tables already in memory: pandas data frames and Hugging Face datasets.
-
-Both libraries are optional; frames are read through the few methods named in the protocols, so that
-this module needs neither to be imported.
+Malformed files are errors with a line number, never guesses. Columns are named by the user, or guessed with a note.
+pandas and datasets are optional: tables in memory are read through the few methods of the protocols below.
 """
 
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import math
@@ -30,6 +19,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from dln.arguments import did_you_mean
 from dln.errors import InputError
 from dln.io import read_text
 
@@ -50,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record: where it stands (a line or row number, from 1) and its cells by column."""
+    """A record: its line or row number from 1, and its cells by column."""
 
     line: int
     cells: Mapping[str, object]
@@ -58,15 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of one source.
-
-    Attributes:
-        source: file name or description, for messages.
-        columns: column names in order.
-        rows: the records.
-        notes: what the reader noticed.
-        unit: what `Row.line` counts: "line" or "row".
-    """
+    """A table; `source` is its name for messages, and `unit` ("line" or "row") is what `Row.line` counts."""
 
     source: str
     columns: tuple[str, ...]
@@ -75,56 +57,26 @@ class Table:
     unit: str = "line"
 
     def where(self, row: Row) -> str:
-        """The place of a row, for messages."""
+        """Return the place of a row for messages."""
         return f"{self.source}, {self.unit} {row.line}"
 
 
 INPUT_NAMES = (
-    "input",
-    "text",
-    "sentence",
-    "question",
-    "review",
-    "x",
-    "content",
-    "document",
-    "body",
-    "message",
-    "comment",
-    "tweet",
-    "utterance",
-    "query",
-    "prompt",
-    "title",
-    "sentence1",
-    "description",
-)
-"""Column names that are taken as the input, most telling first; case does not count."""
+    "input", "text", "sentence", "question", "review", "x", "content", "document", "body", "message", "comment",
+    "tweet", "utterance", "query", "prompt", "title", "sentence1", "description",
+)  # fmt: skip
+"""Column names taken as the input (case-insensitive), the best first."""
 
 TARGET_NAMES = (
-    "target",
-    "label",
-    "answer",
-    "class",
-    "y",
-    "output",
-    "category",
-    "labels",
-    "gold",
-    "sentiment",
-    "intent",
-    "topic",
-    "tag",
-    "rating",
-    "completion",
-    "response",
-)
-"""Column names that are taken as the target, most telling first; case does not count."""
+    "target", "label", "answer", "class", "y", "output", "category", "labels", "gold", "sentiment", "intent", "topic",
+    "tag", "rating", "completion", "response",
+)  # fmt: skip
+"""Column names taken as the target (case-insensitive), the best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnChoice:
-    """The two columns, and what was guessed about them."""
+    """The input and target columns, with notes on what was guessed."""
 
     input: str
     target: str
@@ -184,12 +136,12 @@ def _require(wanted: str, columns: Sequence[str], source: str) -> None:
     if wanted in columns:
         raise InputError(f"column {wanted!r} occurs more than once", where=source, got=_listed(columns))
     by_case = {c.casefold(): c for c in columns}
-    close = difflib.get_close_matches(wanted.casefold(), list(by_case), n=1)
+    close = did_you_mean(wanted.casefold(), by_case)
     raise InputError(
         f"there is no column {wanted!r}",
         where=source,
         got=_listed(columns),
-        fix=f"did you mean {by_case[close[0]]!r}?" if close else "name one of the columns found",
+        fix=f"did you mean {by_case[close]!r}?" if close else "name one of these columns",
     )
 
 
@@ -204,7 +156,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 DELIMITERS = (",", ";", "\t", "|")
-"""Cell delimiters that are tried, in this order."""
+"""Delimiters to try, in this order."""
 
 _SNIFFED_ROWS = 50
 
@@ -216,25 +168,25 @@ def read_csv(
     encoding: str = "utf-8",
     wanted: tuple[str | None, ...] = (),
 ) -> Table:
-    """The records of a CSV file whose first line names the columns.
+    """Read a CSV file whose first line names the columns.
 
-    Cells may be quoted with `"`, doubled inside; quoted cells may hold delimiters and newlines, and a
-    cell may be of any length. Blank lines are skipped.
+    Cells may be quoted with `"`, doubled inside; quoted cells may contain delimiters and newlines. Blank lines are
+    skipped.
 
     Args:
         path: the file.
-        delimiter: None finds out which of comma, semicolon, tab and bar divides the lines alike.
+        delimiter: default the one of comma, semicolon, tab and bar that splits the lines most evenly.
         encoding: of the file; a UTF-8 byte order mark is dropped.
-        wanted: columns that must be there; they help to find the delimiter.
+        wanted: columns that must exist; they help to find the delimiter.
 
     Raises:
-        InputError: an unreadable or empty file, a header alone, a row of another length than the
-            header, a quote that is not closed or text behind a closed one; with the line number.
+        InputError: an unreadable or empty file, a header without rows, a row of another length than the header, an
+            unclosed quote or text after a closing one; names the line.
     """
     text = read_text(path, encoding)
     name = Path(path).name
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
-        raise InputError("a delimiter is one character, not a quote or newline", where=name, got=repr(delimiter))
+        raise InputError("a delimiter must be one character, not a quote or newline", where=name, got=repr(delimiter))
     with _any_cell_size():
         chosen = delimiter or _delimiter_of(text, wanted)
         records = _records(text, chosen, name)
@@ -250,20 +202,20 @@ def read_csv(
         for line, cells in records:
             if len(cells) != len(columns):
                 raise InputError(
-                    "a row has another number of cells than the header",
+                    "a row and the header have different numbers of cells",
                     where=f"{name}, line {line}",
                     got=f"{len(cells)} cells",
                     expected=f"{len(columns)} ({', '.join(columns)}), divided by {chosen!r}",
-                    fix="put cells that hold the delimiter or a newline in double quotes",
+                    fix="put cells that contain the delimiter or a newline in double quotes",
                 )
             rows.append(Row(line, dict(zip(columns, cells, strict=True))))
     if not rows:
         raise InputError(
             "the file has a header line but no rows", where=f"{name}, line {header_line}", got=", ".join(columns)
         )
-    if not set(wanted) & set(columns):  # somebody who names a column knows that there is a header
+    if not set(wanted) & set(columns):  # naming a column implies a header
         _check_header(name, header_line, columns, rows)
-    notes = () if delimiter is not None or chosen == "," else (f"{name}: cells are divided by {chosen!r}",)
+    notes = () if delimiter is not None or chosen == "," else (f"{name}: delimiter {chosen!r}",)
     return Table(name, columns, tuple(rows), notes)
 
 
@@ -277,7 +229,7 @@ def _any_cell_size() -> Generator[None]:
 
 
 def _records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """(line the record starts on, cells) of every record that is not a blank line."""
+    """Yield (first line, cells) of every record that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -288,7 +240,7 @@ def _records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[s
     except csv.Error as error:
         unclosed = "unexpected end of data" in str(error)
         raise InputError(
-            "a double quote is opened but never closed" if unclosed else "there is text behind a closing double quote",
+            "a double quote is never closed" if unclosed else "there is text after a closing double quote",
             where=f"{name}, line {start}",
             got=str(error) if reader.line_num <= start else f"{error}, read up to line {reader.line_num}",
             fix='write a double quote inside a quoted cell twice: ""',
@@ -296,7 +248,7 @@ def _records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[s
 
 
 def _delimiter_of(text: str, wanted: tuple[str | None, ...]) -> str:
-    """The delimiter that gives the wanted columns, then the most alike rows, then the most columns."""
+    """The delimiter that gives the most wanted columns, then the most even rows, then the most columns."""
 
     def merit(delimiter: str) -> tuple[int, float, int]:
         lengths: list[int] = []
@@ -308,7 +260,7 @@ def _delimiter_of(text: str, wanted: tuple[str | None, ...]) -> str:
                 if len(lengths) > _SNIFFED_ROWS:
                     break
         except InputError:
-            lengths.append(0)  # not well-formed with this delimiter, or not at all: then the reading will say so
+            lengths.append(0)  # malformed, perhaps only with this delimiter; otherwise reading reports it
         if len(header) < 2:
             return (0, 0.0, 0)
         alike = sum(n == len(header) for n in lengths) / len(lengths)
@@ -318,28 +270,27 @@ def _delimiter_of(text: str, wanted: tuple[str | None, ...]) -> str:
 
 
 def _check_header(name: str, line: int, columns: tuple[str, ...], rows: list[Row]) -> None:
-    """A first line that repeats as a value below is data: the file has no header."""
+    """Refuse a first line whose cells are values of their columns: the file has no header."""
     for column in columns:
         if column and sum(row.cells[column] == column for row in rows) > 1:
             raise InputError(
                 "the first line looks like data, not like column names",
                 where=f"{name}, line {line}",
-                got=f"{column!r}, which is also a value of its column",
+                got=f"{column!r}, which is also a value of this column",
                 expected="a header such as: text,label",
-                fix="add a header line; if this is one, name its columns (--input, --target)",
+                fix="add a header line; if this is the header, name its columns (--input, --target)",
             )
 
 
 def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
-    """The objects of a JSON-lines file; blank lines are skipped.
+    """Read a file of one JSON object per line; blank lines are skipped.
 
     Raises:
-        InputError: an unreadable or empty file, a line that is not JSON or not an object, or a field
-            that only some lines have; with the line number.
+        InputError: an unreadable or empty file, or a line that is not a JSON object; names the line.
     """
     name = Path(path).name
     rows: list[Row] = []
-    # splitlines() would also divide at U+2028 and others, which JSON texts may hold as they are
+    # splitlines() would also split at U+2028 and others, which JSON texts may contain
     for number, line in enumerate(read_text(path, encoding).replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip():
             continue
@@ -353,7 +304,7 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
                 where=f"{name}, line {number}",
                 got=f"{reason}: {line.strip()[:60]}",
                 expected="one JSON object on one line",
-                fix="the file looks like one JSON list: write each item on a line of its own" if whole_list else None,
+                fix="the file looks like a JSON list: write each item on its own line" if whole_list else None,
             ) from error
         if not isinstance(value, dict):
             raise InputError(
@@ -361,7 +312,7 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
                 where=f"{name}, line {number}",
                 got=line.strip()[:60],
                 expected='an object such as {"input": "…", "target": "…"}',
-                fix="write each item of the list on a line of its own" if isinstance(value, list) else None,
+                fix="write each item of the list on its own line" if isinstance(value, list) else None,
             )
         rows.append(Row(number, cast(dict[str, object], value)))
     columns = tuple(dict.fromkeys(key for row in rows for key in row.cells))
@@ -369,7 +320,7 @@ def read_jsonl(path: str | Path, *, encoding: str = "utf-8") -> Table:
 
 
 def _refuse_constant(constant: str) -> object:
-    """NaN and Infinity, which Python would read but JSON does not have."""
+    """Refuse NaN and Infinity, which Python accepts but JSON does not."""
     raise ValueError(f"{constant} is not a JSON value")
 
 
@@ -393,7 +344,7 @@ class _LabelFeature(Protocol):
 
 
 def table_of_pandas(frame: object, name: str = "data frame") -> Table:
-    """The rows of a data frame, numbered from 1 in their order (the index does not count).
+    """Read the rows of a data frame, numbered from 1 whatever the index.
 
     Raises:
         InputError: not a data frame, or a column name occurs twice.
@@ -418,12 +369,11 @@ def table_of_pandas(frame: object, name: str = "data frame") -> Table:
 
 
 def table_of_hf(name_or_dataset: object, *, split: str = "train", subset: str | None = None) -> Table:
-    """The rows of one split; integer classes become their names.
+    """Read the rows of a split; integer classes become their names.
 
     Args:
-        name_or_dataset: a name on the hub or a local dataset folder, or a dataset in memory (of
-            several splits or one).
-        split: which split, where there are several.
+        name_or_dataset: a name on the hub, a local dataset folder, or a dataset in memory (with or without splits).
+        split: name of the split, if there are several.
         subset: the configuration of a hub dataset.
 
     Raises:
@@ -463,12 +413,12 @@ def _loaded(name: str, split: str, subset: str | None) -> object:
             "the dataset could not be loaded",
             where=f"{name} [{split}]",
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="check the name, the split and the network; or load it yourself and pass the dataset",
+            fix="check the name, the split and the network connection; or load it yourself and pass the dataset",
         ) from error
 
 
 def _plain(value: object) -> object:
-    """numpy and pandas scalars as Python values; every kind of missing value as None."""
+    """Convert numpy and pandas scalars to Python values, and missing values of any kind to None."""
     if isinstance(value, np.generic):
         value = cast(object, value.item())
     if isinstance(value, float) and math.isnan(value):

@@ -1,19 +1,25 @@
-"""`load_task`: one name, or one file, to a task."""
+"""Tasks by name or from a file: the bundled ones, the paper's, and CSV or JSON lines."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dln import extensions
 from dln.arguments import Seed, checked, unknown_name
-from dln.data.dataset import Dataset
+from dln.data.dataset import Dataset, Example
 from dln.data.labels import label_specs
-from dln.data.metrics import Metric
+from dln.data.metrics import ExactMatch, Metric
 from dln.data.paper import PAPER_TASKS, paper_task
-from dln.data.tasks import Packaged, Task, asked_task, corrected_task, questions_task
-from dln.errors import InputError
+from dln.data.tasks import Task
+from dln.errors import CorruptDataError, InputError
 
 __all__ = ["ALIASES", "bundled_names", "load_task", "task_from_file", "task_names"]
 
@@ -27,19 +33,19 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of tasks."""
 
-_BUNDLED: Mapping[str, Packaged] = {task.name: task for task in (questions_task, asked_task, corrected_task)}
+_BUNDLED = ("questions", "asked", "corrected")
 
 _FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def task_names() -> tuple[str, ...]:
-    """The names `load_task` knows; the first are `bundled_names`."""
+    """Return the names for `load_task`, those of `bundled_names` first."""
     return (*_BUNDLED, *PAPER_TASKS)
 
 
 def bundled_names() -> tuple[str, ...]:
-    """The tasks that come with the package and need no data."""
-    return tuple(_BUNDLED)
+    """Return the names of the tasks that come with the package."""
+    return _BUNDLED
 
 
 @checked
@@ -52,19 +58,18 @@ def load_task(
     options: bool | None = None,
     synthetic: bool = False,
 ) -> Task:
-    """A task by name, or of a CSV or JSON-lines file.
+    """Load a task by name, or from a CSV or JSON-lines file.
 
     Args:
-        name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks, "gsm8k", a short
-            name of theirs (`ALIASES`), a registered name (see `dln.extensions`), or the path of a `.csv`, `.tsv`,
-            `.jsonl` or `.ndjson` file.
-        data: for the paper's tasks and gsm8k: the directory with the files, in the layout of
-            microsoft/deep-language-networks. None takes the environment variable DLN_PAPER_DATA.
-        leaky: the paper's tasks: the original loader's splits, leaks included.
-        seed: of the sampling or splitting; 42 gives the original's samples.
-        options: list the labels after each input, as the original does for five tasks; None does so
-            only with `leaky`.
-        synthetic: hyperbaton: train and dev from the generated stand-in file.
+        name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks or "gsm8k" (or their short
+            names, `ALIASES`), a registered name (see `dln.extensions`), or the path of a `.csv`, `.tsv`, `.jsonl` or
+            `.ndjson` file.
+        data: for the paper's tasks and gsm8k, the directory with the files, in the layout of
+            microsoft/deep-language-networks; default the environment variable DLN_PAPER_DATA.
+        leaky: for the paper's tasks, the splits of the original loader, leaks included.
+        seed: seed of the sampling or splitting; 42 gives the original's samples.
+        options: list the labels after each input, as the original does for five tasks; default only with `leaky`.
+        synthetic: for hyperbaton, train and dev from the generated stand-in file.
 
     Raises:
         InputError: an unknown name, an option that the task does not have, or missing data.
@@ -76,7 +81,7 @@ def load_task(
     wanted = ALIASES.get(wanted, wanted)
     if wanted in _BUNDLED:
         _refuse(wanted, data=data, leaky=leaky, options=options, synthetic=synthetic)
-        return _BUNDLED[wanted]()
+        return _bundled(wanted)
     if wanted not in PAPER_TASKS and any(one.name == str(name) for one in extensions.registered("task")):
         _refuse(str(name), data=data, leaky=leaky, options=options, synthetic=synthetic)
         return extensions.create("task", str(name))
@@ -84,14 +89,14 @@ def load_task(
         expected = f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file"
         raise unknown_name("task", str(name), [*task_names(), *ALIASES], where="task", expected=expected)
     if synthetic and wanted != "hyperbaton":
-        raise InputError("only hyperbaton has a synthetic variant", where=wanted, got="synthetic=True")
+        raise InputError("only hyperbaton has a synthetic version", where=wanted, got="synthetic=True")
     directory = data if data is not None else os.environ.get("DLN_PAPER_DATA")
     if not directory:
         raise InputError(
-            f"the task {wanted} needs data that is not part of this program",
+            f"the data of the task {wanted} is not bundled with dln",
             where="data",
             expected="the directory in the layout of microsoft/deep-language-networks",
-            fix='say data="path/to/data" or set DLN_PAPER_DATA; the bundled tasks need nothing',
+            fix='give data="path/to/data" or set DLN_PAPER_DATA; the bundled tasks need no data',
         )
     return paper_task(wanted, Path(directory), leaky=leaky, seed=seed, options=options, synthetic=synthetic)
 
@@ -112,12 +117,12 @@ def task_from_file(
     delimiter: str | None = None,
     encoding: str = "utf-8",
 ) -> Task:
-    """A task of one CSV (`.csv`, `.tsv`) or JSON-lines (`.jsonl`, `.ndjson`) file, split at random.
+    """Make a task of one CSV (`.csv`, `.tsv`) or JSON-lines (`.jsonl`, `.ndjson`) file, split at random.
 
-    See `Dataset.from_csv` for the columns and labels, `Task.from_dataset` for the rest.
+    See `Dataset.from_csv` for columns and labels, `Task.from_dataset` for the other arguments.
 
     Raises:
-        InputError: the file, its columns or labels are not usable; with file and line.
+        InputError: the file, its columns or its labels are invalid; names file and line.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -130,7 +135,7 @@ def task_from_file(
         )
     else:
         raise InputError(
-            "unknown kind of file",
+            "unknown file type",
             where=path,
             got=suffix,
             expected=", ".join(_FILE_SUFFIXES),
@@ -149,7 +154,7 @@ def task_from_file(
 
 
 def _refuse(name: str, **given: object) -> None:
-    """An option that would have no effect is a mistake of the caller."""
+    """Refuse options that would have no effect."""
     useless = [f"{option}={value!r}" for option, value in given.items() if value is not None and value is not False]
     if useless:
         raise InputError(
@@ -159,3 +164,39 @@ def _refuse(name: str, **given: object) -> None:
             expected="no options",
             fix="leave it out",
         )
+
+
+def _bundled(name: str) -> Task:
+    """Load a task of `bundled/tasks.yaml`; its splits are fixed.
+
+    Raises:
+        CorruptDataError: the file of its examples is damaged.
+    """
+    folder = resources.files("dln.data") / "bundled"
+    about: dict[str, Any] = yaml.safe_load((folder / "tasks.yaml").read_text(encoding="utf-8"))[name]
+    source, labels, sizes = folder / f"{name}.jsonl", tuple(about["labels"]), about["splits"]
+    try:
+        records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        examples = [Example(r["input"], r["target"], f"{name}:{i}") for i, r in enumerate(records, start=1)]
+        if len(examples) != sum(sizes):
+            raise ValueError(f"{len(examples)} examples instead of {sum(sizes)}")
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptDataError(
+            "the bundled task is damaged", where=source, got=str(error), fix="reinstall the package"
+        ) from error
+    train, dev, test = (
+        Dataset(tuple(examples[a:b]), labels, name=f"{name}.{part}")
+        for part, (a, b) in zip(("train", "dev", "test"), pairwise([0, *accumulate(sizes)]), strict=True)
+    )
+    return Task(
+        name=name,
+        instruction=about["instruction"],
+        labels=labels,
+        train=train,
+        dev=dev,
+        test=test,
+        metric=ExactMatch(labels),
+        notes=tuple(about["notes"]),
+        input_name=about["input_name"],
+        stages=tuple(about.get("stages", ())),
+    )

@@ -1,7 +1,6 @@
 """Disjoint, stratified, reproducible splits.
 
-The unit is the distinct input text: an example and its repeats always go together, so that no text
-is in two splits.
+The unit is the distinct input: an example and its repeats stay together, so no input is in two splits.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ __all__ = ["split", "subsample"]
 def split(
     dataset: Dataset, sizes: Sequence[int] | Sequence[float], seed: Seed, *, stratify: bool = True
 ) -> tuple[Dataset, ...]:
-    """Draw one dataset per size; no input text is in two of them.
+    """Split a dataset into disjoint parts, one per size.
 
-    With `stratify`, each class has in each split its share c·n/N of the split's n examples, rounded up
-    or down (within 1, all totals exact). Of a class too small for that the first splits get more. The
-    order within a split is random; the same (dataset, sizes, seed) gives the same splits.
+    With `stratify`, a class of c of N inputs has c·n/N inputs in a split of n, rounded up or down, with exact totals;
+    for very small classes the first splits come first. The order within a split is random. The same (dataset, sizes,
+    seed) gives the same splits.
 
     Args:
-        dataset: what to divide; what the sizes do not ask for is left over.
-        sizes: counts of distinct inputs (ints), or fractions of them (floats, sum ≤ 1).
-        seed: the only source of randomness.
+        dataset: the dataset; the rest beyond the sizes is not used.
+        sizes: numbers of distinct inputs (ints), or fractions of them (floats, sum ≤ 1).
+        seed: the random seed.
         stratify: keep the label distribution; free-form datasets are split at random.
 
     Raises:
-        InputError: a size is not positive, or together they ask for more than there is.
+        InputError: a size is not positive, or the sizes exceed the dataset.
     """
     groups: dict[str, list[int]] = {}
     for i, example in enumerate(dataset):
@@ -47,7 +46,7 @@ def split(
         unit = units[int(j)]
         label = dataset[unit[0]].target if stratify and dataset.labels is not None else ""
         classes.setdefault(label, []).append(unit)
-    # small classes first: they are the first to be offered the first splits
+    # small classes choose first
     order = sorted(classes, key=lambda label: (len(classes[label]), label))
     shares = _shares([len(classes[label]) for label in order], counts, len(units))
     members: list[list[list[int]]] = [[] for _ in counts]
@@ -65,17 +64,14 @@ def split(
 
 @checked
 def subsample(dataset: Dataset, size: Count, seed: Seed) -> Dataset:
-    """At most `size` distinct inputs with their repeats, classes in their proportions; all where there are no more.
+    """Draw at most `size` distinct inputs with their repeats, stratified by class.
 
-    Inputs that `text_key` takes for the same count once, as in `split`. A dataset that is not cut stays in its order.
+    Inputs are distinct as in `split`. A dataset that is small enough is returned unchanged.
 
     Args:
-        dataset: what to draw from.
-        size: distinct inputs at most.
-        seed: the only source of randomness.
-
-    Raises:
-        InputError: `size` is not positive.
+        dataset: the dataset to draw from.
+        size: maximum number of distinct inputs.
+        seed: the random seed.
     """
     if size >= max(1, len({text_key(x) for x in dataset.inputs})):
         return dataset
@@ -110,7 +106,7 @@ def _counts(dataset: Dataset, sizes: Sequence[int] | Sequence[float], total: int
             where=f"split sizes of {dataset.name}",
             got=f"{total} distinct inputs",
             expected=f"splits of {', '.join(map(str, counts))} examples, each at least 1",
-            fix="add examples, or ask for smaller splits",
+            fix="add examples, or use smaller splits",
         )
     return counts
 
@@ -118,20 +114,20 @@ def _counts(dataset: Dataset, sizes: Sequence[int] | Sequence[float], total: int
 def _shares(rows: list[int], counts: list[int], total: int) -> list[list[int]]:
     """Integers within 1 of rows·counts/total, with exact sums over the classes.
 
-    The fractional shares (with what is left over as a last column) are a feasible flow; so there is
-    one in whole numbers, each cell rounded up or down, which augmenting paths find.
+    The fractional shares, with the rest as a last column, are a feasible flow, so there is an integral flow with each
+    cell rounded up or down; augmenting paths find it.
     """
     columns = [*counts, total - sum(counts)]
     table = [[row * n // total for n in columns] for row in rows]
-    room = [n - sum(cells[s] for cells in table) for s, n in enumerate(columns)]
+    left = [n - sum(cells[s] for cells in table) for s, n in enumerate(columns)]
     extra: list[set[int]] = [set() for _ in rows]
     inexact = [[row * n % total > 0 for n in columns] for row in rows]
 
     def place(k: int, seen: set[int]) -> bool:
         free = [s for s in range(len(columns)) if inexact[k][s] and s not in extra[k] and s not in seen]
         for s in free:
-            if room[s] > 0:
-                room[s] -= 1
+            if left[s] > 0:
+                left[s] -= 1
                 extra[k].add(s)
                 return True
         for s in free:

@@ -1,1 +1,1 @@
-"""The paper's comparison: its tasks, its baselines and the networks, under one protocol and one meter."""
+"""The paper's comparison and related experiments: methods, cells, tables, search over options, and headroom."""

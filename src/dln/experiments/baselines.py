@@ -1,27 +1,20 @@
-"""Methods without training: majority class, the instruction alone, and examples in the context.
+"""Baselines: majority class, instruction alone, in-context examples, nearest examples, chain of thought, and APE.
 
-Automatic prompt engineering (Zhou et al., 2023): a pool of instructions induced from examples, the best one kept.
+KATE (Liu et al., 2022) shows each input with the k most similar train examples. APE (Zhou et al., 2023) induces a
+pool of instructions from input-output pairs and keeps the best by log-likelihood on M train examples:
 
-    π_n ~ p(π | a few input-output pairs),   π ← argmax_n (1/M) Σ_i log p(y_i | x_i, π_n)
+    π_n ~ p(π | a few pairs),     π ← argmax_n (1/M) Σ_i log p(y_i | x_i, π_n)
 
-over M train examples: 15 and 400 in the paper's APE-15 and APE-400.
-
-Zero-shot chain of thought: think step by step, then answer. It is a network of two layers without training.
-
-An encoder without a model: tf-idf of words and pairs of words, as unit vectors.
-
-KATE: each input is shown with the k train examples that are most like it (Liu et al., 2022).
+with M = 15 and 400 in the paper's APE-15 and APE-400.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,14 +50,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Majority:
-    """The most frequent class of the train examples, whatever the input; its probabilities are the classes' shares."""
+    """Predict the most frequent class of the train examples, with the class frequencies as probabilities."""
 
     name: str = "majority"
-    about: str = "the most frequent class of the train examples"
+    about: str = "most frequent class of the train examples"
     after: tuple[str, ...] = ()
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Count; every class once more than it occurs, so that none is impossible."""
+        """Count the classes, with add-one smoothing."""
         counts = Counter(setup.task.train.targets)
         ((label, _),) = counts.most_common(1)
         labels = setup.task.label_names or tuple(counts)
@@ -84,13 +77,7 @@ class _Always:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The task's instruction and nothing else.
-
-    Args:
-        name: in the table.
-        template: the layout of the output layer.
-        fit: whether bias and temperature are fitted on the dev set.
-    """
+    """The instruction of the task without examples; `fit` fits bias and temperature on the dev set."""
 
     name: str = "0-shot"
     template: str = PAPER
@@ -99,23 +86,17 @@ class ZeroShot:
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
-        return f"the instruction alone, template {self.template}" + (", output layer fitted on dev" if self.fit else "")
+        """A description in one sentence."""
+        return f"instruction only, template {self.template}" + (", output layer fitted on dev" if self.fit else "")
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Nothing to learn but, with `fit`, C + 1 numbers."""
+        """Build the layer and, with `fit`, fit its C + 1 parameters."""
         return _learnt(setup, self.template, (), self.fit)
 
 
 @dataclass(frozen=True)
 class InContext:
-    """k-shot in-context learning: the instruction and k random train examples, every class as often as can be.
-
-    Args:
-        k: how many.
-        template: the layout.
-        fit: whether bias and temperature are fitted on the dev set.
-    """
+    """k-shot in-context learning with random, class-balanced train examples; `fit` as in `ZeroShot`."""
 
     k: int
     template: str = SAME_LINE
@@ -124,21 +105,21 @@ class InContext:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """Name in the table."""
         return f"icl-{self.k}" + ("-fitted" if self.fit else "")
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
+        """A description in one sentence."""
         return f"{self.k} random train examples in the context" + (", output layer fitted on dev" if self.fit else "")
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Draw the examples; the same for the method with and without a fitted output layer."""
+        """Draw the examples, the same ones with and without a fitted output layer."""
         return _learnt(setup, self.template, draw_examples(setup, self.k), self.fit)
 
 
 def draw_examples(setup: Setup, k: int, draw: int = 0) -> tuple[Example, ...]:
-    """k random train examples in random order, classes in equal parts as far as they go."""
+    """Draw k train examples in random order, with equal numbers per class as far as possible."""
     train = setup.task.train
     key = Key(setup.seed).child("icl", k, draw)
     by_label: dict[str, list[Example]] = {}
@@ -166,10 +147,10 @@ class Induction:
     """APE: the best of a pool of induced instructions.
 
     Args:
-        judged_on: M, train examples that judge.
-        pool: instructions that are induced.
-        shown: input-output pairs that each is induced from.
-        template: the layout of the output layer.
+        judged_on: M, number of train examples to score instructions on.
+        pool: number of instructions.
+        shown: input-output pairs per induction.
+        template: layout of the output layer.
     """
 
     judged_on: int
@@ -180,16 +161,16 @@ class Induction:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """Name in the table."""
         return f"ape-{self.judged_on}"
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
-        return f"the best of {self.pool} instructions induced from examples, judged on {self.judged_on} train examples"
+        """A description in one sentence."""
+        return f"best of {self.pool} instructions induced from examples, scored on {self.judged_on} train examples"
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Induce, judge, keep the best; within the budget where there is one."""
+        """Induce instructions and keep the best, within the budget."""
         layer = output_layer(setup, self.template)
         network, score, notes = best_of(setup, Sequential(layer), induced(setup, layer, self.pool, self.shown), self)
         return Learnt(network, (str(network.parameters()[-1]),), score, notes)
@@ -198,7 +179,7 @@ class Induction:
 def best_of(
     setup: Setup, network: Sequential, instructions: list[str], induction: Induction
 ) -> tuple[Sequential, float | None, tuple[str, ...]]:
-    """`network` with the best of `instructions` in its last layer, its score, and what to know of the search."""
+    """Return `network` with the best instruction in its last layer, its score, and notes on the search."""
     judges = subsample(setup.task.train, induction.judged_on, setup.seed)
     best, best_score = network, None
     for judged, instruction in enumerate(instructions):
@@ -207,15 +188,15 @@ def best_of(
         try:
             score = log_likelihood(candidate, list(judges.inputs), list(judges.targets))
         except BudgetReached:
-            return best, best_score, (f"the budget ended after {judged} of {len(instructions)} instructions",)
+            return best, best_score, (f"budget spent after {judged} of {len(instructions)} instructions",)
         if score is not None and (best_score is None or score > best_score):
             best, best_score = candidate, score
     return best, best_score, ()
 
 
 def induced(setup: Setup, layer: ChoiceLayer, pool: int, shown: int) -> list[str]:
-    """Distinct instructions, each induced from other pairs; fewer than `pool` where the model repeats itself."""
-    # a few hundred pairs to choose from are as good as all of them, and each draw looks at `shown` only
+    """Induce distinct instructions, each from other pairs; fewer than `pool` if the model repeats itself."""
+    # each draw uses only `shown` pairs, so a few hundred to choose from suffice
     examples = draw_examples(setup, min(len(setup.task.train), shown * pool))
     inputs = tuple(LayerInput(e.input, e.input) for e in examples)
     targets = tuple(e.target for e in examples)
@@ -226,7 +207,7 @@ def induced(setup: Setup, layer: ChoiceLayer, pool: int, shown: int) -> list[str
 
 
 def log_likelihood(network: Sequential, x: list[str], y: list[str]) -> float | None:
-    """Mean log p(y|x) over the examples that can be scored, in nats; None if there is none."""
+    """Mean log p(y|x) over the scored examples, in nats; None without any."""
     predictions = network.predict_many(x)
     p = [
         prediction.probabilities[target] for prediction, target in zip(predictions, y, strict=True) if prediction.scored
@@ -236,12 +217,12 @@ def log_likelihood(network: Sequential, x: list[str], y: list[str]) -> float | N
 
 @dataclass(frozen=True)
 class ChainOfThought:
-    """First "Let's think step by step", then the answer given question and thoughts.
+    """Zero-shot chain of thought: an untrained two-layer network, "Let's think step by step", then the answer.
 
     Args:
         name: in the table.
-        induction: how the answer's instruction is induced; None keeps the task's.
-        thoughts: longest chain, in tokens; the released code's 256.
+        induction: how to induce the instruction of the answer; None uses the task's.
+        thoughts: maximum tokens of the chain of thought; 256 as in the released code.
         templates: of the two layers.
     """
 
@@ -253,11 +234,11 @@ class ChainOfThought:
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
-        return "think step by step, then answer" + ("" if self.induction is None else "; the instruction is induced")
+        """A description in one sentence."""
+        return "chain of thought, then answer" + ("" if self.induction is None else "; induced instruction")
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Nothing to learn, or the instruction of the answer."""
+        """Build the network and, with `induction`, induce the instruction of the answer."""
         network = chain(setup, self.templates, self.thoughts)
         if self.induction is None:
             return Learnt(network, tuple(map(str, network.parameters())))
@@ -267,7 +248,7 @@ class ChainOfThought:
 
 
 def chain(setup: Setup, templates: tuple[str, str], thoughts: int) -> Sequential:
-    """The untrained two-layer network.
+    """Build the untrained two-layer network.
 
     Raises:
         InputError: the task has no labels.
@@ -277,36 +258,31 @@ def chain(setup: Setup, templates: tuple[str, str], thoughts: int) -> Sequential
     return standard_network(setup.task, setup.lm, 2, templates=templates, prompts=prompts, hidden_tokens=thoughts)
 
 
-_WORD = re.compile(r"[^\W_]+")
-
-
 class WordVectors:
-    """tf · log((1 + N) / (1 + df)) + tf, normalised; vocabulary and df are those of the first call's sentences."""
+    """tf-idf vectors of words and word pairs; vocabulary and document frequencies are those of the first call.
+
+    Raises:
+        InputError: (at the first call) scikit-learn is not installed.
+    """
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
-        self._weights: Floats = np.zeros(0)
+        self._vectorizer: Any = None
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """[N, D] unit vectors (zero where a sentence has no known word)."""
-        counts = [Counter(_terms(text)) for text in texts]
-        if not self._index:
-            self._index = {term: i for i, term in enumerate(dict.fromkeys(term for row in counts for term in row))}
-            frequency = Counter(term for row in counts for term in row)
-            self._weights = np.array([np.log((1 + len(counts)) / (1 + frequency[t])) + 1 for t in self._index])
-        vectors = np.zeros((len(counts), len(self._index)))
-        for row, vector in zip(counts, vectors, strict=True):
-            for term, count in row.items():
-                position = self._index.get(term)
-                if position is not None:
-                    vector[position] = count * self._weights[position]
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-
-
-def _terms(text: str) -> list[str]:
-    words = _WORD.findall(text.lower())
-    return [*words, *(f"{a} {b}" for a, b in pairwise(words))]
+        """[N, D] unit vectors (zero for a text without known words)."""
+        if self._vectorizer is None:
+            try:
+                text: Any = import_module("sklearn.feature_extraction.text")
+            except ImportError as error:
+                raise InputError(
+                    "word vectors need scikit-learn", where="--encoder words", fix="pip install 'dln[sklearn]'"
+                ) from error
+            vectorizer = text.TfidfVectorizer(token_pattern=r"[^\W_]+", ngram_range=(1, 2))  # noqa: S106 - no password
+            found = vectorizer.fit_transform(texts)
+            self._vectorizer = vectorizer
+        else:
+            found = self._vectorizer.transform(texts)
+        return np.asarray(found.toarray(), dtype=np.float64)
 
 
 Encoder = Callable[[Sequence[str]], Any]
@@ -314,12 +290,7 @@ Encoder = Callable[[Sequence[str]], Any]
 
 @dataclass(frozen=True)
 class Nearest:
-    """k nearest train examples by the encoder's cosine, the most similar one last, next to the input.
-
-    Args:
-        k: how many.
-        template: the layout.
-    """
+    """KATE: the k train examples nearest to the input by cosine similarity, the most similar one last."""
 
     k: int
     template: str = SAME_LINE
@@ -327,13 +298,13 @@ class Nearest:
 
     @property
     def name(self) -> str:
-        """As in the table."""
+        """Name in the table."""
         return f"kate-{self.k}"
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
-        return f"the {self.k} train examples nearest to each input, in the context"
+        """A description in one sentence."""
+        return f"the {self.k} nearest train examples of each input in the context"
 
     def __call__(self, setup: Setup) -> Learnt:
         """Encode the train examples.
@@ -343,7 +314,7 @@ class Nearest:
         """
         if setup.encoder is None:
             raise InputError(
-                "KATE needs a sentence encoder",
+                "kate needs a sentence encoder",
                 where=f"method {self.name}",
                 fix="--encoder words (no download), or the name or folder of a sentence-transformers model",
             )
@@ -363,7 +334,7 @@ class _NearestPredictor:
 
     def predict_many(self, x: Sequence[str]) -> list[Prediction]:
         similarity = np.asarray(self.encoder(x), dtype=np.float64) @ self.vectors.T
-        # a stable sort, so that equals come in the order of the train set
+        # a stable sort keeps ties in the order of the train set
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
         contexts: list[str] = []
         for text, row in zip(x, nearest, strict=True):
@@ -375,14 +346,14 @@ class _NearestPredictor:
 
 
 def sentence_encoder(spec: str) -> Encoder:
-    """Sentences → [N, D] unit vectors.
+    """Return a function from sentences to [N, D] unit vectors.
 
     Args:
-        spec: "words" for tf-idf of words and pairs of words (no download, fitted on the sentences of the first
-            call), otherwise the name or folder of a sentence-transformers model.
+        spec: "words" for tf-idf of words and word pairs (no download; fitted to the sentences of the first call), or
+            the name or folder of a sentence-transformers model.
 
     Raises:
-        InputError: the package is missing, or the model cannot be had.
+        InputError: a package is missing, or the model cannot be loaded.
     """
     if spec == "words":
         return WordVectors()
@@ -400,7 +371,7 @@ def _sentence_transformer(spec: str) -> Any:
         package: Any = import_module("sentence_transformers")
     except ImportError as error:
         raise InputError(
-            "this encoder needs the package sentence-transformers",
+            "this encoder needs sentence-transformers",
             where="--encoder",
             got=spec,
             fix="pip install 'dln[kate]', or --encoder words",
@@ -408,4 +379,4 @@ def _sentence_transformer(spec: str) -> Any:
     try:
         return package.SentenceTransformer(spec)
     except (OSError, ValueError) as error:
-        raise InputError("the encoder cannot be loaded", where="--encoder", got=f"{spec}: {error}") from error
+        raise InputError("cannot load the encoder", where="--encoder", got=f"{spec}: {error}") from error

@@ -1,13 +1,7 @@
-"""What machine this is.
+"""The cells of a comparison: run each method on each task under each seed, and keep every result as a file.
 
-Where and when a cell was made: what a reader must know before he compares its seconds with his own.
-
-One cell of the table: a method on a task under a seed, and what came out. A cell is a file.
-
-Cells are written as a whole or not at all, so that a bench which is stopped anywhere goes on with the cells
-that are missing.
-
-What came out of a cell: its predictions against the test examples.
+A cell is one (task, method, seed). Its result is written atomically, so a bench that was stopped continues with the
+missing cells. Each cell has its own meter; (task, seed) pairs run in parallel where that is faster.
 """
 
 from __future__ import annotations
@@ -19,26 +13,50 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dln.data import Task
-from dln.errors import CorruptDataError, InputError
-from dln.experiments.method import Learnt, changed_settings
-from dln.nn import Prediction
+from dln.errors import BudgetReached, CorruptDataError, InputError
+from dln.experiments.baselines import sentence_encoder
+from dln.experiments.method import EvaluationProtocol, Known, Learnt, Method, Setup, changed_settings, recipe_of
+from dln.io import write_atomically
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.meter import Budget, Metered, Usage
+from dln.lm.prices import Price
+from dln.nn import Prediction, Sequential, load_network, save_network
+from dln.nn.ensemble import AnyNetwork, Ensemble
+from dln.numerics import Floats
 from dln.train.evaluate import judge
 
-__all__ = ["Cell", "CellResult", "Cells", "Made", "Spent", "made_here", "outcome", "processor"]
+__all__ = [
+    "Alarm",
+    "Bench",
+    "Cell",
+    "CellResult",
+    "Cells",
+    "Made",
+    "Progress",
+    "Spent",
+    "made_here",
+    "outcome",
+    "processor",
+]
+
+A = TypeVar("A")
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the name of the processor, if the system tells it."""
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
         for line in facts.read_text(encoding="utf-8").splitlines():
@@ -47,17 +65,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-class Made(BaseModel):
-    """The circumstances of a measurement.
+class Record(BaseModel):
+    """A frozen record without unknown fields."""
 
-    Attributes:
-        date: day, in UTC.
-        machine: the processor.
-        threads: of the engine in this process, where one is loaded; else of the machine.
-        version: of this package.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Made(Record):
+    """When, where and with which version a cell was measured; `threads` are those of torch if it is loaded."""
 
     date: str
     machine: str
@@ -66,26 +81,22 @@ class Made(BaseModel):
 
     @property
     def place(self) -> str:
-        """Machine and threads, to be read by people."""
+        """Machine and threads, for readers."""
         return f"{self.machine}, {self.threads} thread{'' if self.threads == 1 else 's'}"
 
 
 def made_here() -> Made:
-    """Now, on this machine, in this process."""
+    """Describe this process, now."""
+    torch = sys.modules.get("torch")  # not imported only for its number of threads
+    threads = int(torch.get_num_threads()) if torch is not None else os.cpu_count() or 1
     return Made(
-        date=datetime.now(UTC).strftime("%Y-%m-%d"), machine=processor(), threads=_threads(), version=version("dln")
+        date=datetime.now(UTC).strftime("%Y-%m-%d"), machine=processor(), threads=threads, version=version("dln")
     )
-
-
-def _threads() -> int:
-    """Of torch, if an engine has loaded it: it is not loaded for the sake of a number."""
-    torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Which experiment."""
+    """A method on a task under a seed."""
 
     task: str
     method: str
@@ -95,14 +106,8 @@ class Cell:
         return f"{self.task} · {self.method} · seed {self.seed}"
 
 
-class Record(BaseModel):
-    """Frozen, and unknown names are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class Spent(Record):
-    """What a part of a cell used, as the meter counts it (see `dln.lm.meter.Usage`)."""
+    """The cost of training or testing a cell, as counted by the meter (see `dln.lm.meter.Usage`)."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -112,32 +117,32 @@ class Spent(Record):
 
     @property
     def tokens(self) -> int:
-        """Tokens read and drawn."""
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class CellResult(Record):
-    """What a cell gave.
+    """The result of a cell.
 
     Attributes:
         task: name of the task.
         method: name of the method.
-        seed: of everything random.
-        correct: per test example, in the order of the test set: whether the answer was right.
-        accuracy: their mean.
+        seed: the random seed.
+        correct: whether each test example was answered correctly, in the order of the test set.
+        accuracy: mean of `correct`.
         balanced_accuracy: mean of the per-class accuracies.
-        log_likelihood: mean log p(y|x) of the scored test examples, in nats; None where there are no
-            probabilities, or one of the right labels is given none at all.
-        log_probs: log p(y|x) per test example, in nats; None of an example without a usable score.
-        tested: what each test example is: a short hash of its input, so that the same ones are compared.
-        unscored: test examples without a usable score; they count as wrong.
-        train: what was spent to find the prompts.
-        test: what was spent to answer the test examples.
-        prompts: the prompts of the network that was tested, or what stands for them.
-        dev_score: by which the method chose, where it chose.
-        notes: what a reader should know.
-        recipe: the settings that the method had (see `dln.experiments.method`).
-        made: where and when.
+        log_likelihood: mean log p(y|x) of the scored test examples, in nats; None without probabilities, or if a
+            correct label has probability zero.
+        log_probs: log p(y|x) per test example, in nats; None for an example without a usable score.
+        tested: short hash of each test input, so that only equal examples are compared.
+        unscored: number of test examples without a usable score; they count as wrong.
+        train: cost of training.
+        test: cost of testing.
+        prompts: prompts of the tested network, or a description of it.
+        dev_score: the score that the method selected by, if any.
+        notes: notes for the reader.
+        recipe: settings of the method (see `recipe_of`).
+        made: when and where.
     """
 
     task: str
@@ -160,14 +165,14 @@ class CellResult(Record):
 
 
 class Cells:
-    """The cells of one bench, in a directory that also says under which protocol they were made.
+    """The results of a bench: a directory of files and the protocol they were made under.
 
     Args:
-        directory: made if it does not exist.
-        protocol: everything that all cells share; cells made under another protocol are not mixed in.
+        directory: created if missing.
+        protocol: settings common to all cells; cells of another protocol are refused.
 
     Raises:
-        InputError: the directory holds cells of another protocol, or is not writable.
+        InputError: the directory contains cells of another protocol, or is not writable.
     """
 
     def __init__(self, directory: Path, protocol: Mapping[str, Any]) -> None:
@@ -176,42 +181,42 @@ class Cells:
         try:
             self._cells.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("the bench directory cannot be written", where=directory, got=error.strerror) from error
+            raise InputError("cannot write the bench directory", where=directory, got=error.strerror) from error
         text = json.dumps(dict(protocol), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
         path = directory / "protocol.json"
         if not path.exists():
-            _write(path, text)
+            write_atomically(path, text)
         elif path.read_text(encoding="utf-8") != text:
             before = _object(path)
             changed = sorted(k for k in {*before, *protocol} if before.get(k) != json.loads(text).get(k))
             raise InputError(
-                "this directory holds cells that were made under another protocol",
+                "this directory contains cells of another protocol",
                 where=directory,
                 got=f"another {', '.join(changed)}",
-                fix="take another --out, or the same settings as before",
+                fix="use another --out, or the same settings as before",
             )
 
     def path(self, cell: Cell) -> Path:
-        """Where a cell's result is or will be."""
+        """Path of the result of a cell."""
         return self._cells / f"{cell.task}.{cell.method}.{cell.seed}.json"
 
     def network(self, cell: Cell) -> Path:
-        """Where the network that a cell found is kept, if it found one."""
+        """Path of the network of a cell, if it has one."""
         return self._cells / f"{cell.task}.{cell.method}.{cell.seed}.network.json"
 
     def workspace(self, cell: Cell) -> Path:
-        """An empty directory for what a cell writes while it is made: a cell begun anew begins at the beginning."""
+        """Create an empty directory for the files of a cell in progress."""
         path = self.directory / "work" / f"{cell.task}.{cell.method}.{cell.seed}"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def load(self, cell: Cell, recipe: Mapping[str, Any] | None = None) -> CellResult | None:
-        """The result of a cell, None where it is still to be made.
+        """Return the result of a cell; None if it is missing.
 
         Raises:
             CorruptDataError: the file is damaged.
-            InputError: it was made with other settings than those of `recipe`.
+            InputError: it was made with other settings than `recipe`.
         """
         path = self.path(cell)
         if not path.exists():
@@ -227,40 +232,34 @@ class Cells:
         changed = changed_settings(result.recipe or {}, recipe or {})
         if changed:
             raise InputError(
-                f"{cell.method} has other settings now than when this cell was made",
+                f"the settings of {cell.method} have changed since this cell was made",
                 where=path,
                 got=f"another {', '.join(changed)}",
-                fix="take another --out, or delete the cell, and it will be made again",
+                fix="use another --out, or delete the cell to make it again",
             )
         return result
 
     def save(self, result: CellResult) -> None:
-        """Write a result, atomically."""
+        """Write a result atomically."""
         body = result.model_dump(mode="json")
-        document = {"sha256": _digest(body), "result": body}
         path = self.path(Cell(result.task, result.method, result.seed))
-        _write(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps({"sha256": _digest(body), "result": body}, ensure_ascii=False, indent=1)
+        write_atomically(path, text + "\n")
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         document: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CorruptDataError("this file cannot be read", where=path, got=str(error), fix="delete it") from error
+        raise CorruptDataError("cannot read this file", where=path, got=str(error), fix="delete it") from error
     if not isinstance(document, dict):
         raise CorruptDataError("this file is not a JSON object", where=path, fix="delete it")
-    return document  # pyright: ignore[reportUnknownVariableType] - JSON objects have string keys
+    return cast("dict[str, Any]", document)
 
 
 def _digest(body: object) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def outcome(
@@ -271,18 +270,9 @@ def outcome(
     spent: tuple[Spent, Spent],
     recipe: Mapping[str, Any],
 ) -> CellResult:
-    """The result of a cell.
-
-    Args:
-        cell: which one.
-        task: whose test examples were answered.
-        found: what the method learnt.
-        predictions: one per test example.
-        spent: for training, and for the test.
-        recipe: the method's settings.
-    """
-    right = judge(task.metric, task.label_names)
-    correct = [right(p.label, e.target) >= 0.5 for p, e in zip(predictions, task.test, strict=True)]
+    """Compare predictions with the test examples of `task`; `spent` is the cost of training and of testing."""
+    metric = judge(task.metric, task.label_names)
+    correct = [metric(p.label, e.target) >= 0.5 for p, e in zip(predictions, task.test, strict=True)]
     by_class: dict[str, list[bool]] = {}
     for example, answer in zip(task.test, correct, strict=True):
         by_class.setdefault(example.target, []).append(answer)
@@ -310,10 +300,9 @@ def outcome(
 
 
 def _log_probs(task: Task, predictions: Sequence[Prediction]) -> list[float | None] | None:
-    """log p(y|x) of each test example, None where it has no score.
+    """log p(y|x) of each test example, None without a score.
 
-    None as a whole where there are no labels, and for a method that gives a right label no probability at all: its
-    likelihood is zero whatever else it says, and no number stands for that.
+    None altogether without labels, or if a correct label has probability zero: its likelihood has no finite log.
     """
     if task.label_names is None:
         return None
@@ -327,3 +316,193 @@ def _log_probs(task: Task, predictions: Sequence[Prediction]) -> list[float | No
             return None
         found.append(round(math.log(p), 6))
     return found
+
+
+class Alarm(Wrapper):
+    """Tell apart the budget of a cell from that of the whole bench, and stop a cell on request.
+
+    Training ends normally when a budget is spent, whichever it is. This wrapper remembers a refusal of the wrapped
+    model, which holds the budget of the whole bench.
+
+    Args:
+        inner: the model with the budget of all cells.
+        stop: once set, the next request raises `KeyboardInterrupt` in its thread.
+    """
+
+    def __init__(self, inner: LanguageModel, stop: Event | None = None) -> None:
+        super().__init__(inner)
+        self._refused: BudgetReached | None = None
+        self._stop = stop or Event()
+
+    def check(self) -> None:
+        """Raise the remembered refusal, if any."""
+        if self._refused is not None:
+            raise self._refused
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """As the wrapped model."""
+        return self._watched(lambda: self._inner.sample(contexts, sampling, seeds))
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """As the wrapped model."""
+        return self._watched(lambda: self._inner.log_prob(contexts, targets))
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """As the wrapped model."""
+        return self._watched(lambda: self._inner.choice_log_probs(contexts, labels))
+
+    def _watched(self, call: Callable[[], A]) -> A:
+        if self._stop.is_set():
+            raise KeyboardInterrupt("the bench is being stopped")
+        try:
+            return call()
+        except BudgetReached as error:
+            self._refused = error
+            raise
+
+
+Progress = Callable[[str, Cell, CellResult | None], None]
+"""Called with "begins", "done" or "known"."""
+
+CHUNK = 50
+"""Test inputs per request."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A comparison of methods.
+
+    Args:
+        lm: the model of all methods, with the budget of the whole bench.
+        tasks: with their full splits.
+        methods: each after those it builds on (see `in_order`).
+        seeds: one cell per task, method and seed.
+        protocol: settings common to all cells.
+        cells: the results.
+        jobs: number of (task, seed) pairs to run in parallel: 1 for a model in this process, more for a server.
+        price: price of the model's tokens; None looks up the list price.
+    """
+
+    lm: LanguageModel
+    tasks: Sequence[Task]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    protocol: EvaluationProtocol
+    cells: Cells
+    jobs: int = 1
+    price: Price | None = None
+
+    @property
+    def wanted(self) -> list[Cell]:
+        """All cells, in the order of running."""
+        return [Cell(t.name, m.name, seed) for t in self.tasks for seed in self.seeds for m in self.methods]
+
+    def known(self) -> dict[Cell, CellResult]:
+        """Return the finished cells.
+
+        Raises:
+            CorruptDataError: one is damaged.
+            InputError: the settings of its method have changed.
+        """
+        recipes = {method.name: recipe_of(method, self.protocol.options) for method in self.methods}
+        found = {cell: self.cells.load(cell, recipes[cell.method]) for cell in self.wanted}
+        return {cell: result for cell, result in found.items() if result is not None}
+
+    def run(self, progress: Progress) -> list[CellResult]:
+        """Make the missing cells and return all, task by task and seed by seed.
+
+        Finished cells are kept if it is interrupted; the same call then continues with the missing ones.
+
+        Raises:
+            BudgetReached: the budget of the whole bench is spent.
+            DlnError: a method failed, or a cell is damaged.
+            KeyboardInterrupt: passed on; cells in progress stop at their next request.
+        """
+        self.known()  # report a bad cell before any work is done
+        groups = [(task, seed) for task in self.tasks for seed in self.seeds]
+        after, now = Event(), Event()
+        if self.jobs == 1:
+            return [result for task, seed in groups for result in self._group(task, seed, progress, after, now)]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            running = [pool.submit(self._group, task, seed, progress, after, now) for task, seed in groups]
+            try:
+                return [result for group in running for result in group.result()]
+            except BaseException as error:
+                after.set()  # the others finish their cell in progress, unless the user interrupts
+                if isinstance(error, KeyboardInterrupt):
+                    now.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _group(self, task: Task, seed: int, progress: Progress, after: Event, now: Event) -> list[CellResult]:
+        """All methods on a task under a seed, in order, because some build on others."""
+        results: list[CellResult] = []
+        known: dict[str, Known] = {}
+        try:
+            seen = self.protocol.examples(task, seed)
+            for method in self.methods:
+                cell = Cell(task.name, method.name, seed)
+                result = self.cells.load(cell)
+                if result is None and after.is_set():
+                    break
+                progress("begins" if result is None else "known", cell, result)
+                if result is None:
+                    result = self._make(method, seen, cell, known, now)
+                    progress("done", cell, result)
+                path = self.cells.network(cell)
+                network = load_network(path, self.lm) if path.exists() else None
+                known[method.name] = Known(network, result.train.tokens)
+                results.append(result)
+        except BaseException:
+            after.set()  # let the other groups end, so that the error is reported soon
+            raise
+        return results
+
+    def _make(self, method: Method, task: Task, cell: Cell, known: dict[str, Known], stop: Event) -> CellResult:
+        alarm = Alarm(self.lm, stop)
+        lm = Metered(alarm, Budget(max_tokens=self.protocol.equal_tokens), price=self.price)
+        workspace = self.cells.workspace(cell)
+        setup = Setup(
+            task=task,
+            lm=lm,
+            seed=cell.seed,
+            options=self.protocol.options,
+            budget=self.protocol.equal_tokens,
+            encoder=sentence_encoder(self.protocol.encoder),
+            workspace=workspace,
+            known={name: replace(found, network=_on(lm, found.network)) for name, found in known.items()},
+            readable=task.test,
+        )
+        started = time.perf_counter()
+        found = method(setup)
+        alarm.check()
+        train = _spent(lm.meter.snapshot(), time.perf_counter() - started)
+        lm.budget = Budget()  # the budget of a cell is for training; testing always completes
+        before, started = lm.meter.snapshot(), time.perf_counter()
+        predictions: list[Prediction] = []
+        for start in range(0, len(task.test), CHUNK):
+            predictions.extend(found.predictor.predict_many(list(task.test.inputs[start : start + CHUNK])))
+        test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started)
+        if isinstance(found.predictor, Sequential | Ensemble):
+            save_network(found.predictor, self.cells.network(cell), {"task": cell.task, "method": cell.method})
+        recipe = recipe_of(method, self.protocol.options)
+        result = outcome(cell, task, found, predictions, (train, test), recipe)
+        self.cells.save(result)
+        shutil.rmtree(workspace, ignore_errors=True)
+        return result
+
+
+def _on(lm: LanguageModel, network: AnyNetwork | None) -> AnyNetwork | None:
+    """The same network or ensemble on the meter of another cell."""
+
+    def moved(one: Sequential) -> Sequential:
+        return Sequential(replace(layer, lm=lm) for layer in one.layers)
+
+    if isinstance(network, Ensemble):
+        return network.each(moved)
+    return None if network is None else moved(network)
+
+
+def _spent(usage: Usage, seconds: float) -> Spent:
+    counts = {name: getattr(usage, name) for name in ("calls", "prompt_tokens", "completion_tokens")}
+    return Spent(**counts, usd=usage.usd, seconds=seconds)

@@ -1,15 +1,13 @@
-"""Whether training prompts can be expected to pay on a task with a model, measured before money is spent.
+"""Estimate whether training prompts will help on a task with a model, before spending money.
 
-What training can find is bounded by how far prompts differ in what they do. A handful of random prompts is
-scored on dev examples, the output layer fitted to each. Their spread is compared with the noise of measuring it:
+The gain from training is limited by how much prompts differ. A few random prompts are scored on dev examples, with the
+output layer fitted to each, and their spread is compared with the measurement noise:
 
     σ² = max(0, Var_n(s_n) − mean_n(se_n²)),     expected gain of the best of N ≈ σ · E[max of N standard normals]
 
-where s_n is the cross-fitted mean log p(y|x) of prompt n and se_n the standard error of its paired difference to
-the mean prompt. A second layer can pay only if the thoughts of the model, untrained, do not hide the answer and
-change it: the same measure with random thoughts instead of random prompts.
-
-The checks of headroom as a table: whether training prompts, and depth, can be expected to pay on each task.
+where s_n is the cross-fitted mean log p(y|x) of prompt n and se_n the standard error of its paired difference to the
+mean prompt. A second layer can help only if the untrained intermediate texts keep and change the answer: the same
+measure with random intermediate texts instead of random prompts.
 """
 
 from __future__ import annotations
@@ -36,12 +34,12 @@ __all__ = ["Headroom", "Measured", "headroom_markdown", "measure_headroom"]
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One way of answering, on the dev examples.
+    """Scores of a prompt on the dev examples.
 
     Attributes:
-        name: what it is.
-        accuracy: of the fitted output layer, each example judged by a fit without it.
-        raw_accuracy: without the fit.
+        name: description of the prompt.
+        accuracy: cross-fitted accuracy of the output layer.
+        raw_accuracy: accuracy without fitting.
         per_example: [B] cross-fitted log p(y|x), in nats.
     """
 
@@ -52,22 +50,22 @@ class Measured:
 
     @property
     def log_likelihood(self) -> float:
-        """Mean of `per_example`."""
+        """Mean of `per_example`, in nats."""
         return float(self.per_example.mean())
 
 
 @dataclass(frozen=True, eq=False)
 class Headroom:
-    """What was found.
+    """The estimate of a task.
 
     Attributes:
         majority: accuracy of the most frequent class.
-        majority_log_likelihood: of the class frequencies as prediction, in nats.
+        majority_log_likelihood: log-likelihood of predicting the class frequencies, in nats.
         instruction: the task's instruction alone.
         prompts: random prompts.
-        thoughts: the instruction with one draw of thoughts per example, one entry per draw.
-        candidates: N for which the gain is predicted.
-        staged: whether the thoughts are those of the task's first step.
+        thoughts: the instruction with one intermediate text per example, one entry per draw.
+        candidates: N of the expected gain.
+        staged: whether the intermediate texts are those of the task's first step.
     """
 
     majority: float
@@ -80,39 +78,39 @@ class Headroom:
 
     @property
     def spread(self) -> float:
-        """σ of the random prompts' mean log-likelihoods beyond the noise of measuring them, in nats."""
+        """σ: spread of the random prompts beyond the measurement noise, in nats."""
         return spread(self.prompts)[0]
 
     @property
     def noise(self) -> float:
-        """Standard error of one prompt's paired difference to the mean prompt, in nats."""
+        """Standard error of a prompt's paired difference to the mean prompt, in nats."""
         return spread(self.prompts)[1]
 
     @property
     def baseline(self) -> float:
-        """The better of the instruction alone and of the class frequencies, in nats."""
+        """The better log-likelihood of the instruction alone and the class frequencies, in nats."""
         return max(self.instruction.log_likelihood, self.majority_log_likelihood)
 
     @property
     def expected_gain(self) -> float:
-        """Log-likelihood of the best of N random prompts, expected, above the baseline, in nats."""
+        """Expected log-likelihood of the best of N random prompts, above the baseline, in nats."""
         return _expected_best(self.prompts, self.candidates) - self.baseline
 
     @property
     def pays(self) -> bool:
-        """Whether training can be expected to pay: more is to be gained than measuring one prompt is noisy."""
+        """Whether training is expected to help: the expected gain is more than twice the noise."""
         return self.expected_gain > 2 * self.noise
 
     @property
     def depth_gain(self) -> float | None:
-        """The same of thoughts, above the baseline; None where they were not measured."""
+        """The expected gain from intermediate texts, in nats; None if not measured."""
         if len(self.thoughts) < 2:
             return None
         return _expected_best(self.thoughts, self.candidates) - self.baseline
 
     @property
     def depth_pays(self) -> bool | None:
-        """Whether a second layer can be expected to pay; None where it was not measured."""
+        """Whether a second layer is expected to help; None if not measured."""
         gain = self.depth_gain
         return None if gain is None else gain > 2 * spread(self.thoughts)[1]
 
@@ -129,18 +127,18 @@ def measure_headroom(
     candidates: int = 32,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Headroom:
-    """Measure a task with labels.
+    """Estimate the headroom of a classification task.
 
     Args:
-        task: whose train examples are shown and whose dev examples are judged.
+        task: provides train examples to show and dev examples to score.
         lm: the model.
-        prompts: random prompts, each the instruction with `shots` random examples.
+        prompts: number of random prompts, each the instruction with `shots` random examples.
         shots: examples per prompt.
-        draws: draws of thoughts per example; 0 leaves depth out.
-        dev_size: dev examples at most.
-        seed: of everything random.
-        candidates: N for which the gain is predicted.
-        progress: told what is measured next.
+        draws: intermediate texts per example; 0 skips the second layer.
+        dev_size: maximum number of dev examples.
+        seed: the random seed.
+        candidates: N of the expected gain.
+        progress: called with a description of the next measurement.
 
     Raises:
         InputError: the task has no labels.
@@ -152,7 +150,7 @@ def measure_headroom(
     targets = [layer.index(e.target) for e in dev]
     counts = Counter(targets)
     frequency = np.array([counts[t] for t in targets]) / len(targets)
-    progress("the instruction alone")
+    progress("instruction only")
     instruction = _measure("instruction", layer, rows, targets)
     found: list[Measured] = []
     for n in range(prompts):
@@ -163,7 +161,7 @@ def measure_headroom(
     network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
     last = network.layers[1]
     for n in range(draws):
-        progress(f"thoughts, draw {n + 1} of {draws}")
+        progress(f"intermediate texts, draw {n + 1} of {draws}")
         written = network.layers[0].sample(Key(seed).child("thoughts", n), rows, temperature=0.7)
         if isinstance(last, ChoiceLayer):
             seen = [LayerInput(row.x, h.text) for row, h in zip(rows, written, strict=True)]
@@ -180,7 +178,7 @@ def measure_headroom(
 
 
 def spread(measured: Sequence[Measured]) -> tuple[float, float]:
-    """(σ beyond noise, noise): of mean log-likelihoods of prompts on the same examples, in nats."""
+    """Return σ beyond the noise, and the noise, of mean log-likelihoods on the same examples, in nats."""
     if len(measured) < 2:
         return 0.0, 0.0
     rows = np.stack([m.per_example for m in measured])
@@ -200,7 +198,7 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
     usable = np.flatnonzero(np.isfinite(masses).all(axis=1))
     wanted = index[usable]
     judged = PenalisedLikelihood().cross_fitted(masses[usable], wanted, np.ones(len(usable)), usable)
-    values = np.full(len(rows), -np.log(masses.shape[1]))  # without a score: no better than a guess
+    values = np.full(len(rows), -np.log(masses.shape[1]))  # unscored examples count as a uniform guess
     values[usable] = np.take_along_axis(judged, wanted[:, None], axis=1)[:, 0]
     right = float((judged.argmax(axis=1) == wanted).sum()) / len(rows)
     raw = float((masses[usable].argmax(axis=1) == wanted).sum()) / len(rows)
@@ -209,41 +207,37 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
 
 def _expected_maximum(n: int) -> float:
     """E[max of n standard normals], by Blom's approximation."""
-    from scipy import stats  # takes a second or two: not before it is needed
+    from scipy import stats  # slow to import
 
     return float(stats.norm.ppf((n - 0.375) / (n + 0.25))) if n > 1 else 0.0
 
 
 def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
-    """One row per task.
-
-    Args:
-        found: names of tasks with what was measured on their dev examples.
-    """
+    """Return a table with one row per (name of the task, its estimate)."""
     heads = (
         *("task", "majority class", "instruction alone", "random prompts, mean", "the best of them"),
         *("spread, nats", "noise, nats", "expected gain, nats", "training pays", "gain of depth, nats", "depth pays"),
     )
-    drawn = sorted({len(headroom.prompts) for _, headroom in found})
-    candidates = sorted({headroom.candidates for _, headroom in found})
+    drawn, candidates = (
+        " or ".join(map(str, sorted(numbers)))
+        for numbers in ({len(one.prompts) for _, one in found}, {one.candidates for _, one in found})
+    )
     explained = (
-        "Accuracy in percent on dev examples, with the output layer fitted and every example judged by a fit without "
-        f"it. {_numbers(drawn)} random prompts are measured per task. Spread: standard deviation of their mean "
-        "log p(y|x) beyond the noise of measuring one. Expected gain: of the best of "
-        f"{_numbers(candidates)} candidates above what is there without training (the instruction, or the class "
-        "frequencies). It pays where the gain is more than twice the noise."
+        "Cross-fitted accuracy in percent on dev examples. "
+        f"{drawn} random prompts per task. Spread: standard deviation of their mean log p(y|x) beyond the noise of "
+        f"measuring one. Expected gain: best of {candidates} candidates, above the better of the instruction and the "
+        "class frequencies. Training pays if the expected gain is more than twice the noise."
     )
     return "\n\n".join([explained, table(heads, [_row(name, headroom) for name, headroom in found])]) + "\n"
 
 
 def _row(name: str, found: Headroom) -> tuple[str, ...]:
     best = max(found.prompts, key=lambda measured: measured.log_likelihood)
+    mean = float(np.mean([measured.accuracy for measured in found.prompts]))
+    accuracies = (found.majority, found.instruction.accuracy, mean, best.accuracy)
     return (
         name,
-        _percent(found.majority),
-        _percent(found.instruction.accuracy),
-        _percent(float(np.mean([measured.accuracy for measured in found.prompts]))),
-        _percent(best.accuracy),
+        *(f"{100 * value:.1f}" for value in accuracies),
         f"{found.spread:.3f}",
         f"{found.noise:.3f}",
         f"{found.expected_gain:+.3f}",
@@ -251,11 +245,3 @@ def _row(name: str, found: Headroom) -> tuple[str, ...]:
         "" if found.depth_gain is None else f"{found.depth_gain:+.3f}",
         {True: "yes", False: "no", None: "not measured"}[found.depth_pays],
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return " or ".join(map(str, values))

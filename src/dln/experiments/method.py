@@ -1,21 +1,11 @@
-"""What a method of the table is: from a setup to something that answers test inputs.
+"""The contract of a method, the protocol that all methods share, and the recipe that a result records.
 
-The protocol that all methods share: which examples train, which choose, which are answered once at the end.
+Test examples are the same for all seeds and methods. Train and dev examples are drawn for each seed; the dev set keeps
+the natural class proportions, because sixty balanced examples were seen to mislead by twelve points. An ablation must
+never use test examples: it splits the dev set, one half for selection and one for evaluation.
 
-Test examples are the same for all seeds and methods. Train and dev examples are drawn anew for each seed, dev in
-the natural proportions of the classes: sixty balanced examples were seen to mislead by twelve points.
-
-The protocol of an ablation: what is chosen by it must never have seen a test example.
-
-The dev set is cut in two by a stratified split under the seed. One half selects, as the dev set does in the paper's
-comparison; the other half judges, and stands where the test set stands there. Train examples are as they are.
-
-Output layers that the methods share: the paper's layout, the same-line layout, and a fitted one.
-
-What a cell was made with: the method's own settings and, where it trains, all options that these come to.
-
-A default that is changed later changes what a method is, though not its name. Cells carry their recipe, so that
-those of the old method are not taken for those of the new one.
+A result records the settings of its method. If a default changes, the method changes although its name does not, and
+results of the old method must not pass for results of the new one.
 """
 
 from __future__ import annotations
@@ -56,27 +46,27 @@ __all__ = [
 
 
 class Predictor(Protocol):
-    """What answers inputs; a `Sequential` is one, and so is an `Ensemble`."""
+    """Anything that answers inputs, such as a `Sequential` or an `Ensemble`."""
 
     def predict_many(self, x: Sequence[str]) -> list[Prediction]:
-        """One prediction per input."""
+        """Return one prediction per input."""
         ...
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a method may look at: no test target is looked at.
+    """The input of a method; it must not use test targets.
 
     Attributes:
-        task: the instruction, labels, and the train and dev examples of this seed.
-        lm: the model, on the meter that pays for training.
-        seed: of everything random.
+        task: instruction, labels, and the train and dev examples of this seed.
+        lm: the model, metered for training.
+        seed: the random seed.
         options: changes to the training preset.
-        budget: tokens that training may use; None is what the method takes by itself.
-        encoder: sentences → [N, D] unit vectors, for methods that look for similar examples.
-        workspace: a directory for runs.
+        budget: maximum tokens for training; None for the method's own amount.
+        encoder: sentences → [N, D] unit vectors, for methods that search similar examples.
+        workspace: directory for runs.
         known: finished methods of the same task and seed, by name.
-        readable: the test inputs, for their lengths only: learnt prompts must leave room for them.
+        readable: test inputs, only for their lengths: prompts must leave room for them.
     """
 
     task: Task
@@ -92,13 +82,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a method found.
+    """The result of a method.
 
     Attributes:
-        predictor: answers inputs, through the setup's model.
-        prompts: its prompts, or what stands for them, to be read by people.
-        dev_score: by which it was chosen.
-        notes: what a reader should know.
+        predictor: answers inputs with the setup's model.
+        prompts: its prompts, or a description.
+        dev_score: the score it was selected by.
+        notes: notes for the reader.
     """
 
     predictor: Predictor
@@ -109,33 +99,28 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Known:
-    """What is kept of a finished method for those that build upon it.
-
-    Attributes:
-        network: what it found, one network or several that answer together; None where that is no network.
-        tokens: what its training took.
-    """
+    """The network (None if there is none) and the training tokens of a finished method, for those that build on it."""
 
     network: AnyNetwork | None
     tokens: int
 
 
 class Method(Protocol):
-    """One row of the table."""
+    """A row of the table."""
 
     @property
     def name(self) -> str:
-        """As in the command line and in the table."""
+        """Name on the command line and in the table."""
         ...
 
     @property
     def about(self) -> str:
-        """What it is, in a sentence."""
+        """A description in one sentence."""
         ...
 
     @property
     def after(self) -> tuple[str, ...]:
-        """Methods whose result of the same task and seed this one builds upon."""
+        """Methods whose results on the same task and seed this one needs."""
         ...
 
     def __call__(self, setup: Setup) -> Learnt:
@@ -175,13 +160,13 @@ class EvaluationProtocol:
         )
 
     def record(self, model: str) -> dict[str, Any]:
-        """Plain data that says under which conditions cells were made."""
+        """Return the protocol as plain data."""
         return {**asdict(self), "options": dict(self.options), "model": model}
 
 
 @dataclass(frozen=True)
 class DevelopmentProtocol(EvaluationProtocol):
-    """As `Protocol`, with half of the dev set in the place of the test set, which is not looked at.
+    """The protocol of an ablation: half of the dev set replaces the test set, which is not used.
 
     Args:
         dev_size: examples of the half that selects, at most.
@@ -189,14 +174,14 @@ class DevelopmentProtocol(EvaluationProtocol):
     """
 
     def examples(self, task: Task, seed: int) -> Task:
-        """The task with the halves of its dev set as dev and test set.
+        """Return the task with the halves of its dev set as dev and test set.
 
         Raises:
             InputError: the dev set cannot be divided.
         """
         if len(set(task.dev.inputs)) < 4:
             raise InputError(
-                "an ablation divides the dev set, and this one is too small",
+                "the dev set is too small to be split for an ablation",
                 where=f"task {task.name}",
                 got=f"{len(task.dev)} dev examples",
                 fix="leave the task out",
@@ -205,7 +190,7 @@ class DevelopmentProtocol(EvaluationProtocol):
         return super().examples(replace(task, dev=selects, test=judges), seed)
 
     def record(self, model: str) -> dict[str, Any]:
-        """Plain data that says under which conditions cells were made."""
+        """Return the protocol as plain data."""
         return {**super().record(model), "judged_on": "half of the dev set"}
 
 
@@ -214,7 +199,7 @@ PAPER, SAME_LINE = "classify_answer", "classify"
 
 
 def output_layer(setup: Setup, template: str = SAME_LINE, examples: Sequence[Example] = ()) -> ChoiceLayer:
-    """The task's instruction, with worked examples, over the task's labels.
+    """Build an output layer with the task's instruction and labels, and these demonstrations.
 
     Raises:
         InputError: the task has no labels.
@@ -224,14 +209,14 @@ def output_layer(setup: Setup, template: str = SAME_LINE, examples: Sequence[Exa
 
 
 def labels_of(task: Task) -> tuple[str, ...]:
-    """The labels of a task that the table can have.
+    """Return the labels of a task.
 
     Raises:
         InputError: the task has no labels.
     """
     if task.labels is None:
         raise InputError(
-            "the table compares tasks with labels",
+            "this command supports classification only",
             where=f"task {task.name}",
             got="free-form targets",
             fix="leave the task out, or train on it with `dln train`",
@@ -240,31 +225,31 @@ def labels_of(task: Task) -> tuple[str, ...]:
 
 
 def demonstrations(examples: Sequence[Example]) -> tuple[Demonstration, ...]:
-    """Worked examples of a first layer, whose input is the network's."""
+    """Turn examples into demonstrations of a first layer."""
     return tuple(Demonstration(e.input, e.input, e.target) for e in examples)
 
 
 def fitted(layer: ChoiceLayer, dataset: Dataset) -> tuple[Sequential, float]:
-    """A network of this layer with bias and temperature fitted on `dataset`, and its cross-fitted mean log p(y|x).
+    """Fit bias and temperature on `dataset`; return the network and its cross-fitted mean log p(y|x).
 
     Raises:
         InputError: not one example could be scored.
     """
     found = validate(Sequential(layer), dataset, exact_match, PenalisedLikelihood())
     if found.log_likelihood is None or found.evaluation.unscored == len(dataset):
-        raise InputError("not one example could be scored", where=dataset.name, got="no finite label scores")
+        raise InputError("no example could be scored", where=dataset.name, got="no finite label scores")
     return found.network, found.log_likelihood
 
 
 def recipe_of(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data: the method's settings and, of a method with a preset, the resolved training options.
+    """Return the settings of a method as plain data, with the resolved training options if it has a preset.
 
     Args:
         method: a row of the table.
-        options: changes to the presets that all methods share.
+        options: changes to the preset common to all methods.
 
     Raises:
-        InputError: an option that is not possible.
+        InputError: an invalid option.
     """
     plain: dict[str, Any] = asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
     for said in ("name", "what"):
@@ -274,12 +259,12 @@ def recipe_of(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
         changes = cast(dict[str, Any], plain.pop("changes", {}))
         resolved = resolve_options(preset, dict(options), changes).model_dump(mode="json")
         plain["options"] = {name: value for name, value in resolved.items() if name not in ("preset", "seed")}
-    # as it comes back from a file: tuples are lists there
+    # as read back from a file: tuples become lists
     return json.loads(json.dumps({"method": type(method).__name__, **plain}, default=str))
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the settings whose value is another one, as in "inference.race"; what only one side has is left out.
+    """Return the dotted names of settings that differ; settings of one side only are ignored.
 
     >>> changed_settings({"k": 5, "options": {"steps": 3}}, {"k": 5, "options": {"steps": 4, "race": True}})
     ['options.steps']

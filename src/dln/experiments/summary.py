@@ -1,23 +1,19 @@
-"""From cells to the table: means over seeds with intervals, costs, and paired tests on the same test examples.
-
-Paired tests: two methods on the same test examples, however many seeds answered each of them.
-"""
+"""Statistics over cells: means over seeds with intervals, costs, and paired tests on the same test examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 
 from dln.experiments.cells import CellResult
-from dln.train.evaluate import Interval, Paired, interval, paired
+from dln.train.evaluate import Interval, Paired, interval, over_runs, paired
 
 __all__ = ["ALL", "COMPARISONS", "GROUPS", "MEAN", "Comparison", "Row", "Summary", "compare", "summarize"]
 
 ALL = "all"
-"""Stands for the examples of all tasks together, each example counted once."""
+"""Name for the examples of all tasks together, each counted once."""
 
 COMPARISONS = (
     ("majority", "dln-1"),
@@ -34,7 +30,7 @@ COMPARISONS = (
     ("dln-1", "dln-2"),
     ("dln-2", "dln-3"),
 )
-"""Pairs of methods that are tested against one another, where both are there."""
+"""Pairs of methods to test against each other."""
 
 Values = dict[tuple[str, str], float]
 """A number per (task, test example)."""
@@ -42,14 +38,14 @@ Values = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods on the same test examples: per example the mean over seeds, then a paired test.
+    """A paired test of two methods on the same test examples, with the mean over seeds per example.
 
     Attributes:
-        task: whose examples, or `ALL`.
-        before: a method.
-        after: what is compared with it.
-        result: of right and wrong answers.
-        log_likelihood: difference of log p(y|x), in nats, with its interval; None where one has none.
+        task: name of the task, or `ALL`.
+        before: the first method.
+        after: the second method.
+        result: test of the correct answers.
+        log_likelihood: difference of log p(y|x), in nats, with its interval; None without likelihoods.
     """
 
     task: str
@@ -60,10 +56,10 @@ class Comparison:
 
 
 def compare(cells: Sequence[CellResult], pairs: Sequence[tuple[str, str]], tasks: Sequence[str]) -> list[Comparison]:
-    """Every pair on every task, and on all tasks together where there are several and both have all of them."""
+    """Test every pair on every task, and on all tasks together if there are several and both methods have all."""
     found: list[Comparison] = []
     for before, after in pairs:
-        # both methods under the same seeds: an example's mean is over the same draws of train and dev examples
+        # use common seeds only, so that both means are over the same draws of train and dev examples
         own = [{(cell.task, cell.seed) for cell in cells if cell.method == name} for name in (before, after)]
         both = own[0] & own[1]
         kept = [cell for cell in cells if (cell.task, cell.seed) in both and cell.method in (before, after)]
@@ -92,7 +88,7 @@ def _together(
     after: str,
     of: Callable[[CellResult], Sequence[float | None]],
 ) -> tuple[list[float], list[float]]:
-    """A number of each example that both methods answered, in the same order: means over the seeds."""
+    """Means over seeds per example that both methods answered, in the same order."""
     one, other = (_means([cell for cell in cells if cell.method == name], of) for name in (before, after))
     common = [example for example in one if example in other]
     return [one[example] for example in common], [other[example] for example in common]
@@ -101,7 +97,7 @@ def _together(
 def _means(cells: Sequence[CellResult], of: Callable[[CellResult], Sequence[float | None]]) -> Values:
     rows: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
-        # cells of before `tested` was recorded all have the same examples, in the same order
+        # older cells did not record `tested`; they all have the same examples in the same order
         names = cell.tested or [str(i) for i in range(len(cell.correct))]
         for name, value in zip(names, of(cell), strict=True):
             if value is not None:
@@ -110,37 +106,37 @@ def _means(cells: Sequence[CellResult], of: Callable[[CellResult], Sequence[floa
 
 
 MEAN = "mean"
-"""Stands for all tasks of the table, which count alike."""
+"""Name for the unweighted mean over all tasks."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "NLU mean": ("mpqa", "trec", "subj", "disaster", "airline"),
     "BIG-bench mean": ("hyperbaton", "navigate", "date_understanding", "logical_deduction_seven_objects"),
 }
-"""The paper's two kinds of tasks; a mean of its own where a table has all of one kind and others too."""
+"""The paper's two groups of tasks; a table with a whole group and other tasks shows the mean of the group."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a task (or on several of them, under the name of their mean).
+    """A method on a task, or on a group of tasks.
 
     Attributes:
-        task: the task, or the name of a mean.
-        method: the method.
+        task: name of the task or of the mean.
+        method: name of the method.
         accuracy: mean over seeds (and tasks).
-        low: lower end of the 95 % interval: Student's over seeds, or Wilson's over the test examples where there
-            is one seed, or every seed gave the same answers.
-        high: upper end.
+        low: lower end of the 95 % interval: Student's over seeds; Wilson's over the test examples for one seed, or if
+            all seeds gave the same answers.
+        high: upper end of the interval.
         balanced_accuracy: mean of the per-class accuracies.
-        log_likelihood: mean log p(y|x) of the test examples, in nats; None where a cell has none.
-        seeds: how many.
+        log_likelihood: mean log p(y|x) of the test examples, in nats; None if a cell has none.
+        seeds: number of seeds.
         n: test examples per seed.
-        unscored: test examples without a usable score, of all seeds.
-        calls: requests, mean per seed: training and test together.
-        train_tokens: mean per seed.
-        test_tokens: mean per seed.
-        usd: mean per seed.
-        seconds: mean per seed.
-        train_seconds: the part of it before the test, mean per seed.
+        unscored: test examples without a usable score, over all seeds.
+        calls: requests for training and test, mean per seed, as all costs below.
+        train_tokens: tokens of training.
+        test_tokens: tokens of the test.
+        usd: cost in US dollars.
+        seconds: time for training and test.
+        train_seconds: time for training.
     """
 
     task: str
@@ -163,16 +159,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The whole table.
-
-    Attributes:
-        tasks: in order.
-        methods: in order.
-        seeds: all that occur.
-        groups: names of the means over some of the tasks.
-        rows: the entries.
-        comparisons: the paired tests.
-    """
+    """All rows and paired tests of a table; `groups` are the names of means over some of the tasks."""
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
@@ -182,25 +169,25 @@ class Summary:
     comparisons: tuple[Comparison, ...]
 
     def row(self, task: str, method: str) -> Row | None:
-        """One entry."""
+        """Return a row, None if it is missing."""
         return next((row for row in self.rows if (row.task, row.method) == (task, method)), None)
 
     def overall(self, method: str) -> Row | None:
-        """The entry over all tasks: the mean, or that of the only task."""
+        """Return the row over all tasks."""
         return self.row(MEAN if len(self.tasks) > 1 else "".join(self.tasks), method)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Tasks, then means."""
+        """Names of the tasks, then of the means."""
         return (*self.tasks, *self.groups, *((MEAN,) if len(self.tasks) > 1 else ()))
 
 
 def summarize(cells: Sequence[CellResult], comparisons: Sequence[tuple[str, str]] = COMPARISONS) -> Summary:
-    """The table of these cells.
+    """Summarize cells.
 
     Args:
-        cells: in the order that tasks and methods shall have.
-        comparisons: pairs of methods that are tested against one another, where both are there.
+        cells: determine the order of tasks and methods.
+        comparisons: pairs of methods to test against each other; pairs with a missing method are left out.
     """
     tasks = tuple(dict.fromkeys(cell.task for cell in cells))
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
@@ -223,14 +210,14 @@ def _has(cells: Sequence[CellResult], task: str) -> bool:
 
 def _row(task: str, method: str, cells: Sequence[CellResult]) -> Row:
     values = [cell.accuracy for cell in cells]
-    # answers that no seed changes say nothing of how far seeds scatter, and as little of how sure the number is
-    low, high = _over_examples(cells[:1]) if _alike(cells) else _over_seeds(values)
+    # if all seeds give the same answers, the spread over seeds (zero) says nothing about the uncertainty
+    found = _over_examples(cells[:1]) if _alike(cells) else over_runs(values)
     n = round(float(np.mean([len(cell.correct) for cell in cells])))
-    return _entry(task, method, cells, (float(np.mean(values)), low, high), n)
+    return _entry(task, method, cells, (float(np.mean(values)), found.low, found.high), n)
 
 
 def _mean(name: str, method: str, tasks: Sequence[str], cells: Sequence[CellResult]) -> Row:
-    """Tasks count alike; the interval is that of the mean over tasks, from seed to seed."""
+    """The unweighted mean over tasks, with the interval of this mean over seeds."""
     seeds = sorted({cell.seed for cell in cells})
     by_seed = [
         [float(np.mean([c.accuracy for c in cells if c.task == t and c.seed == s])) for t in tasks]
@@ -240,12 +227,14 @@ def _mean(name: str, method: str, tasks: Sequence[str], cells: Sequence[CellResu
     means = [float(np.mean(row)) for row in by_seed]
     whole = float(np.mean([np.mean([c.accuracy for c in cells if c.task == t]) for t in tasks]))
     if len(means) > 1 and not all(_alike([c for c in cells if c.task == t]) for t in tasks):
-        low, high = _over_seeds(means)
+        found = over_runs(means)
+        low, high = found.low, found.high
     else:
         each = [next(c for c in cells if c.task == t) for t in tasks]
-        # about the mean of the tasks, which is not that of the examples where tasks differ in size
-        shift = whole - float(np.mean([x for c in each for x in c.correct]))
-        low, high = (bound + shift for bound in _over_examples(each))
+        # center it on the mean over tasks, which differs from the mean over examples if tasks differ in size
+        found = _over_examples(each)
+        shift = whole - found.mean
+        low, high = found.low + shift, found.high + shift
     n = round(sum(float(np.mean([len(c.correct) for c in cells if c.task == t])) for t in tasks))
     return _entry(name, method, cells, (whole, low, high), n)
 
@@ -276,22 +265,11 @@ def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[
     )
 
 
-def _over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Student's interval; the seeds are few, so it is wide: that is what is known."""
-    from scipy import stats  # takes a second or two: not before it is needed
-
-    mean, count = float(np.mean(values)), len(values)
-    quantile = float(cast(Any, stats).t.ppf(0.975, count - 1))
-    half = quantile * float(np.std(values, ddof=1)) / count**0.5
-    return mean - half, mean + half
-
-
-def _over_examples(cells: Sequence[CellResult]) -> tuple[float, float]:
-    """Wilson's interval of all their examples together."""
-    found = interval([float(x) for cell in cells for x in cell.correct])
-    return found.low, found.high
+def _over_examples(cells: Sequence[CellResult]) -> Interval:
+    """Wilson's interval over all their examples."""
+    return interval([float(x) for cell in cells for x in cell.correct])
 
 
 def _alike(cells: Sequence[CellResult]) -> bool:
-    """Whether every seed gave the same answers to the same examples (one seed does)."""
+    """Whether all seeds gave the same answers to the same examples."""
     return len({(*cell.tested, *cell.correct) for cell in cells}) == 1

@@ -1,15 +1,13 @@
-"""What is searched: for each option a list of values. The paper's own space is the default.
+"""Search over options: each trial trains a network with one setting and is scored on the dev set only.
 
-The search: each trial trains a network under one setting and is judged on the dev set alone.
-
-The study is a file, one line per change, so that a search that is stopped goes on where it was. The grid of the
-space is searched in random order; with more than a few dozen settings Optuna's tree-structured Parzen estimator
-proposes the next one.
+A small grid is searched in random order; in a larger space Optuna's tree-structured Parzen estimator proposes the
+settings. The study is a journal file, so an interrupted search continues. The default space is the paper's.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +23,7 @@ from dln.train.options import nested, resolve_options
 __all__ = ["PAPER_SPACE", "Space", "Trial", "paper_space", "read_space", "search", "size"]
 
 Space = Mapping[str, Sequence[Any]]
-"""Option, as in `inference.held_out_half`, to the values that are tried."""
+"""Maps dotted options, such as `inference.held_out_half`, to the values to try."""
 
 PAPER_SPACE: dict[int, Space] = {
     1: {
@@ -42,24 +40,24 @@ PAPER_SPACE: dict[int, Space] = {
         "inference.posterior_temp": [1.0, 0.75],
     },
 }
-"""The paper's appendix: one layer, and two layers trained end to end."""
+"""The paper's spaces (appendix) by depth: one layer, and two layers trained end to end."""
 
 
 def paper_space(depth: int) -> Space:
-    """The paper's space for a network of `depth` layers; deeper ones take that of two."""
+    """Return the paper's space for `depth` layers; deeper networks use that of two layers."""
     return PAPER_SPACE[min(depth, 2)]
 
 
 def read_space(path: Path) -> Space:
-    """A YAML mapping of options to lists of values.
+    """Read a space from a YAML mapping of options to lists of values.
 
     Raises:
-        InputError: it is not such a mapping, names an unknown option, or has a value that is not possible.
+        InputError: it is not such a mapping, or has an unknown option or an invalid value.
     """
     try:
         data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("the search space cannot be read", where=path, got=str(error)) from error
+        raise InputError("cannot read the search space", where=path, got=str(error)) from error
     if not isinstance(data, dict) or not data:
         raise InputError("the search space is not a mapping", where=path, expected="option: [value, value, …]")
     space = cast(dict[str, Any], data)
@@ -72,23 +70,17 @@ def read_space(path: Path) -> Space:
 
 
 def size(space: Space) -> int:
-    """How many settings there are altogether."""
-    return sum(1 for _ in itertools.product(*space.values()))
+    """Return the number of settings."""
+    return math.prod(map(len, space.values()))
 
 
 GRID_LIMIT = 48
-"""Larger spaces are sampled instead of enumerated."""
+"""Larger spaces are sampled, not enumerated."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what it gave.
-
-    Attributes:
-        number: 0-based.
-        settings: option → value.
-        score: on the dev set; higher is better.
-    """
+    """A trial: its number from 0, its settings by option, and its dev score (higher is better)."""
 
     number: int
     settings: dict[str, Any]
@@ -104,18 +96,18 @@ def search(
     journal: Path | None = None,
     progress: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
-    """Try up to `trials` settings; all trials of the study, the best first.
+    """Try up to `trials` settings and return all trials of the study, the best first.
 
     Args:
         train: nested options → dev score, higher is better.
-        space: what is searched.
-        trials: altogether, those of earlier calls with the same journal included.
-        seed: of the order of settings.
-        journal: the file of the study; None keeps nothing.
+        space: the search space.
+        trials: total number of trials, including those in the journal.
+        seed: determines the order of settings.
+        journal: file of the study; None keeps nothing.
         progress: called after each trial.
 
     Raises:
-        InputError: Optuna is missing, the journal belongs to another space, or there is no trial.
+        InputError: Optuna is missing, the journal belongs to another space, or there are no trials.
     """
     optuna = _optuna()
     names = {name: [_key(value) for value in values] for name, values in space.items()}
@@ -128,7 +120,9 @@ def search(
         direction="maximize",
     )
     if study.user_attrs.get("space", names) != names:
-        raise InputError("this study is of another search space", where=journal, fix="another --out, or delete it")
+        raise InputError(
+            "this study belongs to another search space", where=journal, fix="use another --out, or delete it"
+        )
     study.set_user_attr("space", names)
     complete = [optuna.trial.TrialState.COMPLETE]
 
@@ -147,25 +141,25 @@ def search(
         try:
             score = train(nested(settings))
         except BaseException:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # it will be tried again
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)  # to be tried again
             raise
         study.tell(trial, score)
         progress(Trial(trial.number, settings, score))
     found = finished()
     if not found:
-        raise InputError("no trial is there to choose from", where="search", got=f"trials={trials}")
+        raise InputError("no trial has finished", where="search", got=f"trials={trials}")
     return sorted(found, key=lambda trial: (-trial.score, trial.number))
 
 
 def _untried(names: dict[str, list[str]], tried: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
-    """The settings of the grid that have no result yet, in random order."""
+    """The settings of the grid without a result, in random order."""
     grid = [dict(zip(names, keys, strict=True)) for keys in itertools.product(*names.values())]
     order = Key(seed).child("grid").generator().permutation(len(grid))
     return [grid[int(i)] for i in order if grid[int(i)] not in tried]
 
 
 def _key(value: Any) -> str:
-    """Optuna's categories are plain values; lists and nulls go by their text."""
+    """Optuna's categories must be plain values: represent lists and nulls as text."""
     return repr(value)
 
 
@@ -173,9 +167,7 @@ def _optuna() -> Any:
     try:
         optuna: Any = import_module("optuna")
     except ImportError as error:
-        raise InputError(
-            "the search needs the package optuna", where="dln tune", fix="pip install 'dln[tune]'"
-        ) from error
+        raise InputError("the search needs optuna", where="dln tune", fix="pip install 'dln[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
