@@ -189,7 +189,7 @@ def test_what_is_wrong_with_a_file_of_variants_is_named(tmp_path, text, says):
 def test_unknown_names_and_files_are_named():
     with pytest.raises(InputError, match="did you mean 'k24'"):
         variants("k25")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read the variants"):
         variants("none.yaml")
     with pytest.raises(InputError, match="no variant"):
         variants(",")

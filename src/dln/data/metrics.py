@@ -4,8 +4,8 @@ A metric is any callable (function, lambda, `functools.partial`, object)
 
     metric(prediction, target) -> float | bool | Score(value, feedback)
 
-or a name ("exact_match", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`, which
-has a name for reports and checks the values.
+or a name ("exact_match", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`,
+which has a name for reports and checks the values.
 """
 
 from __future__ import annotations

@@ -174,7 +174,8 @@ def _bundled(name: str) -> Task:
     """
     folder = resources.files("dln.data") / "bundled"
     about: dict[str, Any] = yaml.safe_load((folder / "tasks.yaml").read_text(encoding="utf-8"))[name]
-    source, labels, sizes = folder / f"{name}.jsonl", tuple(about["labels"]), about["splits"]
+    sizes: list[int] = about["splits"]
+    source, labels = folder / f"{name}.jsonl", tuple(about["labels"])
     try:
         records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         examples = [Example(r["input"], r["target"], f"{name}:{i}") for i, r in enumerate(records, start=1)]
