@@ -232,11 +232,11 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
         print_record({"kind": "estimate", "phases": rows, **{n: record[n] for n in ("usd", "seconds", "tokens_by")}})
         return
     out().print(_table(result, config, speed, money, record))
-    note("at most: what the cache knows already is free, and equal requests are asked once")
+    note("upper bound: cached and duplicate requests are free")
     for text in notes:
         note(f"note: {text}")
     if remote(config.lm.spec):
-        note(f"nothing was asked: tokens are counted as {record['tokens_by']}; {ASSUMED}")
+        note(f"no request was sent: tokens are counted as {record['tokens_by']}; {ASSUMED}")
     if record["usd"] is None:
         note(f"the price of {config.lm.spec} or a model beside it is not known: --price MODEL=IN/OUT")
 

@@ -71,9 +71,8 @@ class Usage:
 class Budget:
     """Limits; None is no limit.
 
-    A call that might pass one of them is not begun: of calls, tokens and money the most that it can use is
-    reserved first. So none of these is ever passed, but for what a server counts differently than was
-    estimated for the calls in flight.
+    A call starts only if its worst case in calls, tokens and money fits, which is then reserved. Limits are
+    never exceeded, except where the server's token count differs from the estimate of the calls in flight.
 
     Args:
         max_calls: requests.

@@ -48,7 +48,7 @@ class Template:
             completion mode; a chat model starts its turn without it.
         stop: strings that end a sampled text.
         messages: alternative values of `message` (the meta-instructions of the backward pass).
-        wording: what input and output are called where the text says `{{ input_name }}` and `{{ output_name }}`;
+        wording: the field names for input and output where the text says `{{ input_name }}` and `{{ output_name }}`;
             a prompt may name them otherwise. Without it the template has no such names.
         about: one line for people.
     """
@@ -174,7 +174,7 @@ def template_names(kind: Kind | None = None) -> list[str]:
 
 
 def names_of(wording: tuple[str, str] | None) -> dict[str, str]:
-    """The variables that stand for what input and output are called; none without a wording."""
+    """The variables for the field names of input and output; none without a wording."""
     return {} if wording is None else {"input_name": wording[0], "output_name": wording[1]}
 
 

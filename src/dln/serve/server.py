@@ -34,7 +34,7 @@ def run_server(
     Args:
         served: what answers.
         host: where to listen.
-        port: 0 takes a free one.
+        port: 0 = any free port.
         key: that clients must present; needed where `host` is not this machine alone.
         on_ready: is told the base URL ("http://127.0.0.1:8000/v1") once requests are accepted.
 

@@ -313,7 +313,7 @@ def fit(
         dev: labelled examples to select by; without them the last network is returned.
         preset: named options, "default" or "paper".
         steps: updates; overrides the option.
-        seed: of everything random; overrides the option.
+        seed: random seed; overrides the option.
         run_dir: where events, checkpoints and the result go; None keeps nothing.
         resume: go on with the run in `run_dir` instead of starting one.
         options: an `Options`, or changes to the preset as nested dictionaries.
