@@ -36,7 +36,7 @@ from dln.lm.local.threads import chosen_threads
 from dln.lm.prices import PriceTable
 from dln.lm.remote.call import AuthenticationFailed, ModelNotFound, QuotaExhausted
 from dln.lm.remote.engine import RemoteLM
-from dln.lm.remote.report import ProbeReport
+from dln.lm.remote.probe import ProbeReport
 from dln.lm.smollm2 import SMOLLM2, EmbeddedModel, embedded_model_path, pull
 
 __all__ = ["DOCTOR_EPILOG", "Check", "app", "doctor", "environment_checks", "extension_checks", "model_checks"]

@@ -1,1 +1,1 @@
-"""The only room that talks to a language model: the protocol, the engines, and wrappers that are models themselves."""
+"""Language models: the protocol, the engines, and wrappers (cache, meter) that are models themselves."""

@@ -1,13 +1,8 @@
-"""What a language model is to the rest of the program: three verbs and a name.
+"""The protocol of a language model: three verbs (`sample`, `log_prob`, `choice_log_probs`) and a fingerprint.
 
-Everything is batch-first and synchronous; concurrency is the engine's own business. All
-log-probabilities are natural logarithms at temperature 1, of target tokens only.
-
-What is wrong with a request, said before anything is computed.
-
-What every wrapper of a language model passes on unchanged.
-
-Length-bucketed batches: rows of like length share a forward, so that little is spent on padding.
+All calls are synchronous and take batches; concurrency is the engine's business. Log-probabilities are natural
+logarithms at temperature 1, of target tokens only. Here are also what engines share: checks of requests before
+anything is computed, the base class of wrappers, and batches of rows of similar length.
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ __all__ = [
 ]
 
 ScoringMode = Literal["target scoring", "prompt log-probs", "forced decoding", "top-k", "Monte-Carlo", "accuracy"]
-"""How log-probabilities are had, best first; the last is what is left where there are none."""
+"""How log-probabilities are obtained, best first; "accuracy" where they are unavailable."""
 
 
 @checked

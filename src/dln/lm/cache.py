@@ -1,20 +1,15 @@
-"""A key-value file for model answers: SQLite, safe for several processes, threads and sudden death.
-
-Every value carries a checksum over its key and its bytes, verified at each reading: a value that
-does not match is treated as missing. A file that SQLite cannot read is moved aside and a new one is
-started; a cache is never worth stopping a run for, and never trusted further than its checksums.
-
-Partial results of a call that failed: an engine hands over the answers it had, so that nothing paid for is lost.
-
-Whoever can keep answers opens `keeping_partial_results` around its call; an engine that fails in the middle offers, to
-`keeper_of` the batch it was given, each answer that was complete. Engines that cannot do so do nothing, and wrappers in
-between need not know. The batch is recognised by identity: a wrapper that makes another batch of it breaks the link,
-and no answer lands on the wrong request.
-
-Cached: a language model that never computes the same answer twice, in this run or in any later one.
+"""`Cached`: a language model whose answers are stored in an SQLite file and never computed twice.
 
 `Cached(Metered(lm), store)` counts only what is computed (a hit is free, for the budget too);
 `Metered(Cached(lm, store))` counts everything that is asked.
+
+**File.** `Store` may be used by several processes and threads, and survives being killed. Every value carries a
+checksum over its key and its bytes, verified at each reading; a value that does not match counts as missing. A file
+that SQLite cannot read is moved aside and a new one is started.
+
+**Partial results.** A call that fails may have been answered in part. `Cached` opens `keeping_partial_results` around
+its call, and an engine that fails passes each complete answer to `keeper_of` its batch. The batch is recognised by
+identity: a wrapper in between that makes another batch breaks the link, and no answer is stored for the wrong request.
 """
 
 from __future__ import annotations
@@ -29,8 +24,9 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Self, TypedDict, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 
@@ -423,42 +419,16 @@ def _packed(answers: dict[bytes, A], pack: Callable[[A], bytes | None]) -> dict[
     return {key: value for key, value in ((key, pack(answer)) for key, answer in answers.items()) if value is not None}
 
 
-class _Draw(TypedDict):
-    text: str
-    token_ids: list[int] | None
-    log_probs: list[float] | None
-    sampling_log_probs: list[float] | None
-    text_tokens: int | None
-    finish_reason: Literal["stop", "length"]
-    model: str
-
-
 def _pack_completion(draw: Completion) -> bytes | None:
     if not (_possible(draw.log_probs or ()) and _possible(draw.sampling_log_probs or ())):
         return None
-    record: _Draw = {
-        "text": draw.text,
-        "token_ids": None if draw.token_ids is None else [int(i) for i in draw.token_ids],
-        "log_probs": None if draw.log_probs is None else [float(v) for v in draw.log_probs],
-        "sampling_log_probs": None if draw.sampling_log_probs is None else [float(v) for v in draw.sampling_log_probs],
-        "text_tokens": draw.text_tokens,
-        "finish_reason": draw.finish_reason,
-        "model": draw.model,
-    }
-    return json.dumps(record).encode("ascii")  # Python writes floats so that they are read back exactly
+    # Python writes floats so that they are read back exactly; numbers of numpy become plain ones
+    return json.dumps(asdict(draw), default=lambda number: number.item()).encode("ascii")
 
 
 def _unpack_completion(value: bytes) -> Completion:
-    record = cast(_Draw, json.loads(value))
-    return Completion(
-        text=record["text"],
-        token_ids=None if record["token_ids"] is None else tuple(record["token_ids"]),
-        log_probs=None if record["log_probs"] is None else tuple(record["log_probs"]),
-        sampling_log_probs=None if record["sampling_log_probs"] is None else tuple(record["sampling_log_probs"]),
-        text_tokens=record["text_tokens"],
-        finish_reason=record["finish_reason"],
-        model=record["model"],
-    )
+    record = cast("dict[str, Any]", json.loads(value))
+    return Completion(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _pack_scores(scores: TokenLogProbs) -> bytes | None:

@@ -17,9 +17,21 @@ import numpy as np
 from dln.errors import InputError
 from dln.numerics import Floats
 
-__all__ = ["LabelTrie"]
+__all__ = ["LabelTrie", "check_labels"]
 
 Ids = tuple[int, ...]
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse labels that are told apart by their texts and are missing, blank or repeated.
+
+    Raises:
+        InputError: naming the labels.
+    """
+    if not labels or any(not label.strip() for label in labels) or len(set(labels)) != len(labels):
+        raise InputError(
+            "labels must be distinct and not empty", where="labels", got=list(labels), fix='labels=["yes", "no"]'
+        )
 
 
 @dataclass(frozen=True, slots=True)

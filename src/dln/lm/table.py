@@ -1,14 +1,9 @@
-"""TableLM: a finite language model whose every probability is known, for laws, tests and teaching.
+"""`TableLM`: a language model given by a table of exact probabilities, for laws, tests and teaching.
 
-A context has a distribution over complete texts. The texts are cut into words (each with the white
-space before it) and laid out as a tree of prefixes; a node's mass is the probability of all texts
-below it, and p(token | prefix) is a ratio of two masses. So token scores, label masses and draws are
-exact, and whatever inference claims can be checked against enumeration.
-
-A tree of prefixes whose masses are probabilities: the exact arithmetic behind `TableLM`.
-
-Texts are cut into words, each with the white space before it, and end with an explicit terminator.
-A node's mass is the probability of all texts below it, so p(token | prefix) is a ratio of masses.
+A context has a distribution over complete texts. Texts are cut into words, each with the white space before it, end
+with an explicit terminator and form a tree of prefixes. The mass of a node is the probability of all texts below it,
+and p(token | prefix) is the ratio of two masses. Scores, label masses and draws are therefore exact, and whatever
+inference claims can be checked against enumeration.
 """
 
 from __future__ import annotations
@@ -32,7 +27,7 @@ from dln.lm.local.decoding import drawing_probabilities
 from dln.numerics import Floats
 from dln.random import Key
 
-__all__ = ["END", "TERMINATOR_ID", "PrefixTree", "TableLM", "id_of", "split_tokens"]
+__all__ = ["END", "PrefixTree", "TableLM", "id_of", "split_tokens"]
 
 END = ""
 """The terminator among a node's children; no word is empty, so the name is free."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROWS", "Block", "additive_mask", "attending", "blocks_of"]
+__all__ = ["ROWS", "additive_mask", "attending", "blocks_of"]
 
 NAME = "dln_blocks"
 ROWS = 128

@@ -60,7 +60,7 @@ def load_checkpoint(source: Source) -> Checkpoint:
     """Load a causal language model and its tokenizer; on the CPU, choose the number of threads first.
 
     Raises:
-        ProviderError: extra `local` not installed, or a hub id that cannot be had.
+        ProviderError: extra `local` not installed, or a model that could not be downloaded.
         InputError: no such folder or file, an unknown device or dtype, or not a causal language model.
         CorruptDataError: the files are there and cannot be read.
     """
@@ -110,7 +110,7 @@ def _engine() -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise ProviderError("models in this process need the extra `local`", got=str(error), fix=LOCAL_EXTRA) from error
+        raise ProviderError("in-process models need the 'local' extra", got=str(error), fix=LOCAL_EXTRA) from error
     return torch, transformers
 
 
@@ -153,7 +153,7 @@ def _load_error(location: str, options: dict[str, Any], error: Exception) -> Dln
             "the model's files cannot be read", where=location, got=got, fix="fetch or convert the model again"
         )
     return ProviderError(
-        "this model cannot be had from the hub (unknown id, no access, or no network)",
+        "could not download the model from the Hugging Face Hub (unknown id, no access, or no network)",
         where=location,
         got=got,
         fix="check the id and the network, or give a local folder: hf/path/to/folder",

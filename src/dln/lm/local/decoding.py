@@ -1,40 +1,21 @@
-"""Batched decoding: many draws side by side, each as if it were alone.
+"""Batched decoding: many draws side by side, each the same as if it were alone.
 
-Draws wait in an order in which those of one prompt, and prompts that begin alike, follow each other, the
-longest first. Whenever enough rows are free the next ones join the running batch; a draw leaves with its last
-token. Each distinct prefix of the prompts is evaluated once and stays while the next in line needs it. The
-cache is bounded: when it is full, the draw that joined last gives way, and goes on later with the tokens it has.
+**Scheduling.** Draws wait in an order in which prompts with a common prefix follow each other, the longest first.
+When enough rows are free, the next ones join the running batch; a draw leaves with its last token. Each distinct
+prefix of the prompts is evaluated once and kept while the next in line needs it. The cache is bounded: when it is
+full, the draw that joined last is suspended and continued later with the tokens it has. Models whose caches support
+no tree masks (sliding windows, recurrent states) are decoded in fixed batches, padded on the left.
 
-What keeps neighbours from mattering is `token_choice`: every choice that the noise of a batch could have
-changed is settled on the logits of a forward of that draw's prefix alone. So when a draw joins, gives way, or
-with whom it runs changes nothing of it.
-
-Temperature and top_p as a distribution: what a token is really drawn from.
-
-One token from one row of logits: a draw that batch noise cannot change unnoticed.
-
-The same prefix gives logits that differ in their last bits between batches of different shape, because
-floating-point sums are taken in another order. A draw must depend on (context, options, seed) alone, so a
-choice is made together with the answer to whether such noise could have changed it:
+**One token.** The same prefix gives logits that differ in their last bits between batches of different shape, because
+floating-point sums are taken in another order. A draw must depend on (context, options, seed) alone, so a choice
+comes with the answer to whether such noise could have changed it:
 
     token = argmin_i  E_i / p_i,   E_i ~ Exp(1),   p = softmax(logits / T) within the top-p nucleus
 
-(an exponential race, the Gumbel-max trick without the logarithms; at temperature 0 simply the largest
-logit). The E_i come from a counter-based generator keyed by (seed, position) and depend on nothing else. If
-another token comes within the tolerance of the winner, or the winner is not surely inside the nucleus, the
-choice is *close*, and the caller settles it on the logits of a forward of this prefix alone, which are a
-function of the prefix only.
-
-Whether a target is a draw of this very model, which is then scored on the ids it was drawn as.
-
-Finding stop strings while a text grows token by token, without decoding all of it for every token.
-
-Draws in the making: the tokens so far, whether they are at an end, and the completion that comes of them.
-
-Decoding of models whose caches know no tree masks: fixed batches, padded on the left.
-
-Sliding windows and recurrent states belong to a whole row, so that nothing can join a running batch. Draws
-of one prompt still branch from one prefill, and finished draws leave.
+(an exponential race: the Gumbel-max trick without the logarithms; at temperature 0 simply the largest logit). The E_i
+come from a counter-based generator keyed by (seed, position). If another token is within the tolerance of the winner,
+or the winner is not certainly inside the nucleus, the choice is *close* and is repeated on the logits of a forward of
+this prefix alone, which are a function of the prefix only.
 """
 
 from __future__ import annotations
@@ -66,9 +47,7 @@ __all__ = [
     "Draw",
     "DrawRequest",
     "StopSearch",
-    "TokenChoice",
     "choose",
-    "choose_each",
     "decode",
     "decode_plain",
     "drawing_probabilities",
@@ -76,7 +55,6 @@ __all__ = [
     "finish",
     "own_ids",
     "stop_at",
-    "take_tokens",
     "text_tokens",
 ]
 

@@ -1,13 +1,11 @@
-"""Ids in, ids out: what a server needs of a model in this process, below the level of texts.
-
-A text-level `LanguageModel` decides itself how a context is encoded. A server is given prompts as texts or
-as ids, echoes them with their log-probabilities, and shows tokens one by one; `TokenLevel` is that side.
-
-The in-process engine: any causal language model that transformers can load, on the CPU or on CUDA.
+"""The in-process engine: any causal language model that transformers can load, on the CPU or on CUDA.
 
     log p(target | context) = Σ_t log p(token_t | encode(context) ⧺ tokens before t)
 
-The context is encoded as the model wants it, the target alone, and the ids are concatenated (see `tokens`).
+The context is encoded as the model expects it, the target alone, and the ids are concatenated (see `tokenizer`).
+
+`TokenLevel` is the same model below the level of texts, for servers: prompts come as texts or ids, are echoed with
+their log-probabilities, and tokens are shown one by one.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ from dln.lm.local.scoring import Scoring
 from dln.lm.local.tokenizer import Codec
 from dln.numerics import Floats
 
-__all__ = ["TokenLevel", "TokenScores", "TransformersLM", "next_query", "sequence_query", "token_scores"]
+__all__ = ["TokenLevel", "TokenScores", "TransformersLM"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

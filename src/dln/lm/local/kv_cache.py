@@ -1,16 +1,12 @@
-"""Which slot of a key-value cache holds which token: a trie of prefixes with reference counts. Pure, no model.
+"""A key-value cache in which draws branch: every distinct prefix of all running draws is stored once.
 
-Every token has one slot, found from its parent's, so that prompts with a common prefix share its slots. A
-slot is free again when nothing is below it and nobody holds it.
+All tokens of all draws lie in one row of slots. A forward of one new token per draw is a row of tokens too, with a
+mask that says which slots each of them sees: its own prefix. A draw joins or leaves without copying or padding, and
+prompts with a common prefix read the same keys and values.
 
-Keys and values in slots that are written in place, behind the one method that models call of a cache.
-
-A key-value cache from which draws branch: every distinct prefix of all running draws is there once.
-
-All tokens of all draws lie in one row of slots. A forward of one new token per draw is a row of tokens too,
-and a mask says which slots each of them sees: its own prefix. So a draw joins or leaves without anything
-being copied or padded, draws of one prompt read the same keys and values, and so do different prompts as far
-as they begin alike. Slots are written in place; when most of them are empty, the others are moved together.
+`SlotTrie` is the bookkeeping, without a model: a trie of prefixes with reference counts. Every token has one slot,
+found from its parent's; a slot is free again when nothing is below it and no draw holds it. Slots are written in
+place; when most of them are empty, the others are moved together.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
 
     from dln.lm.local.model import CausalModel
 
-__all__ = ["ROOT", "Branch", "BranchingCache", "SlotTrie", "SlotWriter", "why_fixed_batches"]
+__all__ = ["ROOT", "Branch", "BranchingCache", "SlotTrie", "why_fixed_batches"]
 
 ROOT = -1
 """The parent of a first token."""

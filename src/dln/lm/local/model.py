@@ -76,7 +76,7 @@ class CausalModel:
         identity: digest of its configuration, weights and tokenizer.
         counters: what it did so far.
         fallbacks: why the shared-prefix methods cannot be used with this architecture, by method, once it was
-            tried; None where they can (`scoring.why_plain`, `branching.why_fixed_batches`).
+            tried; None where they can (`scoring.why_plain`, `kv_cache.why_fixed_batches`).
     """
 
     model: Any
@@ -162,7 +162,7 @@ class CausalModel:
         size = max(1, count if slice_rows is None else min(slice_rows, count))
         if size < count and not self.head_alone:
             if cache is not None:
-                raise ValueError("this model's logits cannot be had in slices behind a cache")
+                raise ValueError("this model's logits cannot be computed in slices with a cache")
             parts = [(rows[0][start : start + size], rows[1][start : start + size]) for start in range(0, count, size)]
             return None, (self._call(part, size, **inputs).logits[0].float() for part in parts)
         if cache is not None:

@@ -1,21 +1,17 @@
-"""The request planner: every distinct prefix of a set of sequences is evaluated once. Pure, no model.
+"""The request planner: every distinct prefix of a set of sequences is evaluated once. Pure, without a model.
 
-The distinct prefixes of all sequences form a trie. Visited in preorder, a sequence adds the nodes beyond
-its longest common prefix with the one before it. The preorder is cut into packs of at most `budget` nodes.
-Whatever a pack needs from earlier packs lies on the path to its first node, so that keys and values of that
-one path are all that is carried from pack to pack: nothing is computed twice, and memory is bounded by the
-budget and the longest sequence.
+The distinct prefixes of all sequences form a trie. Visited in preorder, a sequence adds the nodes beyond its longest
+common prefix with the one before it. The preorder is cut into packs of at most `budget` nodes. Whatever a pack needs
+from earlier packs lies on the path to its first node, so the keys and values of that one path are all that is carried
+from pack to pack: nothing is computed twice, and memory is bounded by the budget and the longest sequence.
 
     asked  = Σ_i |s_i|        needed = number of trie nodes        evaluated = Σ packs' tokens = needed
 
-**Order.** Longest first: of several continuations of a prefix the one that leads to the longest sequence is
-visited first, so that the very first sequence is the longest of all. The past that is carried, and with it
-the memory of a forward, is then largest in the first packs, and a shortage of memory shows at once and not
-after minutes. There are two exceptions: where a path is carried over from an earlier plan (`before`), what continues
-it comes first, and what a later plan will go on with (`after`) comes last, because both would have to be
-computed again otherwise.
-
-In which order the leaves of a prefix tree are visited: what shares a prefix stays together, the longest first.
+**Order.** Longest first: of several continuations of a prefix, the one that leads to the longest sequence is visited
+first. The past that is carried, and with it the memory of a forward, is then largest in the first packs, and a
+shortage of memory shows at once. There are two exceptions, because both would have to be computed again otherwise:
+continuations of a path carried over from an earlier plan (`before`) come first, and what a later plan starts with
+(`after`) comes last.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Pack", "Plan", "common_prefix", "longest_first"]
+__all__ = ["Plan", "common_prefix", "longest_first"]
 
 
 @dataclass(slots=True)

@@ -1,17 +1,12 @@
-"""What is asked of a model's next-token distributions, and how answers are read off logits.
+"""Queries about next-token distributions, answers read off logits, and windows of bounded size.
 
-Label masses as queries: what is asked of the model for one context, and how masses are read off the answers.
+Requests are sorted by their prefix, so that those that share one are neighbours, and turned into queries window by
+window. The first window holds the longest request and those it shares most with, so that a shortage of memory shows
+at once and no long prefix is cut in two; the order wraps around from there. Where a model cannot share prefixes,
+requests are sorted by length alone, the longest first.
 
-Any number of requests as windows of bounded size, in an order in which they share the most.
-
-Requests are sorted by what they begin with, so that those that share a prefix come one after another, and
-are turned into queries window by window. Windows begin with the longest request and those it shares most of itself
-with, and go round from there, so that a shortage of memory shows at once and no long prefix is cut in two; inside
-a window the planner visits the longest first as well, and last what the next window goes on with. Where a model
-cannot share prefixes, the order is that of length alone, the longest first.
-
-A window is full when it brings 64 forwards of new tokens, or when its sequences are 512 forwards long: what two
-windows share beyond one path is computed twice, so they are large.
+A window is full when it brings 64 forwards of new tokens, or when its sequences are 512 forwards long: what two windows
+share beyond one path is computed twice, so windows are large.
 """
 
 from __future__ import annotations

@@ -1,28 +1,20 @@
 """Scoring in bounded memory: answers to one window of queries after another.
 
-Where the model takes tree masks (see `packed`), each distinct prefix of a window is fed once, and a window
-goes on where the one before it ended. Otherwise a window is fed in plain length-bucketed batches, in which
-equal queries are computed once.
+Where the model supports tree masks, each distinct prefix of a window is fed once and a window continues where the one
+before it ended. Otherwise a window is fed in length-bucketed batches, in which equal queries are computed once.
 
-Beyond requests and results, memory is that of one window of ids and of one forward, whatever the number of
-requests. With b = `batch_tokens`, L = the longest sequence, V = vocabulary, d bytes per weight:
+Beyond requests and results, memory is that of one window of ids and of one forward, whatever the number of requests.
+With b = `batch_tokens`, L = the longest sequence, V = vocabulary, d bytes per weight:
 
     ids       ≤ 2 × 512 b tokens                     (about 36 bytes each)
     cache     ≤ 3 (L + b) tokens of keys and values  (the last pack's, the path taken from it, the new pack's)
     mask      ≤ b (L + b) (1 + d) bytes
     logits    ≤ 8192 b values, or V if that is more  (4 bytes each; three copies while they are read)
 
-Shared-prefix scoring: a plan's packs are fed one after another, each trie node once.
-
-A pack is one row of tokens with explicit positions and a tree mask: a node sees its ancestors and itself (and is
-not multiplied with much else, see `block_attention`).
-Ancestors from earlier packs are there as cached keys and values of one path (see `plan`), which bounds
-memory by the pack's budget and the longest sequence, however many requests there are. The path to the last
-node is handed on, so that the next plan begins where this one ended.
-
-Not every architecture takes such masks (sliding windows, recurrent and hybrid layers do not): `why_plain`
-compares with a plain forward once after loading, and the engine falls back to plain batches where the two
-differ.
+**Tree masks.** A pack (see `plan`) is one row of tokens with explicit positions and a mask: a node sees its ancestors
+and itself. Ancestors from earlier packs are cached keys and values of one path; the path to the last node is passed
+on to the next plan. Sliding windows, recurrent and hybrid layers do not support such masks: `why_plain` compares with
+a plain forward once after loading, and the engine uses plain batches where the two differ.
 """
 
 from __future__ import annotations
@@ -43,7 +35,7 @@ if TYPE_CHECKING:
 
     from dln.lm.local.model import CausalModel
 
-__all__ = ["Feed", "Held", "Scoring", "answer", "answer_packed", "plan_after", "why_plain"]
+__all__ = ["Feed", "Held", "Scoring", "answer", "why_plain"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,11 @@
-"""The bytes that one token stands for, in the three ways that open tokenizers write them.
+"""Text to token ids and back, and the bytes that one token stands for.
 
-Byte-level tokenizers write each byte as one printable character (GPT-2's table). SentencePiece ones write a
-blank as U+2581 and a byte outside of their vocabulary as `<0x0A>`. Whatever is neither is its own text.
+The context is encoded as the model expects it (special tokens, or the chat template around one user turn), the target
+alone and without special tokens, and the ids are concatenated. Slicing encode(context + target) instead would let the
+tokenizer merge across the boundary, and the score would be that of another text.
 
-Text to token ids and back: where a context ends, where a target begins, which ids end a turn.
-
-The context is encoded as the model wants it (special tokens, or the chat template around one user turn),
-the target alone and without special tokens, and the ids are concatenated. Slicing encode(context + target)
-instead would let the tokenizer merge across the boundary, and the score would be that of another text.
+Byte-level tokenizers write each byte as one printable character (GPT-2's table); SentencePiece ones write a blank as
+U+2581 and a byte outside their vocabulary as `<0x0A>`. Any other token is its own text.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Models behind HTTP: calls (pure), transport (one event loop), dialects (one per kind of server), the engine."""
+"""Models on servers: requests and errors, dialects, transport, scheduling, scoring modes, probe, engine."""

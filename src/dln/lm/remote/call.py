@@ -1,11 +1,11 @@
-"""A request to a server as a value, what came of it, and the typed errors.
+"""Requests to a server as values, their outcomes, and the typed errors.
 
-A dialect turns what is asked of a model into `Call`s and reads the replies; it does no I/O. A `Sender` brings calls to
-a server and replies back; it knows nothing of models. A reply that a reader cannot read raises `MalformedReply`, which
-the sender treats as one more fault of the server: it asks again, a few times, and then gives up.
+A dialect turns questions to a model into `Call`s and reads the replies; it does no I/O. A `Sender` transports calls and
+replies; it knows nothing of models. A reply that a reader cannot read raises `MalformedReply`, which the sender treats
+as a fault of the server: it retries a few times and then gives up.
 
-A `Fault` is a value: its kind, whether asking again may help, and the error that is raised when it does not. No fault
-holds a request or a response, so none holds a key.
+A `Fault` is a value: its kind, whether a retry may help, and the error that is raised when it does not. No fault holds
+a request or a response, so none holds a key.
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ class Fault:
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 
-
 _CROWDED = {429, 503, 529}
-
 
 _TOO_LONG = re.compile(
     r"context_length_exceeded|maximum context length|maximum model length|exceeds? (?:the )?(?:available )?context"
@@ -191,13 +189,11 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 
-
 _NO_QUOTA = re.compile(
     r"insufficient_quota|exceeded your current quota|billing_hard_limit|insufficient (?:credit|funds|balance)"
     r"|payment required|credit limit|out of credits",
     re.IGNORECASE,
 )
-
 
 _NO_MODEL = re.compile(
     r"model_not_found|DeploymentNotFound|model .{0,80}(?:not found|does not exist|not available)", re.IGNORECASE

@@ -1,10 +1,8 @@
-"""What goes into a dialect and comes out of it: prompts, draws, and what is known of a model.
+"""The OpenAI form with vLLM's additions: requests as JSON, and readers of the replies.
 
-What is asked of a server, as JSON, and what its replies say: the OpenAI form with vLLM's additions.
-
-A dialect is pure: every request is a `Call`, every reader is a function of (call, reply) alone, so that a sender
-can merge equal calls and ask again where a reply is malformed. Other servers differ in a few methods each (see
-`dialects`). What a dialect *may* ask is said by its class; what the server really does is found by the probe.
+A dialect is pure: every request is a `Call`, every reader is a function of (call, reply) alone, so that a sender can
+merge equal calls and retry where a reply is malformed. Other servers differ in a few methods each (see `dialects`).
+The class says what may be asked of a kind of server; what a particular server supports is found by the probe.
 """
 
 from __future__ import annotations

@@ -26,25 +26,31 @@ from dln.lm.remote.read import (
     token_row,
 )
 
-__all__ = ["DIALECTS", "VLLM", "Azure", "Fireworks", "Ollama", "OpenAI", "SGLang", "Together"]
+__all__ = ["DIALECTS", "VLLM", "Azure", "Fireworks", "OpenAI", "SGLang", "Together"]
 
 
 @dataclass(frozen=True)
-class OpenAI(Dialect):
-    """The OpenAI form and nothing else."""
+class _Texts(Dialect):
+    """The OpenAI form and nothing else: texts in, texts and log-probabilities out."""
 
     extras: bool = False
 
-    name: ClassVar[str] = "openai"
-    default_url: ClassVar[str | None] = "https://api.openai.com/v1"
     hosted: ClassVar[bool] = True
-    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
-    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
-    chat_by_default: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = False
     scores_ids: ClassVar[bool] = False
     picks_tokens: ClassVar[bool] = False
     forcings: ClassVar[tuple[Forcing, ...]] = ()
+
+
+@dataclass(frozen=True)
+class OpenAI(_Texts):
+    """OpenAI."""
+
+    name: ClassVar[str] = "openai"
+    default_url: ClassVar[str | None] = "https://api.openai.com/v1"
+    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
+    url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
+    chat_by_default: ClassVar[bool] = True
     chat_tokens_field: ClassVar[str] = "max_completion_tokens"
 
 
@@ -220,20 +226,13 @@ def _triple(entry: Any) -> Token:
 
 
 @dataclass(frozen=True)
-class Together(Dialect):
+class Together(_Texts):
     """Together's completions and chat: texts in, log-probabilities out."""
-
-    extras: bool = False
 
     name: ClassVar[str] = "together"
     default_url: ClassVar[str | None] = "https://api.together.xyz/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("TOGETHER_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("TOGETHER_BASE_URL",)
-    hosted: ClassVar[bool] = True
-    has_tokenizer: ClassVar[bool] = False
-    scores_ids: ClassVar[bool] = False
-    picks_tokens: ClassVar[bool] = False
-    forcings: ClassVar[tuple[Forcing, ...]] = ()
     echo_tokens: ClassVar[tuple[int, ...]] = (1, 0)
 
     def _complete(self, prompt: Prompt, body: dict[str, Any], top: int | None, *, draws: bool = False) -> Call:
@@ -259,20 +258,13 @@ class Together(Dialect):
 
 
 @dataclass(frozen=True)
-class Fireworks(Dialect):
+class Fireworks(_Texts):
     """Fireworks' completions and chat: texts in, log-probabilities out."""
-
-    extras: bool = False
 
     name: ClassVar[str] = "fireworks"
     default_url: ClassVar[str | None] = "https://api.fireworks.ai/inference/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("FIREWORKS_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("FIREWORKS_BASE_URL",)
-    hosted: ClassVar[bool] = True
-    has_tokenizer: ClassVar[bool] = False
-    scores_ids: ClassVar[bool] = False
-    picks_tokens: ClassVar[bool] = False
-    forcings: ClassVar[tuple[Forcing, ...]] = ()
     top_choices: ClassVar[tuple[int, ...]] = (5,)
     echo_tokens: ClassVar[tuple[int, ...]] = (0, 1)
 
@@ -299,6 +291,4 @@ class Fireworks(Dialect):
 DIALECTS: dict[str, type[Dialect]] = {
     kind.name: kind for kind in (OpenAI, Azure, VLLM, SGLang, Together, Fireworks, Ollama, Dialect)
 }
-
-
 """Known kinds of servers by the prefix of a model string; another one is one more file and one more entry."""

@@ -18,12 +18,10 @@ from pydantic import SecretStr
 from dln.arguments import Count, Positive, Size, checked
 from dln.errors import InputError
 
-__all__ = ["Azure", "Endpoint", "Patience", "endpoint_of", "header_value", "key_of"]
+__all__ = ["Azure", "Endpoint", "Patience", "endpoint_of"]
 
 
 SHORTEST_SECRET = 8
-
-
 """Characters of a part of a header that may be a key; "Bearer" and "Basic" are none."""
 
 
@@ -208,7 +206,6 @@ def _without_secrets(parts: SplitResult) -> str:
 
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
 
 _OPTION = "--api-key-env"
 

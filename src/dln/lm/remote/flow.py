@@ -127,7 +127,6 @@ class Gate:
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
-
 _EPOCH = 1e9  # larger numbers are dates, in seconds since 1970
 
 

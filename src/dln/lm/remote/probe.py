@@ -1,21 +1,21 @@
-"""The start-up probe: try the scoring modes, best first, until one's numbers agree with what the server says elsewhere.
+"""The probe: try the scoring modes, best first, until the numbers of one agree with other answers of the server.
 
-A known string is scored in two ways. The log-probabilities of a draw, as the server gives them with the draw, must be
-those that scoring its tokens gives; and the score of a whole must be that of its parts,
+A known string is scored in two ways. The log-probabilities that come with a draw must equal those from scoring its
+tokens, and the score of a whole must be the sum of its parts,
 
     log p(ab | c) = log p(a | c) + log p(b | c a).
 
-A server that ignores `echo`, shifts its numbers by one or makes them up fails one of these, and the next mode is tried.
-What the server refuses is a reason too. What affects every mode (a wrong key, no connection, no quota) is raised.
+A server that ignores `echo`, shifts its numbers by one or makes them up fails one of these, and the next mode is tried;
+so it is after a refusal. Errors that affect every mode (a wrong key, no connection, no quota) are raised.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from dln.lm.base import Sampling, ScoringMode
 from dln.lm.remote.call import BadRequest, MalformedReply, ModelNotFound, ServerFailed, passing
 from dln.lm.remote.dialect import Drawn, ModelCard, Prompt
 from dln.lm.remote.read import Token, malformed
-from dln.lm.remote.report import Densities, ProbeReport, Seeds, Trial
 from dln.lm.remote.scoring import (
     AnsweredLabels,
     ForcedDecoding,
@@ -35,33 +34,119 @@ from dln.lm.remote.scoring import (
     ScoredLabels,
     TargetScoring,
     TextScorer,
+    TopLabels,
 )
 from dln.lm.remote.session import Session
-from dln.lm.remote.top_labels import TopLabels
 from dln.numerics import logsumexp
 
-__all__ = [
-    "CONTEXT",
-    "PLAIN",
-    "REFUSALS",
-    "SCORING_MODES",
-    "Probed",
-    "Unfit",
-    "check_picked",
-    "check_targets",
-    "check_top",
-    "first_draw",
-    "kept_densities",
-    "known_draw",
-    "model_card",
-    "next_top",
-    "probe",
-    "said",
-    "seeds_matter",
-    "settle_ids",
-    "speaks_of_the_server",
-    "top_tokens",
-]
+__all__ = ["CONTEXT", "SCORING_MODES", "ProbeReport", "Probed", "Seeds", "Trial", "probe", "said"]
+
+Seeds = Literal["honoured", "ignored", "unknown"]
+
+Densities = Literal["model", "sampling", "unknown", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One scoring mode, tried.
+
+    Args:
+        purpose: what it was tried for.
+        mode: which.
+        works: whether it may be used.
+        reason: why, or why not.
+    """
+
+    purpose: Literal["texts", "labels"]
+    mode: ScoringMode
+    works: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What was found; two probes of one server are equal (speeds apart).
+
+    Attributes:
+        dialect: the kind of server, as the model string names it.
+        model: the name that was asked for.
+        served_model: the name that answered; None if replies name none.
+        root: what the server says the model is made from; None if it does not.
+        chat: whether contexts are a user's turns.
+        label_scoring: how labels are scored.
+        text_scoring: how texts are scored; "accuracy" if they are not.
+        trials: every scoring mode that was tried, in order, and why it was taken or not.
+        tokenizer: what is known of the server's tokenizer.
+        token_ids: whether prompts and draws are token ids.
+        context_length: in tokens; None if unknown.
+        seeds: whether the same seed gives the same draw, and another seed another.
+        densities: which log-probabilities a draw comes with: of the model, or of the distribution drawn from.
+        top_log_probs: how many of the next token's log-probabilities were given; 0 for none.
+        stays: what works in these modes, and what does not.
+        calls_per_second: of the probe, one call at a time.
+        tokens_per_second: drawn by the probe, one draw at a time.
+    """
+
+    dialect: str
+    model: str
+    served_model: str | None
+    root: str | None
+    chat: bool
+    label_scoring: ScoringMode
+    text_scoring: ScoringMode
+    trials: tuple[Trial, ...]
+    tokenizer: str
+    token_ids: bool
+    context_length: int | None
+    seeds: Seeds
+    densities: Densities
+    top_log_probs: int
+    calls_per_second: float = field(default=0.0, compare=False)
+    tokens_per_second: float = field(default=0.0, compare=False)
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """What the scoring modes mean for a run, one sentence each; empty where nothing is lost."""
+        lines: list[str] = []
+        if self.text_scoring == "accuracy":
+            lines.append(
+                "Texts cannot be scored: hidden texts are weighed by the answers that they lead to, and prompts of "
+                "hidden layers cannot be ranked by their likelihood. One-layer networks over labels lose nothing by "
+                "this. A server with prompt log-probabilities (vLLM, SGLang, `dln serve`) can do both."
+            )
+        if self.label_scoring == "top-k":
+            lines.append(
+                f"Labels are read off the {self.top_log_probs} likeliest tokens: a label that is not among them is "
+                "censored at the smallest probability returned."
+            )
+        if self.label_scoring == "Monte-Carlo":
+            lines.append("Labels are counted among draws: their probabilities are as coarse as the draws are few.")
+        if self.label_scoring == "accuracy":
+            lines.append("Labels are read off one answer: prompts are ranked by accuracy and nothing finer.")
+        if self.seeds == "ignored":
+            lines.append("The server ignores seeds: a draw can be repeated from the cache only.")
+        if self.densities in ("unknown", "none"):
+            lines.append("Draws come without their density: log q of a hidden text is known at temperature 0 only.")
+        return tuple(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, for JSON."""
+        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials], "stays": list(self.stays)}
+
+    def __str__(self) -> str:
+        length = "unknown" if self.context_length is None else f"{self.context_length} tokens"
+        served = "" if self.served_model in (None, self.model) else f", answers as {self.served_model}"
+        texts = "nothing" if self.text_scoring == "accuracy" else self.text_scoring
+        lines = [
+            f"{self.dialect}/{self.model}{served}, {'chat' if self.chat else 'completion'}",
+            f"  labels by: {self.label_scoring}   texts by: {texts}",
+            *(f"    {t.purpose}, {t.mode}: {'yes' if t.works else 'no'} ({t.reason})" for t in self.trials),
+            f"  tokenizer: {self.tokenizer}",
+            f"  context length: {length}   seeds: {self.seeds}",
+            f"  speed: {self.calls_per_second:.1f} calls/s, {self.tokens_per_second:.0f} tokens/s, one at a time",
+            *(f"  {line}" for line in self.stays),
+        ]
+        return "\n".join(lines)
 
 
 SCORING_MODES: tuple[ScoringMode, ...] = (
@@ -74,12 +159,9 @@ SCORING_MODES: tuple[ScoringMode, ...] = (
 )
 """Best first."""
 
-
 Purpose = Literal["texts", "labels"]
 
-
 R = TypeVar("R", TextScorer, LabelScorer)
-
 
 Check = Callable[[], str]
 
@@ -203,9 +285,7 @@ def _label_scorers(
 
 LABELS = (" Paris", " London")
 
-
 DRAWN = "a draw's"
-
 
 AGREEMENT = 0.1
 """Mean difference of two log-probabilities of one token, in nats, that rounding can explain (bfloat16)."""
@@ -351,12 +431,9 @@ def _shown(values: np.ndarray) -> str:
 
 CONTEXT = "Question: What is the capital of France, and what is it known for?\nAnswer:"
 
-
 PLAIN = " It is Paris, which is known for its art."
 
-
 KNOWN = Sampling(temperature=1.0, max_tokens=6)
-
 
 REFUSALS = (BadRequest, ModelNotFound, ServerFailed, MalformedReply, InputError)
 """What speaks against one way of asking; anything else speaks against the server, and is raised."""

@@ -48,12 +48,9 @@ Ids = tuple[int, ...]
 LOWEST = -9999.0
 """What servers write for −inf, which JSON does not have."""
 
-
 TOKEN_ID = "token_id:"  # noqa: S105 - a prefix of a token of text
 
-
 SHOWN = 200
-
 
 SCORELESS = "no log-probabilities of some tokens"
 

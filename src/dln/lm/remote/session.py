@@ -1,13 +1,13 @@
-"""One model on one server: sends what a dialect asks, caches token ids, watches the model, keeps accounts.
+"""One model on one server: sends the dialect's calls, caches token ids, checks the model's name, counts usage.
 
-Everything above (scoring modes, probe, engine) speaks to the server through a `Session` and sees values, not JSON.
+Scoring modes, probe and engine access the server through a `Session` and see values, not JSON.
 
-**Accounts.** Threads that share an engine settle their own calls, so each must find its own tokens. A reply that also
-answers equal calls of others is billed to the one that sent it; for the others it cost nothing.
+**Usage.** Threads that share an engine account for their own calls, so each must find its own tokens. A reply that also
+answers equal calls of other threads is billed to the one that sent it; for the others it is free.
 
-**Partial results.** A row may need several replies (the steps of a trie, the draws that are counted), in rounds that
-depend on earlier ones. So when a verb fails, it is run again, row by row, with the recorded replies in the server's
-place; a row for which one is missing is left out.
+**Partial results.** A row may need several replies (the steps of a trie, draws to count), in rounds that depend on
+earlier ones. When a verb fails, it is therefore repeated row by row on the recorded replies; a row for which a reply is
+missing is left out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from dln.lm.remote.call import Call, Sender
 from dln.lm.remote.dialect import Dialect, Prompt
 from dln.lm.remote.read import Ids, malformed, model_of
 
-__all__ = ["Bill", "NotRecorded", "Recording", "Session", "partial_results_kept", "recording"]
+__all__ = ["NotRecorded", "Recording", "Session", "partial_results_kept"]
 
 
 T = TypeVar("T")
-
 
 REMEMBERED_TOKENS = 300_000
 """Ids kept at hand: about ten megabytes."""
