@@ -15,7 +15,7 @@ Judging hidden layers by what they lead to, where their own texts cannot be scor
     s^n_i = (1/M) Σ_m [ŷ(h_m) is right]           where not even the output can be scored
 
 The draws of all candidates have the same seeds, by example and m: candidates differ by their prompts
-and not by luck of the draw, as far as the model lets a seed have that effect. By Jensen's inequality
+and not by sampling noise, as far as the model's seeds control its draws. By Jensen's inequality
 the estimate of log p(y|x) is too low on average, by less the larger M; it is so for all candidates.
 
 The evidence lower bound of a batch under the present network.

@@ -132,7 +132,7 @@ def standard_network(
         preset: whose templates are the default.
         prompts: initial prompts, one per layer; default as the hidden layers begin.
         templates: one per layer.
-        hidden: what hidden layers begin as. None is the task's stages where it has as many; else copies where the
+        hidden: initialization of hidden layers. None is the task's stages where it has as many; else copies where the
             preset is the default one, the task has labels, nine of ten train inputs are short and of one line, and
             neither prompts nor templates are given; else thoughts.
         last_template: of the last layer alone; empty is the usual one.

@@ -315,7 +315,7 @@ class Options(Strict):
     steps: int = Field(20, ge=0, description="updates")
     batch_size: int = Field(20, ge=1, description="examples per update")
     balanced: bool = Field(True, description="equal classes within a batch")
-    seed: int = Field(13, description="seed of everything random")
+    seed: int = Field(13, description="random seed")
     shown: float = Field(
         0.5,
         ge=0,
