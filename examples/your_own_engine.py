@@ -17,10 +17,12 @@ import dln
 class SharedLetters:
     """Labels are as probable as they share letters with the last line of the context."""
 
-    name = "shared-letters"
     capabilities = dln.Capabilities(
         scores_targets=False, scores_labels=True, token_ids=False, chat=False, context_length=None
     )
+
+    def __init__(self, model: str = "small") -> None:
+        self.name = f"letters/{model}"
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
         counts = [[1.0 + sum(c.count(letter) for letter in y.strip()) for y in labels] for c in contexts]
@@ -30,7 +32,7 @@ class SharedLetters:
         return [dln.Completion(context.split()[-1]) for context in contexts]
 
     def fingerprint(self) -> str:
-        return "shared-letters 1"
+        return f"{self.name} version 1"
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

@@ -93,7 +93,17 @@ def _registered(prefix: str) -> Engine | None:
     if not any(one.name == prefix for one in extensions.registered("engine")):
         return None
     function = extensions.load("engine", prefix)
-    return Engine(f"{prefix}/<model>", lambda rest, spec, options: function(rest, **options))
+
+    def load(rest: str, spec: str, options: dict[str, Any]) -> LanguageModel:
+        try:
+            return function(rest, **options)
+        except TypeError as error:
+            got = f"load_lm({spec!r}): {error}"
+            raise InputError(
+                "this engine cannot be made", where="lm", got=got, expected="(model, **options)"
+            ) from error
+
+    return Engine(f"{prefix}/<model>", load)
 
 
 _loaded: WeakValueDictionary[tuple[str, str, str], Checkpoint] = WeakValueDictionary()
