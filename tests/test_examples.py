@@ -17,7 +17,7 @@ import pytest
 
 import dln
 from dln.train.events import Interrupted, Resumed
-from dln.train.run import current, read_events, read_meta
+from dln.train.run import current, parse_line, read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -69,10 +69,16 @@ def main_of(name: str) -> Callable[..., dln.FitResult]:
     return importlib.import_module(f"examples.{name}").main
 
 
-def outcome(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+def outcome(folder: Path, name: str) -> tuple[Any, list[dict[str, Any]]]:
     """All that an interruption must not change: the trained network, and every event that counts, without times."""
-    layers = json.loads((folder / "network.json").read_text(encoding="utf-8"))["layers"]
-    events = [e for e in current(read_events(folder / "events.jsonl")) if not isinstance(e, Interrupted | Resumed)]
+
+    def read(file: str) -> str:
+        # a script's own classes belong to __main__
+        return (folder / file).read_text(encoding="utf-8").replace("__main__", f"examples.{name}")
+
+    layers = json.loads(read("network.json"))["layers"]
+    events = current([parse_line(line, "events.jsonl") for line in read("events.jsonl").splitlines()])
+    events = [event for event in events if not isinstance(event, Interrupted | Resumed)]
     return layers, [event.model_dump(mode="json", exclude={"time", "seconds", "run"}) for event in events]
 
 
@@ -90,7 +96,7 @@ def test_an_own_part_trains_and_validates_a_run_that_resumes_with_an_equal_resul
     resumed = main_of(name)(tmp_path / "run")
     assert resumed.reason == ENDS.get(name, "steps")
     assert sum(row["dev_score"] is not None for row in resumed.history) > 1
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run", name) == outcome(tmp_path / "whole", name)
 
 
 KILL = """
@@ -114,7 +120,7 @@ def test_a_run_with_an_own_part_survives_a_kill(name: str, tmp_path: Path):
     assert done.returncode == -signal.SIGKILL
     main_of(name)(tmp_path / "run")
     main_of(name)(tmp_path / "whole")
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run", name) == outcome(tmp_path / "whole", name)
 
 
 def python_path(*more: Path) -> str:

@@ -143,7 +143,7 @@ def unknown_name(what: str, name: object, known: Iterable[str], *, where: object
         where=where,
         got=shown(name),
         expected=expected.replace("{}", f"one of {', '.join(names)}"),
-        fix=f"did you mean {close!r}?" if close else f"for example {names[0]!r}" if names else None,
+        fix=f"did you mean {close!r}?" if close else f"for example {names[0]!r}" if names else f"the {what} itself",
     )
 
 
