@@ -662,7 +662,7 @@ def test_layer_inputs_are_checked():
 
 
 def test_unknown_keys_of_a_checkpoint_are_refused(tmp_path: Path):
-    from dln.train.fit import Progress
+    from dln.train.progress import Progress
 
     dln.fit(NETWORK, DATA, DATA, steps=0, run_dir=tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "checkpoint.json").read_text(encoding="utf-8"))["progress"]

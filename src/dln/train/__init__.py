@@ -2,9 +2,10 @@
 
 from dln.train.callbacks import Callback
 from dln.train.evaluate import Evaluation, compare, conclude, evaluate, fitted_initial
-from dln.train.fit import Progress, fit
+from dln.train.fit import fit
 from dln.train.layout import deepened
 from dln.train.options import PRESETS, InferenceOptions, Options, Stopper, resolve_options
+from dln.train.progress import Progress
 from dln.train.result import FitResult, History
 from dln.train.run import Run
 

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 Stopper = Callable[[Any], bool]
-"""Whether training ends now, from the `dln.train.fit.Progress` after a step: state, best, stale, kept."""
+"""Whether training ends now, from the `dln.train.progress.Progress` after a step: state, best, stale, kept."""
 
 HIDDEN_PROPOSALS = ("prior", "labelled_prior", "edit")
 PROMPT_PROPOSALS = ("rewrite", "sequence", "demonstrations", "wording")

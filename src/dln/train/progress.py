@@ -1,0 +1,251 @@
+"""Where a run stands between two steps, and the pure functions that take it further.
+
+`advance` does one training step, and a validation where one is due; `measure` validates. Everything random is derived
+from (seed, step), so that a `Progress` and the `Recipe` of its run say all that comes next. `predictor_of` is what
+answers when training is over: the best network, or several of the best together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dln.data import Dataset, NamedMetric, batch_indices, split
+from dln.data.dataset import text_key
+from dln.infer import vi
+from dln.infer.memory import Replay, Reservoir, Snapshot, answering, remember
+from dln.io import dump, parse
+from dln.nn import Sequential, load_state_dict
+from dln.nn.ensemble import AnyNetwork, Ensemble
+from dln.random import Key
+from dln.train.evaluate import validate
+from dln.train.events import Backtracked, Event, MemberRecord, Validated, step_event
+from dln.train.options import Options, Stopper
+
+__all__ = ["Progress", "Recipe", "advance", "measure", "member_records", "predictor_of"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays the same from step to step."""
+
+    algorithm: vi.VariationalInference
+    options: Options
+    train: Dataset
+    dev: Dataset | None
+    metric: NamedMetric
+    stopper: Stopper | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """A network at a validation, in a checkpoint."""
+
+    parameters: dict[str, Any]
+    score: float
+    step: int
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    """A run between two steps, in a checkpoint."""
+
+    step: int
+    parameters: dict[str, Any]
+    memory: list[SnapshotRecord]
+    kept: list[SnapshotRecord]
+    reservoir: Reservoir
+    replay: Replay
+    best: SnapshotRecord | None
+    last_gain: int
+    stale: int
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """A run between two steps.
+
+    Attributes:
+        state: of the inference.
+        best: the best winner of a step by validation; None before the first one.
+        last_gain: validations since the best or since the last return to it.
+        stale: validations since the best.
+        kept: the best networks by validation, best first, of the winners of steps and their runners-up; they may
+            answer together.
+    """
+
+    state: vi.State
+    best: Snapshot | None = None
+    last_gain: int = 0
+    stale: int = 0
+    kept: tuple[Snapshot, ...] = ()
+
+    @property
+    def result(self) -> Snapshot:
+        """The network that training would return now."""
+        return self.kept[0] if self.kept else Snapshot(self.state.network, float("nan"), self.state.step)
+
+    def done(self, recipe: Recipe) -> str | None:
+        """Why training is over, or None."""
+        options = recipe.options
+        if options.patience is not None and self.stale >= options.patience:
+            return "early stopping"
+        if self.state.step >= options.steps:
+            return "steps"
+        return "stopper" if self.state.step and recipe.stopper is not None and recipe.stopper(self) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the checkpoint: parameters only, the layout is the run's."""
+        return {
+            "step": self.state.step,
+            "parameters": self.state.network.state_dict(),
+            "memory": [_snapshot_to_json(s) for s in self.state.memory],
+            "kept": [_snapshot_to_json(s) for s in self.kept],
+            "reservoir": dump(self.state.reservoir),
+            "replay": dump(self.state.replay),
+            "best": None if self.best is None else _snapshot_to_json(self.best),
+            "last_gain": self.last_gain,
+            "stale": self.stale,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], layout: Sequential) -> Progress:
+        """The inverse of `to_json` for a network of the same layout.
+
+        Raises:
+            InputError: naming the field that is wrong, missing or unknown.
+        """
+        record = parse(ProgressRecord, data, "checkpoint")
+        state = vi.State(
+            network=load_state_dict(layout, record.parameters),
+            step=record.step,
+            memory=tuple(_snapshot(row, layout) for row in record.memory),
+            reservoir=record.reservoir,
+            replay=record.replay,
+        )
+        best = None if record.best is None else _snapshot(record.best, layout)
+        kept = tuple(_snapshot(row, layout) for row in record.kept)
+        return cls(state, best, record.last_gain, record.stale, kept)
+
+
+def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
+    """One update, and a validation where one is due; everything is derived from (seed, step)."""
+    options, state = recipe.options, progress.state
+    key = Key(options.seed).child("step", state.step)
+    batch = _batch(recipe, key)
+    state, info = vi.update(state, batch, key, recipe.algorithm)
+    events: list[Event] = [step_event(state, info, batch.y)]
+    progress = replace(progress, state=state)
+    if recipe.dev is not None and (state.step % options.val_every == 0 or state.step >= options.steps):
+        progress, more = measure(progress, recipe, _runners_up(info, state.network, options.ensemble - 1))
+        events.extend(more)
+    return progress, events
+
+
+def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential] = ()) -> tuple[Progress, list[Event]]:
+    """Validate: best so far, memory, and back to the best after `tolerance` validations without gain.
+
+    Networks that came close may answer together with the best in the end. They are validated beside it, and have no
+    part in what training does.
+    """
+    options, state, dev = recipe.options, progress.state, recipe.dev
+    if dev is None:
+        return progress, []
+    validation = validate(state.network, dev, recipe.metric, recipe.algorithm.calibrator)
+    score, select_by = validation.score(options.select_by)
+    best = progress.best
+    gained = best is None or score > best.score
+    snapshot = Snapshot(validation.network, score, state.step)
+    kept = remember(progress.kept, snapshot, options.ensemble)
+    for network in runners_up:
+        if network.parameters() not in [other.prompts for other in kept]:
+            close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator)
+            beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
+            kept = remember(kept, beside, options.ensemble)
+    state = replace(state, memory=remember(state.memory, snapshot, options.memory))
+    events: list[Event] = [
+        Validated(
+            step=state.step, score=score, select_by=select_by, best=gained, result=validation.evaluation.to_record()
+        )
+    ]
+    if gained or best is None:
+        return Progress(replace(state, network=validation.network), snapshot, kept=kept), events
+    since = progress.last_gain + 1
+    if options.tolerance is not None and since >= options.tolerance and state.step < options.steps:
+        events.append(Backtracked(step=state.step, to_step=best.step))
+        return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
+    return Progress(state, best, since, progress.stale + 1, kept), events
+
+
+def _runners_up(info: vi.Info, network: Sequential, num: int) -> list[Sequential]:
+    """`network` with each of the `num` best losers of the last layer's election instead."""
+    last = len(network) - 1
+    steps = [step for step in info.layers if step.position == last]
+    return [network.with_layer(last, layer) for layer in steps[-1].runners_up(num)] if steps and num else []
+
+
+def _batch(recipe: Recipe, key: Key) -> vi.Batch:
+    """The step's examples, none of which the output layer may show, and those it may."""
+    train, options = recipe.train, recipe.options
+    shown = _shown(train, options)
+    drawn = train.select([i for i, x in enumerate(train.inputs) if x not in shown])
+    size = min(options.batch_size, len(drawn))
+    chosen = drawn.select(batch_indices(drawn, size, key.child("batch"), options.balanced))
+    inside = set(chosen.inputs)
+    pool = tuple((e.input, e.target) for e in train if e.input not in inside and (not shown or e.input in shown))
+    return vi.Batch(chosen.inputs, chosen.targets, pool)
+
+
+def _shown(train: Dataset, options: Options) -> frozenset[str]:
+    """The inputs that the output layer may show and that never judge it, the same in every step.
+
+    Empty where there is no such part; then any example outside of the batch may be shown.
+    """
+    distinct = len({text_key(x) for x in train.inputs})
+    size = round(options.shown * distinct)
+    if size < 1 or distinct - size < 1 or "demonstrations" not in options.inference.prompt_proposals:
+        return frozenset()
+    return frozenset(split(train, (size,), options.seed)[0].inputs)
+
+
+def _snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
+    return {"parameters": snapshot.network.state_dict(), "score": snapshot.score, "step": snapshot.step}
+
+
+def _snapshot(record: SnapshotRecord, layout: Sequential) -> Snapshot:
+    return Snapshot(load_state_dict(layout, record.parameters), record.score, record.step)
+
+
+def predictor_of(progress: Progress, recipe: Recipe) -> AnyNetwork:
+    """What would answer now: the best `ensemble` networks together, or the result where there is no other.
+
+    The weights follow the validation scores where these are log-likelihoods, and are equal else. Without a dev set
+    there is nothing to choose several networks by: the result answers alone.
+    """
+    options, dev = recipe.options, recipe.dev
+    if options.ensemble == 1 or dev is None or not progress.kept:
+        return progress.result.network
+    scored = options.select_by == "log_likelihood" and progress.state.network.labels is not None
+    n = len(dev) if scored else None
+    return answering(progress.kept, options.ensemble, examples=n, temperature=options.ensemble_temp)
+
+
+def member_records(predictor: AnyNetwork, kept: Sequence[Snapshot]) -> list[MemberRecord]:
+    """The members of an ensemble with their validations; none of one network."""
+    if not isinstance(predictor, Ensemble):
+        return []
+    validated = {id(snapshot.network): snapshot for snapshot in kept}
+    found = [
+        (validated[id(member)], weight) for member, weight in zip(predictor.members, predictor.weights, strict=True)
+    ]
+    return [
+        MemberRecord(
+            weight=float(weight),
+            step=snapshot.step,
+            score=snapshot.score if math.isfinite(snapshot.score) else None,
+            parameters=snapshot.network.state_dict(),
+        )
+        for snapshot, weight in found
+    ]
