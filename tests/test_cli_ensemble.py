@@ -171,5 +171,5 @@ def test_served_they_are_one_model(cli: Shell, together: Ensemble):
     assert message.content == expected.label
     assert message.dln["probabilities"] == pytest.approx(expected.probabilities)
     assert [m["weight"] for m in message.dln["members"]] == pytest.approx(together.weights.tolist())
-    assert "3 networks of 1 layer that answer together" in json.dumps(listed.model_dump())
+    assert "an ensemble of 3 networks of 1 layer" in json.dumps(listed.model_dump())
     assert "Traceback" not in said

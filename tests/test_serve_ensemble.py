@@ -47,7 +47,7 @@ def test_answers_are_the_predictions_of_all_together():
         ]
     expected = TOGETHER.predict(X, samples=3, seed=4)
     assert sampled.choices[0].dln["probabilities"] == pytest.approx(expected.probabilities)
-    assert "3 networks of 2 layers that answer together" in str(listed)
+    assert "an ensemble of 3 networks of 2 layers" in str(listed)
 
 
 def test_a_temperature_draws_a_member_by_its_weight_and_then_its_layers():

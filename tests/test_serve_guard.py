@@ -116,7 +116,7 @@ def test_a_key_is_needed_where_there_is_one(caplog: pytest.LogCaptureFixture):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])  # noqa: S104 - nothing listens there
 def test_others_cannot_reach_a_server_without_a_key(host: str):
-    with pytest.raises(InputError, match="needs a key"):
+    with pytest.raises(InputError, match="need an API key"):
         run_server(served(small_network(), "net"), host=host, port=0)
 
 

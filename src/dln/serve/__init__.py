@@ -1,1 +1,1 @@
-"""Models and trained networks behind HTTP, in the OpenAI form: requests, batches, answers, the server itself."""
+"""An OpenAI-compatible server for a language model or a trained network."""

@@ -1,9 +1,16 @@
-"""The application: paths, envelopes, streams; what is asked is done by a `Served`."""
+"""The ASGI application: paths, response envelopes, streams, and the checks before a request is read.
+
+Any web page in the user's browser can reach a server on the loopback device: by a name that an attacker points at
+127.0.0.1 (so Host is checked), or by a plain form (so only JSON is accepted, which a browser does not send across
+origins without a preflight request, and the server does not answer those).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,16 +19,18 @@ from typing import TYPE_CHECKING, Any, cast
 from dln.errors import DlnError
 from dln.serve.batching import Answer, Served
 from dln.serve.fields import ChatRequest, Common, CompletionRequest, Refusal, check, refusal_of
-from dln.serve.guard import Guard, answer_refusal
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["LARGEST_BODY", "build_app"]
+__all__ = ["LARGEST_BODY", "Guard", "answer_refusal", "build_app", "is_loopback"]
 
 LARGEST_BODY = 16 * 2**20
+OPEN = {"/health"}
+LOG = logging.getLogger("dln.serve")
 
 Handler = Callable[["Request"], Coroutine[Any, Any, "Response"]]
 
@@ -33,13 +42,13 @@ def build_app(
     hosts: frozenset[str] | None = None,
     largest_body: int = LARGEST_BODY,
 ) -> Starlette:
-    """The ASGI application around one model.
+    """Build the ASGI application of a model.
 
     Args:
-        served: what answers.
-        key: that clients must present; None for none.
-        hosts: names under which it may be addressed; None for any.
-        largest_body: of a request, in bytes.
+        served: the model.
+        key: API key of the clients; None for none.
+        hosts: allowed host names; None for any.
+        largest_body: maximum size of a request body in bytes.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -59,11 +68,7 @@ def build_app(
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, key=key, hosts=hosts, largest_body=largest_body)],
-        exception_handlers={
-            Refusal: _refused,
-            DlnError: _failed,
-            HTTPException: _no_such_path,
-        },
+        exception_handlers={Refusal: _failed, DlnError: _failed, HTTPException: _no_such_path},
     )
 
 
@@ -171,13 +176,13 @@ async def _stream(events: list[dict[str, Any]]) -> AsyncIterator[bytes]:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """The answer, unless the client leaves first: then what has not begun is dropped."""
+    """Return the answer; if the client disconnects first, drop the work that has not started."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Refusal(499, "the client has left", None, "client_gone")
+            raise Refusal(499, "the client has disconnected", None, "client_gone")
         return await task
     finally:
         for one in (task, gone):
@@ -197,23 +202,117 @@ def _json(content: object) -> Response:
 
 
 def _dump(content: object) -> bytes:
-    # escaped, because a text may hold half of a surrogate pair, which UTF-8 cannot say
+    # escaped: a text may contain a lone surrogate, which UTF-8 cannot encode
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return answer_refusal(error if isinstance(error, Refusal) else Refusal(500, "the server failed"))
+    raise ValueError(f"{name} is not JSON")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return answer_refusal(refusal_of(error) if isinstance(error, DlnError) else Refusal(500, "the server failed"))
+    refusal = refusal_of(error) if isinstance(error, DlnError) else error
+    return answer_refusal(refusal if isinstance(refusal, Refusal) else Refusal(500, "the server failed"))
 
 
 async def _no_such_path(request: Request, error: Exception) -> Response:
     status = int(getattr(error, "status_code", 404))
-    what = "this path does not take this method" if status == 405 else "there is no such path"
+    what = "method not allowed" if status == 405 else "there is no such path"
     return answer_refusal(Refusal(status, f"{what}: {request.method} {request.url.path}", None, "not_found"))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is reachable from this machine only."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class Guard:
+    """ASGI middleware that checks host, key, content type and size of a request before it is read.
+
+    Args:
+        app: the application.
+        key: the bearer key of the clients; None to accept everybody on this machine.
+        hosts: allowed host names; None for any.
+        largest_body: maximum size of a body in bytes.
+    """
+
+    def __init__(self, app: ASGIApp, *, key: str | None, hosts: frozenset[str] | None, largest_body: int) -> None:
+        self._app = app
+        self._key = None if key is None else key.encode()
+        self._hosts = hosts
+        self._largest_body = largest_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._limited(receive), watched)
+        except Refusal as refusal:
+            await answer_refusal(refusal)(scope, receive, send)
+        except Exception as error:
+            # unexpected: an answer for the client, the traceback for the operator
+            LOG.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            if begun:
+                raise
+            refusal = Refusal(500, f"the server failed: {type(error).__name__}", None, "internal_error")
+            await answer_refusal(refusal)(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if self._hosts is not None and _host_name(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
+            raise Refusal(403, "host name not allowed", "Host", "forbidden_host")
+        if self._key is not None and scope["path"] not in OPEN:
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key):
+                raise Refusal(401, "invalid or missing API key: Authorization: Bearer …", None, "invalid_api_key")
+        if scope["method"] == "POST":
+            if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+                raise Refusal(415, "the body must be application/json", "Content-Type", "unsupported_media_type")
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > self._largest_body:
+                raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        read = 0
+
+        async def limited() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._largest_body:
+                raise self._too_large()
+            return message
+
+        return limited
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is larger than {self._largest_body} bytes", None, "request_too_large")
+
+
+def answer_refusal(refusal: Refusal) -> Any:
+    """Return a refusal as a JSON response."""
+    from starlette.responses import JSONResponse
+
+    headers: dict[str, str] = {}
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if refusal.retry_after is not None:
+        headers["retry-after"] = str(refusal.retry_after)
+    return JSONResponse(refusal.body(), refusal.status, headers)
+
+
+def _host_name(host: str) -> str:
+    """`Host` without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,10 +1,8 @@
-"""Dynamic batching: what arrives within a moment and is alike goes to the model together.
+"""Dynamic batching, and the interface of a served model.
 
-One worker thread owns the model. It waits for the first piece of work, then a short window for company, takes
-the oldest kind of work that waits (same operation, same options) and answers it with one call of the engine.
-An engine's answers do not depend on the company, so neither do the clients'.
-
-What a served model gives back, before it is dressed as one answer or the other.
+One worker thread owns the model. It waits for the first item, then a short window for more, takes all items of the same
+kind as the oldest one (same operation, same options) and answers them with one call of the engine. The answers of an
+engine do not depend on the batch, so neither do those of the server.
 """
 
 from __future__ import annotations
@@ -36,16 +34,16 @@ class _Work:
 
 
 class Batcher:
-    """Gathers work for one model.
+    """Batches the work for a model.
 
     Args:
-        window: seconds to wait for company after the first piece of work.
-        largest: most items in one call of the model.
-        most_waiting: more than so many waiting items are refused with 503.
+        window: seconds to wait for more items after the first one.
+        largest: maximum batch size.
+        most_waiting: maximum queue length; further items are refused with 503.
 
     Attributes:
-        calls: calls of the model so far.
-        items: items that they answered.
+        calls: number of calls of the model.
+        items: number of items in these calls.
     """
 
     def __init__(self, *, window: float = 0.005, largest: int = 64, most_waiting: int = 8192) -> None:
@@ -57,30 +55,30 @@ class Batcher:
         self._closed = False
         self.calls = 0
         self.items = 0
-        # a daemon: a forward that is under way cannot be interrupted, and must not hold the process
+        # a daemon: a running forward pass cannot be interrupted and must not keep the process alive
         self._thread = threading.Thread(target=self._work, name="dln-serve-model", daemon=True)
         self._thread.start()
 
     def submit(self, key: Hashable, run: Run, items: Sequence[Any]) -> list[Future[Any]]:
-        """Queue items; those under one key are answered together by the `run` of the first of them.
+        """Queue items; items with equal keys are answered together by `run`.
 
         A future that is cancelled before its turn is dropped.
 
         Raises:
-            Refusal: 503, when too much is waiting or the server is stopping.
+            Refusal: 503, the queue is full or the server is stopping.
         """
         work = [_Work(key, run, item) for item in items]
         with self._changed:
             if self._closed:
                 raise Refusal(503, "the server is stopping", None, "stopping")
             if len(self._waiting) + len(work) > self._most_waiting:
-                raise Refusal(503, "too many requests are waiting; ask again later", None, "overloaded", retry_after=1)
+                raise Refusal(503, "too many requests are waiting; try again later", None, "overloaded", retry_after=1)
             self._waiting.extend(work)
             self._changed.notify()
         return [one.done for one in work]
 
     def close(self) -> None:
-        """Drop what waits and end the thread once the call under way is over."""
+        """Drop the queue and end the thread after the running call."""
         with self._changed:
             self._closed = True
             for one in self._waiting:
@@ -128,12 +126,12 @@ class Batcher:
         try:
             answers = batch[0].run([one.item for one in batch])
         except DlnError as error:
-            if len(batch) > 1:  # one bad item must not spoil its neighbours' answers
+            if len(batch) > 1:  # one bad item must not fail the others
                 for one in batch:
                     self._answer([one])
                 return
             batch[0].done.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the requests and not to this thread
+        except Exception as error:  # noqa: BLE001 - reported to the clients; the thread goes on
             for one in batch:
                 one.done.set_exception(error)
         else:
@@ -149,10 +147,10 @@ class Answer:
     """The choices of one request.
 
     Attributes:
-        choices: each as the answer's JSON has it, its index included.
+        choices: JSON objects with their index.
         prompt_tokens: tokens of all prompts, each prompt counted once.
         completion_tokens: tokens of all choices.
-        extra: fields of the answer beside the usual ones.
+        extra: additional fields of the response.
     """
 
     choices: list[dict[str, Any]]
@@ -162,7 +160,7 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """The tokens as clients expect them."""
+        """Token counts in the OpenAI format."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -171,21 +169,21 @@ class Answer:
 
 
 class Served(Protocol):
-    """Something that answers requests."""
+    """A model that answers requests."""
 
     @property
     def name(self) -> str:
-        """How clients call it."""
+        """Model name shown to clients."""
         ...
 
     @property
     def root(self) -> str:
-        """What it is."""
+        """Name of the underlying model."""
         ...
 
     @property
     def max_model_len(self) -> int | None:
-        """Tokens that prompt and completion may have together; None if there is no limit."""
+        """Maximum number of tokens of prompt and completion; None without a limit."""
         ...
 
     @property
@@ -231,16 +229,16 @@ async def all_of(batcher: Batcher, key: Hashable, run: Run, items: Sequence[Any]
 
 
 def check_choices(prompts: int, n: int) -> None:
-    """Refuse more choices than one request may ask for."""
+    """Refuse more than `MAX_CHOICES` choices."""
     if prompts * n > MAX_CHOICES:
         raise Refusal(400, f"{prompts} prompts × n = {n} are more than {MAX_CHOICES} choices", "n", "invalid_value")
 
 
 def finite(value: float) -> float:
-    """A log-probability as JSON can say it: −9999 stands for −inf.
+    """Return a log-probability for JSON: −9999 for −inf.
 
     Raises:
-        Refusal: 500, the model gave no number.
+        Refusal: 500, it is NaN.
     """
     if math.isnan(value):
         raise Refusal(500, "the model gave no finite log-probability for this request", None, "not_finite")

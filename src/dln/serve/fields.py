@@ -1,10 +1,7 @@
-"""What a request may say: every field with its type and bounds.
+"""Requests and refusals: every field with its type and bounds, and error responses in the OpenAI format.
 
-A field that would change the answer and is not understood is refused by name, never passed over. Fields of the
-OpenAI form and of vLLM's that ask for what is done anyway (a penalty of 0) or that concern nobody but the caller
-(`user`) are let through.
-
-A request that is not answered: the status and the error object that clients of the OpenAI form understand.
+An unsupported field that would change the answer is refused by name, never ignored. Fields of OpenAI and vLLM that ask
+for the default (a penalty of 0), or that concern only the caller (`user`), are accepted.
 """
 
 from __future__ import annotations
@@ -30,14 +27,14 @@ __all__ = [
 
 
 class Refusal(Exception):
-    """An error answer.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: what is wrong, and what would be right.
-        param: the request's field that is concerned.
-        code: a word for programs.
-        retry_after: seconds after which asking again makes sense.
+        status: HTTP status.
+        message: the error and what to do about it.
+        param: the field of the request.
+        code: error code for programs.
+        retry_after: seconds after which to retry.
     """
 
     def __init__(
@@ -58,18 +55,18 @@ class Refusal(Exception):
 
     @property
     def kind(self) -> str:
-        """The word that clients find as `type`."""
+        """The field `type` of the response."""
         if self.status == 401:
             return "authentication_error"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
+        """JSON of the response."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def refusal_of(error: DlnError) -> Refusal:
-    """What the model refused, as an answer: what the client can mend is 400, what it cannot is 5xx."""
+    """Convert an error of the model: 400 if the client can fix it, else 5xx."""
     if isinstance(error, ContextLengthError):
         return Refusal(400, str(error), None, "context_length_exceeded")
     if isinstance(error, InputError):
@@ -97,7 +94,7 @@ FREE = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "priority", "request_id", "cache_salt", "parallel_tool_calls", "skip_reading_prefix_cache", "verbosity",
 }  # fmt: skip
-"""Fields that change no answer of this server."""
+"""Fields that do not change the answers of this server."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,),
@@ -111,11 +108,11 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "reasoning_effort": (), "web_search_options": (), "prediction": (), "audio": (), "chat_template": (),
     "chat_template_kwargs": ({},), "documents": ([],), "add_special_tokens": (), "stream_options": (),
 }  # fmt: skip
-"""Fields that are let through with these values (or null), and refused with any other."""
+"""Fields that are accepted with these values (or null) and refused with any other."""
 
 
 class Common(BaseModel):
-    """What both kinds of requests may say."""
+    """Fields of both kinds of requests."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow", strict=True)
 
@@ -137,7 +134,7 @@ class Common(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Stop strings."""
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
@@ -158,14 +155,14 @@ class CompletionRequest(Common):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """One entry per prompt."""
+        """The prompts as a list."""
         given: Any = self.prompt
         many = isinstance(given, list) and not isinstance(cast("list[object]", given)[0], int)
         return cast("list[str] | list[list[int]]", given if many else [given])
 
 
 class Part(BaseModel):
-    """A piece of a message."""
+    """A part of a message."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
@@ -174,7 +171,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """A message of a conversation."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)
 
@@ -183,7 +180,7 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """The words of the turn."""
+        """The text of the message."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -197,15 +194,15 @@ class ChatRequest(Common):
 
     @property
     def length(self) -> int | None:
-        """The most tokens to draw, under its new or its old name."""
+        """Maximum number of tokens, under its current or its former name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def check(model: type[ModelT], body: object) -> ModelT:
-    """The request that `body` is.
+    """Parse a request.
 
     Raises:
-        Refusal: 400, naming the first field that cannot be.
+        Refusal: 400, names the first invalid field.
     """
     if not isinstance(body, dict):
         raise Refusal(400, "the body must be a JSON object", None, "invalid_type")
@@ -224,7 +221,7 @@ def check(model: type[ModelT], body: object) -> ModelT:
 
 
 def _explain(error: ValidationError) -> Refusal:
-    """The deepest of the complaints: of a choice of types, the one that the value came closest to."""
+    """Report the deepest error: for a union, that of the type that the value is closest to."""
     found = max(error.errors(include_url=False, include_input=False), key=lambda one: len(_place(one["loc"])))
     place = _place(found["loc"])
     name = place.partition("[")[0].partition(".")[0]
@@ -232,7 +229,7 @@ def _explain(error: ValidationError) -> Refusal:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`, without the names that pydantic gives to the members of a union."""
+    """`messages[0].content`, without pydantic's names of union members."""
     text = ""
     for step in location:
         if isinstance(step, int):

@@ -1,15 +1,9 @@
-"""A model without token ids, served: its texts and nothing below them.
+"""Served models without token ids: a language model by text, and a trained network.
 
-A trained network served as one model: the last user message is its input x, the answer its output y.
-
-Several networks that answer together are one model too: their probabilities are averaged.
-
-Without a temperature the network predicts, as `network.predict` does: greedy hidden texts, the most probable
-label. With a temperature above 0 every layer draws at it, the i-th choice with seed + i; of several networks one
-is drawn by its weight first. With `samples`, the label's probabilities are averaged over so many chains of hidden
-texts.
-
-From a model or a network to what is served.
+The input x of a network is the last user message, the answer is its output y. An ensemble is served as one model.
+Without a temperature the network predicts as `network.predict` does: greedy hidden texts, the most probable label. With
+a temperature above 0 every layer samples with it, choice i with seed + i; of an ensemble a member is drawn by its
+weight first. With `samples`, label probabilities are averaged over this number of chains of hidden texts.
 """
 
 from __future__ import annotations
@@ -43,11 +37,11 @@ BELOW_TEXT = (
 
 
 class TextModel:
-    """A language model that takes and gives texts only (a table, a model behind another server).
+    """A language model without token ids, such as a table or a model on another server.
 
     Args:
         lm: the model.
-        name: how clients call it.
+        name: model name shown to clients.
         batcher: its worker.
     """
 
@@ -76,9 +70,7 @@ class TextModel:
         if not self._lm.capabilities.chat:
             raise Refusal(400, "this model has no chat form: use /v1/completions", "messages", "no_chat_template")
         if len(request.messages) != 1 or request.messages[0].role != "user":
-            raise Refusal(
-                400, "this model is served by text: one user message is all it takes", "messages", "invalid_value"
-            )
+            raise Refusal(400, "this model takes a single user message", "messages", "invalid_value")
         length = CHAT_TOKENS if request.length is None else request.length
         return await self._draw(
             request,
@@ -88,11 +80,11 @@ class TextModel:
         )
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Not here."""
+        """Refused."""
         raise Refusal(400, "this model has no token ids", None, "unsupported")
 
     def detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Not here."""
+        """Refused."""
         raise Refusal(400, "this model has no token ids", None, "unsupported")
 
     async def _draw(
@@ -123,7 +115,7 @@ class TextModel:
 
 
 def refuse_fields(request: Common, names: Sequence[str], why: str) -> None:
-    """Refuse what this model cannot do, by the field's name."""
+    """Refuse unsupported fields by name."""
     for name in names:
         value = getattr(request, name, None)
         if value is not None and value is not False:
@@ -138,12 +130,12 @@ NOT_HERE = (
     "echo", "prompt_logprobs", "logprob_token_ids", "allowed_token_ids", "return_token_ids",
     "return_tokens_as_token_ids", "add_special_tokens", "stop",
 )  # fmt: skip
-WHY = "this model is a trained network, which answers whole inputs"
+WHY = "this model is a trained network"
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """One answer of the network with what led to it."""
+    """An answer of the network with its hidden texts and probabilities."""
 
     text: str
     hidden: tuple[tuple[str, ...], ...]
@@ -153,11 +145,11 @@ class _Said:
 
 
 class NetworkModel:
-    """A network.
+    """A trained network or ensemble.
 
     Args:
-        network: one, or several that answer together.
-        name: how clients call it.
+        network: the network.
+        name: model name shown to clients.
         batcher: its worker.
     """
 
@@ -173,7 +165,7 @@ class NetworkModel:
         self.batcher = batcher
 
     async def complete(self, request: CompletionRequest) -> Answer:
-        """One answer per prompt; each prompt is an input."""
+        """Answer each prompt as an input."""
         inputs = [one for one in request.prompts if isinstance(one, str)]
         if len(inputs) < len(request.prompts):
             raise Refusal(400, f"token ids are not supported: {WHY}", "prompt", "unsupported_parameter")
@@ -184,12 +176,12 @@ class NetworkModel:
         return await self._answer(request, inputs, request.max_tokens, choice)
 
     async def chat(self, request: ChatRequest) -> Answer:
-        """The answer to the last user message; what was said before is not the network's input."""
+        """Answer the last user message; earlier messages are ignored."""
         if request.top_logprobs is not None and not request.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
         x = next((message.text for message in reversed(request.messages) if message.role == "user"), None)
         if x is None:
-            raise Refusal(400, "a user message is needed: it is the input", "messages", "invalid_value")
+            raise Refusal(400, "there is no user message; it is the input", "messages", "invalid_value")
         top = (request.top_logprobs or 0) if request.logprobs else None
 
         def choice(said: _Said) -> dict[str, Any]:
@@ -199,11 +191,11 @@ class NetworkModel:
         return await self._answer(request, [x], request.length, choice)
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Not here."""
+        """Refused."""
         raise Refusal(400, f"no token ids: {WHY}", None, "unsupported")
 
     def detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Not here."""
+        """Refused."""
         raise Refusal(400, f"no token ids: {WHY}", None, "unsupported")
 
     async def _answer(
@@ -237,17 +229,17 @@ class NetworkModel:
         if request.temperature:
             run = partial(_sample_network, network, request.temperature)
             return await all_of(self.batcher, object(), run, items)
-        # one key per length limit and number of samples: those requests share the network's batches
+        # requests with the same length limit and number of samples share a batch
         layers = [layer for member in members_of(network) for layer in member.layers]
         limit = tuple(layer.sampling for layer in layers if isinstance(layer, LanguageLayer))
         key = ("predict", samples, limit)
         return await all_of(self.batcher, key, partial(_predict, network, samples), items)
 
     def _within(self, length: int | None) -> AnyNetwork:
-        """The network whose answer has at most `length` tokens.
+        """Return the network limited to answers of `length` tokens.
 
         Raises:
-            Refusal: a label does not fit; a label is never cut.
+            Refusal: a label is longer; labels are never cut.
         """
         if length is None:
             return self._network
@@ -279,15 +271,15 @@ class NetworkModel:
 def _kind(network: AnyNetwork) -> str:
     layers = f"{len(network)} layer{'s' if len(network) > 1 else ''}"
     if isinstance(network, Ensemble):
-        return f"{len(network.members)} networks of {layers} that answer together"
+        return f"an ensemble of {len(network.members)} networks of {layers}"
     return f"a network of {layers}"
 
 
 def _shortened(network: Sequential, length: int) -> Sequential:
-    """The network with an answer of at most `length` tokens.
+    """Return the network limited to answers of `length` tokens.
 
     Raises:
-        Refusal: a label does not fit.
+        Refusal: a label is longer.
     """
     last = network.layers[-1]
     if isinstance(last, ChoiceLayer):
@@ -332,7 +324,7 @@ def _of(prediction: Prediction) -> _Said:
 
 
 def _sample_network(network: AnyNetwork, temperature: float, items: Sequence[tuple[str, int]]) -> list[_Said]:
-    """Every layer draws; for a label, the probabilities given the hidden texts that were drawn."""
+    """Sample every layer; label probabilities are those given the sampled hidden texts."""
     found: list[_Said] = []
     for x, seed in items:
         drawn = network.pick(Key(seed).child("member")) if isinstance(network, Ensemble) else network
@@ -349,11 +341,11 @@ def _sample_network(network: AnyNetwork, temperature: float, items: Sequence[tup
 
 
 def served(model: LanguageModel | AnyNetwork, name: str | None = None, *, batcher: Batcher | None = None) -> Served:
-    """What answers requests for `model`.
+    """Make a served model of a language model, network or ensemble.
 
     Args:
-        model: a language model, with token ids where it has them, or a network (several that answer together are one).
-        name: how clients call it; default the model's own name. A network needs one.
+        model: the model; served with token ids if it has them.
+        name: model name shown to clients; default the model's own name. Required for a network.
         batcher: its worker; default a new one.
 
     Raises:

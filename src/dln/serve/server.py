@@ -1,4 +1,4 @@
-"""The server: a socket that is bound before anything is promised, and uvicorn on it until it is told to stop."""
+"""The server: binds a socket before anything is announced, and runs uvicorn on it until it is stopped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dln.errors import InputError, RunFailed
+from dln.serve.app import build_app, is_loopback
 from dln.serve.batching import Served
-from dln.serve.guard import is_loopback
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -29,17 +29,17 @@ def run_server(
     key: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are given a few seconds to end.
+    """Serve until SIGINT or SIGTERM; running requests get a few seconds to finish.
 
     Args:
-        served: what answers.
-        host: where to listen.
+        served: the model.
+        host: address to listen on.
         port: 0 = any free port.
-        key: that clients must present; needed where `host` is not this machine alone.
-        on_ready: is told the base URL ("http://127.0.0.1:8000/v1") once requests are accepted.
+        key: API key of the clients; required for non-local hosts.
+        on_ready: called with the base URL ("http://127.0.0.1:8000/v1") once requests are accepted.
 
     Raises:
-        InputError: the port is in use, the host is not of this machine, or a key is missing.
+        InputError: the port is in use, the host is invalid, or a key is missing.
     """
     server, bound, url = _prepare(served, host, port, key)
     with bound:
@@ -53,11 +53,11 @@ def run_server(
 
 @contextmanager
 def serving(served: Served, *, host: str = "127.0.0.1", port: int = 0, key: str | None = None) -> Generator[str]:
-    """Serve within a block, in a thread; gives the base URL.
+    """Serve in a thread during a `with` block; yields the base URL.
 
     Raises:
         InputError: as `run_server`.
-        RunFailed: the server did not come up.
+        RunFailed: the server did not start.
     """
     server, bound, url = _prepare(served, host, port, key)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -65,7 +65,7 @@ def serving(served: Served, *, host: str = "127.0.0.1", port: int = 0, key: str 
         thread.start()
         try:
             if not _wait(server, thread):
-                raise RunFailed("the server did not come up", where=url)
+                raise RunFailed("the server did not start", where=url)
             yield url
         finally:
             server.should_exit = True
@@ -74,17 +74,17 @@ def serving(served: Served, *, host: str = "127.0.0.1", port: int = 0, key: str 
 
 
 def need_serve_extra() -> None:
-    """Say what to install where the server's packages are missing.
+    """Check that the server's packages are installed.
 
     Raises:
-        InputError: with the command.
+        InputError: they are not; has the install command.
     """
     try:
         import starlette
         import uvicorn
     except ImportError as error:
         raise InputError(
-            "serving needs packages that are not installed", got=error.name, fix="pip install 'dln[serve]'"
+            "the packages for serving are not installed", got=error.name, fix="pip install 'dln[serve]'"
         ) from error
     del starlette, uvicorn
 
@@ -93,16 +93,14 @@ def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Ser
     need_serve_extra()
     import uvicorn
 
-    from dln.serve.app import build_app
-
     if not is_loopback(host) and not key:
         raise InputError(
-            "a server that others can reach needs a key",
+            "non-local hosts need an API key",
             where=f"--host {host}",
-            fix="set DLN_SERVE_API_KEY, or name another variable with --api-key-env; or serve on 127.0.0.1",
+            fix="set DLN_SERVE_API_KEY, or another variable with --api-key-env; or serve on 127.0.0.1",
         )
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise InputError("the key must be printable ASCII without blanks", where="the server's key")
+        raise InputError("the API key must be printable ASCII without blanks", where="the server's key")
     bound = _bind(host, port)
     shown = bound.getsockname()[1]
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
@@ -121,7 +119,7 @@ def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Ser
 
 def _bind(host: str, port: int) -> socket.socket:
     if not 0 <= port < 65536:
-        raise InputError("this is no port", where="--port", got=port, expected="0 to 65535")
+        raise InputError("invalid port", where="--port", got=port, expected="0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -132,7 +130,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.close()
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                "this port is in use", where=f"{host}:{port}", fix="another --port, or --port 0 for a free one"
+                "this port is in use", where=f"{host}:{port}", fix="use another --port, or --port 0 for any free port"
             ) from error
         raise InputError("cannot listen here", where=f"{host}:{port}", got=error.strerror or str(error)) from error
     return bound

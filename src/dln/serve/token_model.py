@@ -1,8 +1,6 @@
-"""A model with token ids, served: what is asked of it as completions and chats, and how the answers are written.
+"""A served model with token ids: completions, chats, and scores of prompts and draws, batched across clients.
 
-What a served model with token ids computes: draws, and scores of prompts and draws, batched across clients.
-
-The i-th of n choices is the draw of seed + i, so the first one is the very draw that the engine gives in process.
+Choice i of n is the draw with seed + i, so the first one equals the draw of the engine in process.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ __all__ = ["TokenModel", "TokenWork"]
 
 
 class TokenWork:
-    """A model's work for the requests of many clients.
+    """The engine calls of a model for many clients.
 
     Args:
         lm: the model.
         tokens: its tokens.
-        batcher: its worker, which puts together what was asked at the same time.
+        batcher: its worker.
     """
 
     def __init__(self, lm: TokenLevel, tokens: Tokens, batcher: Batcher) -> None:
@@ -48,15 +46,15 @@ class TokenWork:
         self._batcher = batcher
 
     async def score(self, prompts: Sequence[Ids], top: int) -> list[TokenScores]:
-        """Each prompt's tokens but the first, with the `top` most probable ones beside each."""
+        """Score each token of each prompt except the first, with the `top` most probable tokens at its position."""
         run = partial(_score, self._lm, top=top)
         return await all_of(self._batcher, ("score", top), run, [(ids, 1) for ids in prompts])
 
     async def draw(self, prompts: Sequence[Ids], sampling: Sampling | None, request: Common) -> list[Completion]:
-        """`request.count` draws of each prompt, prompt by prompt; empty ones without `sampling`.
+        """Draw `request.count` completions of each prompt in order; empty ones without `sampling`.
 
         Raises:
-            Refusal: among given tokens only short texts are drawn.
+            Refusal: `max_tokens` is too large for draws among `allowed_token_ids`.
         """
         n = request.count
         if sampling is None:
@@ -77,7 +75,7 @@ class TokenWork:
     async def beside(
         self, prompts: Sequence[Ids], drawn: Sequence[Completion], top: int | None, request: Common
     ) -> list[list[Row]]:
-        """The tokens of each draw, with what was asked to be shown beside them; `prompts` are those of the draws."""
+        """Return the tokens of each draw with the requested alternatives; `prompts` are those of the draws."""
         ids = [draw.token_ids or () for draw in drawn]
         tops: list[Sequence[Any]] = [[None] * len(row) for row in ids]
         wanted = request.logprob_token_ids
@@ -127,7 +125,7 @@ CHAT_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What both kinds of requests come down to."""
+    """What to compute for a request."""
 
     sampling: Sampling | None
     top: int | None
@@ -139,7 +137,7 @@ class TokenModel:
 
     Args:
         lm: the model.
-        name: how clients call it.
+        name: model name shown to clients.
         batcher: its worker.
     """
 
@@ -153,7 +151,7 @@ class TokenModel:
         self.batcher = batcher
 
     async def complete(self, request: CompletionRequest) -> Answer:
-        """Continue prompts; with `echo`, the prompts come first."""
+        """Continue prompts; with `echo`, return them too."""
         _refuse_samples(request)
         prompts = [self.tokens.prompt(one) for one in request.prompts]
         if request.add_special_tokens is False:
@@ -185,7 +183,7 @@ class TokenModel:
         return Answer(choices, sum(len(p.ids) for p in prompts), _count(drawn))
 
     async def chat(self, request: ChatRequest) -> Answer:
-        """Answer a conversation, written in the model's chat form."""
+        """Answer a conversation with the model's chat template."""
         _refuse_samples(request)
         if request.top_logprobs is not None and not request.logprobs:
             raise Refusal(400, "top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
@@ -225,7 +223,7 @@ class TokenModel:
     async def _computed(
         self, prompts: Sequence[Ids], wanted: _Wanted, request: Common
     ) -> tuple[list[TokenScores], list[Completion], list[list[Row]]]:
-        """(scores of the prompts, the draws, the rows of each draw), prompt by prompt and choice by choice."""
+        """Return scores of the prompts, the draws, and the rows of each draw, ordered by prompt and choice."""
         check_choices(len(prompts), request.count)
         self._check_length(prompts, wanted)
         scored = [] if wanted.prompt_top is None else await self._work.score(prompts, wanted.prompt_top)
@@ -266,7 +264,7 @@ def _prompt_rows(ids: Ids, scores: TokenScores) -> list[Row]:
 
 
 def _cut(rows: Sequence[Row], top: int | None) -> list[Row]:
-    """The rows with at most `top` tokens beside each; None beside them where none were asked for."""
+    """Limit the alternatives of each row to `top`; None without any."""
     return [replace(row, top=row.top[:top] if top and row.top is not None else None) for row in rows]
 
 

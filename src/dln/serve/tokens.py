@@ -1,10 +1,6 @@
-"""A model's tokens as a server shows them: prompts to ids, ids to pieces of text with their places.
+"""Tokens for the server: prompts to ids, ids to text pieces with offsets, and log-probabilities as JSON.
 
-Tokens with their log-probabilities as JSON: the lists of completions, the entries of chats, vLLM's prompts.
-
-Draws among chosen tokens only: the model's distribution, cut to them, step by step.
-
-POST /tokenize and /detokenize, as vLLM has them.
+Also draws among given tokens only, and POST /tokenize and /detokenize as in vLLM.
 """
 
 from __future__ import annotations
@@ -42,18 +38,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is continued: its ids, and its text as an echo shows it."""
+    """A prompt: its ids, and its text for an echo."""
 
     ids: Ids
     text: str
 
 
 class Tokens:
-    """Between texts and ids of one model.
+    """Converts between texts and ids of a model.
 
     Args:
         lm: the model.
-        chat: whether the model's own contexts are user turns.
+        chat: whether the contexts of the model are user messages.
     """
 
     def __init__(self, lm: TokenLevel, *, chat: bool) -> None:
@@ -64,14 +60,14 @@ class Tokens:
 
     @property
     def terminators(self) -> frozenset[int]:
-        """Ids that end a text, as far as they are known."""
+        """Ids that end a text, if known."""
         return self._codec.terminators if self._codec else frozenset()
 
     def prompt(self, given: str | Sequence[int]) -> Prompt:
-        """A prompt given as text or as ids.
+        """Convert a prompt given as text or as ids.
 
         Raises:
-            Refusal: a text for a model that knows user turns only.
+            Refusal: a text for a model that takes user messages only.
         """
         if not isinstance(given, str):
             ids = tuple(given)
@@ -83,10 +79,10 @@ class Tokens:
         return Prompt(self._lm.context_ids(given), given)
 
     def conversation(self, messages: Sequence[Message]) -> Ids:
-        """Messages in the model's own chat form, up to where the assistant begins.
+        """Convert messages with the model's chat template, up to the start of the answer.
 
         Raises:
-            Refusal: the model has no chat form, or the form does not take these messages.
+            Refusal: the model has no chat template, or it refuses these messages.
         """
         single = messages[0].text if len(messages) == 1 and messages[0].role == "user" else None
         if self._codec is not None and self._codec.has_chat:
@@ -106,24 +102,24 @@ class Tokens:
         raise Refusal(400, "this model has no chat template: use /v1/completions", "messages", "no_chat_template")
 
     def alone(self, text: str) -> Ids:
-        """Ids of a text without special tokens."""
+        """Encode a text without special tokens."""
         return self._lm.encode(text)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of ids that were drawn, special tokens left out."""
+        """Decode drawn ids without special tokens."""
         return self._lm.decode(ids)
 
     def name(self, token_id: int) -> str:
-        """One token by itself; one that is no whole text by its id, so that two tokens never share a name."""
+        """Return the text of a token, or its id if it is not valid text, so that names are unique."""
         shown = self._lm.token_text(token_id)
         return f"token_id:{token_id}" if "\ufffd" in shown or not shown else shown
 
     def raw(self, token_id: int) -> bytes:
-        """The bytes of one token."""
+        """Return the bytes of a token."""
         return self._lm.token_bytes(token_id)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text that each id adds; a character of several tokens belongs to the last of them."""
+        """Return the text that each id adds; a character of several tokens belongs to the last one."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         last = len(ids) - 1
         try:
@@ -132,9 +128,9 @@ class Tokens:
             raise Refusal(400, str(error), "prompt", "invalid_value") from error
 
     def offsets(self, ids: Sequence[int], pieces: Sequence[str], text: str) -> list[int]:
-        """Where in `text` each piece begins, in characters.
+        """Return the offset of each piece in `text`, in characters.
 
-        Tokens that the text does not have (one that the model puts before every text, a terminator) take no room.
+        Tokens that are not part of the text (a start token, a terminator) have no width.
         """
         joined = "".join(pieces)
         hidden = joined != text and not joined.startswith(text)
@@ -149,13 +145,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One token with what is known of it.
+    """A token with its scores.
 
     Attributes:
         token: its id.
         log_prob: in nats; None for the first token of a text.
-        top: the tokens shown beside it; None where there is nothing to show.
-        sampling: log-probability under the distribution it was drawn from; None if it was not drawn.
+        top: alternatives at its position; None without any.
+        sampling: log-probability under the sampling distribution; None if it was not drawn.
     """
 
     token: int
@@ -165,13 +161,13 @@ class Row:
 
 
 def completion_scores(tokens: Tokens, rows: Sequence[Row], text: str, *, by_id: bool) -> dict[str, Any]:
-    """`logprobs` of a completion: parallel lists, and beside the usual ones the ids and log q of each token.
+    """Return `logprobs` of a completion: the usual parallel lists, with ids and log q of each token.
 
     Args:
-        tokens: names them.
-        rows: the tokens of the choice, the echoed prompt's first.
+        tokens: the tokens of the model.
+        rows: the tokens of the choice, after those of an echoed prompt.
         text: the text of the choice.
-        by_id: whether tokens are called "token_id:123".
+        by_id: whether to name tokens "token_id:123".
     """
     ids = [row.token for row in rows]
     pieces = tokens.pieces(ids)
@@ -202,7 +198,7 @@ def completion_scores(tokens: Tokens, rows: Sequence[Row], text: str, *, by_id: 
 
 
 def chat_scores(tokens: Tokens, rows: Sequence[Row], *, by_id: bool) -> dict[str, Any]:
-    """`logprobs` of a chat's choice: one entry per token, with its bytes, id and log q."""
+    """Return `logprobs` of a chat: one entry per token, with its bytes, id and log q."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
         raw = tokens.raw(token)
@@ -220,10 +216,9 @@ def chat_scores(tokens: Tokens, rows: Sequence[Row], *, by_id: bool) -> dict[str
 
 
 def prompt_scores(tokens: Tokens, rows: Sequence[Row]) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs`: null for the first token, then {id: {logprob, rank, decoded_token}} with the token's own.
+    """Return `prompt_logprobs`: null for the first token, then {id: {logprob, rank, decoded_token}}.
 
-    The rank counts the more probable tokens among those that are shown; it is null where the token itself is
-    none of them, because then its place is not known.
+    The rank is null for a token that is not among the alternatives, because it is unknown.
     """
     shown: list[dict[str, Any] | None] = []
     for row in rows:
@@ -246,16 +241,15 @@ def prompt_scores(tokens: Tokens, rows: Sequence[Row]) -> list[dict[str, Any] | 
 
 
 MOST_STEPS = 64
-"""Every step scores the whole text again: this is for labels and other short answers."""
+"""Every step scores the whole text again, so this is for labels and other short answers."""
 
 
 def draw_among(
     lm: TokenLevel, tokens: Tokens, items: Sequence[tuple[Ids, int]], sampling: Sampling, allowed: Ids
 ) -> list[Completion]:
-    """One draw per (prompt, seed), in which only `allowed` tokens occur.
+    """Draw a completion of `allowed` tokens per (prompt, seed).
 
-    The same race as in any other draw, run among fewer: with every token allowed the draws are the usual ones.
-    Log-probabilities are the model's own, before the cut.
+    With every token allowed the draws equal unconstrained ones. Log-probabilities are those of the unconstrained model.
     """
     return [_Draw(lm, tokens, sampling, allowed).run(prompt, seed) for prompt, seed in items]
 
@@ -291,7 +285,7 @@ class _Draw:
 
 
 class _Tokenize(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)  # llama-server's names for the same are passed over
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True)  # llama-server's names for the same fields are ignored
 
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
@@ -307,7 +301,7 @@ class _Detokenize(BaseModel):
 
 
 def tokenize(tokens: Tokens, body: dict[str, Any], max_model_len: int | None) -> dict[str, Any]:
-    """Ids of a prompt (as a context, or alone without special tokens), or of messages in the chat form."""
+    """Return the ids of a prompt, with or without special tokens, or of messages in the chat template."""
     asked = check(_Tokenize, body)
     if asked.messages is not None:
         if not asked.add_generation_prompt:
@@ -322,5 +316,5 @@ def tokenize(tokens: Tokens, body: dict[str, Any], max_model_len: int | None) ->
 
 
 def detokenize(tokens: Tokens, body: dict[str, Any]) -> dict[str, Any]:
-    """The text of ids, special tokens by their names."""
+    """Return the text of ids, with the names of special tokens."""
     return {"prompt": "".join(tokens.pieces(check(_Detokenize, body).tokens))}
