@@ -53,6 +53,9 @@ def ends_alike(prediction, target):
 def task():
     return dln.Task.from_dataset(dln.Dataset.from_pairs([(f"text {i}", "ab"[i % 2]) for i in range(40)]), name="shop")
 
+def template():
+    return dln.load_template("backward")
+
 def engine(model, seed=1):
     return dln.TableLM.random([f" {model}"], seed=seed)
 """
@@ -60,13 +63,19 @@ def engine(model, seed=1):
 
 def test_an_entry_point_is_a_name_like_the_built_in_ones(install):
     points = {"selector.first": "shop_parts:First", "metric.ends_alike": "shop_parts:ends_alike"}
-    install({**points, "task.shop": "shop_parts:task", "engine.shop": "shop_parts:engine"}, SOURCE)
+    points |= {
+        "task.shop": "shop_parts:task",
+        "engine.shop": "shop_parts:engine",
+        "template.shop": "shop_parts:template",
+    }
+    install(points, SOURCE)
     assert [(one.kind, one.name, one.package) for one in registered("selector")] == [("selector", "first", "shop 1.2")]
     options = resolve_options("default", {"inference": {"select": "first"}})
     assert strategy("selector", options.inference.select, {})(np.array([0.0, 1.0]), np.zeros((2, 1))) == 0
     assert options.model_dump(mode="json")["inference"]["select"] == "first"
     assert dln.load_metric("ends_alike")("ham", "jam") == 1.0
     assert dln.load_task("shop").name == "shop"
+    assert dln.load_template("shop", "backward") == dln.load_template("backward")
     assert dln.load_lm("shop/warm").sample(["x"], dln.Sampling(), [0])[0].text == " warm"
 
 

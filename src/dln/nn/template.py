@@ -19,6 +19,7 @@ from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2 import Template as CompiledTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from dln import extensions
 from dln.arguments import Count, checked, did_you_mean, shown, unknown_name
 from dln.errors import InputError
 from dln.io import dump, parse
@@ -145,7 +146,7 @@ class Template:
 
 @checked
 def load_template(name: str | Path | Template, kind: Kind | None = None) -> Template:
-    """A template by name (`think`), by name and version (`think@1`), or by path to a YAML file.
+    """A template by name (`think`), also a registered one; by name and version (`think@1`); or by path to a YAML file.
 
     Raises:
         InputError: no such template or file, a version that is not there, or another kind than asked.
@@ -154,6 +155,8 @@ def load_template(name: str | Path | Template, kind: Kind | None = None) -> Temp
         template = name
     elif isinstance(name, Path) or name.endswith((".yaml", ".yml")):
         template = _from_file(Path(name))
+    elif name not in _all_packaged() and any(one.name == name for one in extensions.registered("template")):
+        template = extensions.create("template", name)
     else:
         template = _packaged(name)
     if kind is not None and template.kind != kind:
