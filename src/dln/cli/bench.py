@@ -1,12 +1,6 @@
-"""`dln bench`: the paper's comparison for any model, cell by cell.
+"""`dln bench`: tables of cells (task × method × seed), computed once, resumable, and written into Markdown pages.
 
-Tables into pages: which region a command fills, the command itself, and the check before any work is done.
-
-What a bench says while it works: how many cells there are, which one is made, how long the rest will take.
-
-Running a bench from the command line: the same for every table that is made of cells.
-
-`dln bench ablation`: which training options give most accuracy per token, found out without a test example.
+`paper` compares methods on test examples, `ablation` compares training options on held-out dev examples.
 """
 
 from __future__ import annotations
@@ -25,13 +19,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dln.cli import flags
-from dln.cli import run_flags as bench_flags
-from dln.cli.build import build_models, known_task
-from dln.cli.config import RunConfig
-from dln.cli.flags import examples, names_of, seeds_of
-from dln.cli.output import duration, err, note, out, print_record, safe
-from dln.cli.run_flags import budget_settings
-from dln.cli.sources import lm_settings, load_config, remote
+from dln.cli.build import known_task
+from dln.cli.config import ENGINE, LIMITS, PRICES, SIZES, RunConfig
+from dln.cli.flags import names_of, seeds_of
+from dln.cli.models import build_models, remote
+from dln.cli.output import duration, err, examples, note, out, print_record, safe
+from dln.cli.sources import configured
 from dln.data import Task
 from dln.errors import DlnError, InputError
 from dln.experiments.cells import Bench, Cell, CellResult, Cells
@@ -58,6 +51,7 @@ from dln.lm.prices import FREE
 
 __all__ = [
     "ABLATION_EPILOG",
+    "DEFAULT_METHODS",
     "PAPER_EPILOG",
     "Place",
     "Table",
@@ -192,7 +186,7 @@ class Watch:
             disable=self._plain,
         )
         self._task = self._bar.add_task("cells", total=self._total, left=self._left())
-        counts = f"{len(wanted)} cells, {len(wanted) - self._total} of them known, {self._total} to be made"
+        counts = f"{len(wanted)} cells, {len(wanted) - self._total} of them done, {self._total} to compute"
         if as_json:
             begin = {"cells": len(wanted), "known": len(wanted) - self._total, "missing": self._total}
             print_record({"kind": "begin", **begin, "seconds_left": remaining(self._missing, self._finished, jobs)})
@@ -288,7 +282,7 @@ def make_table(
     """
     for side in ("prompt_lm", "hidden_lm"):
         if getattr(config.lm, side) is not None:
-            note(f"note: all methods spend from one model; the configured {side} is not used")
+            note(f"note: all methods use the same model; the configured {side} is not used")
     started, meter = time.perf_counter(), Meter()
     with ExitStack() as stack:
         # the directory first: whether it can be gone on with is known at once, a model takes its time
@@ -318,7 +312,7 @@ def make_table(
         print_record({"kind": "table", "files": names, "tokens": meter.snapshot().tokens, "rows": rows})
         return
     out().print(safe(text), soft_wrap=True)
-    note(f"this call took {duration(time.perf_counter() - started)}")
+    note(f"done in {duration(time.perf_counter() - started)}")
     note(f"written: {', '.join(str(path) for path in files)}")
 
 
@@ -338,9 +332,9 @@ def _finished(
             text, _ = _texts(context, table, config, summary, done)
             write_table(summary, directory, text, table.title)
         note(
-            f"{len(done)} of {len(bench.wanted)} cells are finished and kept in {directory}"
-            + (", with the table of these; " if done else "; ")
-            + "the same command goes on with the others"
+            f"{len(done)} of {len(bench.wanted)} cells are finished and stored in {directory}"
+            + (", with their table; " if done else "; ")
+            + "the same command resumes"
         )
         raise
 
@@ -354,104 +348,40 @@ def _texts(
     return full_section(table.show(summary), about, less), short_section(summary, about, less)
 
 
+NLU, BIG_BENCH = "mpqa,trec,subj,disaster,airline", "hyperbaton,navigate,date,logic7"
+PAPER_NINE = f"{NLU},{BIG_BENCH}"
+DEFAULT_METHODS = (
+    "majority,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
+    "random-demonstrations,dln-1-paper,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
+)
+SHARED = ("set", "lm", *ENGINE, *PRICES, *LIMITS)
+"""Settings of both commands, besides the data. Each table has a cache of its own in its directory."""
+
+EqualTokens = Annotated[
+    int | None, typer.Option("--equal-tokens", min=1, metavar="N", help="Training budget of every method, in tokens.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Number of concurrent cells (default: 4 for models behind a server, 1 in this process).",
+        rich_help_panel=flags.MODEL,
+    ),
+]
+
+PAPER_EPILOG = examples(
+    "dln bench paper --data data",
+    "dln bench paper --tasks mpqa,subj --methods 0-shot,icl-5,dln-1 --seeds 13",
+    "dln bench paper --lm vllm/llama --base-url http://localhost:8000/v1 --jobs 8 --max-usd 5",
+    "dln bench paper --tasks questions --methods 0-shot-line,random-demonstrations,dln-1 --equal-tokens 200000",
+    "dln bench paper --data data --write docs/results.md --write README.md",
+)
 ABLATION_EPILOG = examples(
     "dln bench ablation --data data",
     "dln bench ablation --data data --tasks mpqa,trec --variants k6,k24,batch-40 --seeds 13",
     "dln bench ablation --tasks questions --variants variants.yaml --set steps=4",
     "dln bench ablation --data data --variants all --write docs/results.md",
-)
-
-
-def ablation(
-    context: typer.Context,
-    tasks: bench_flags.Tasks = bench_flags.NLU,
-    chosen_variants: Annotated[
-        str,
-        typer.Option(
-            "--variants",
-            metavar="FILE|A,B,…",
-            help="A YAML file of name: {option: value}, built-in ones by name, or all of these.",
-        ),
-    ] = "all",
-    preset: Annotated[str, typer.Option(help="The base, which every variant changes.")] = "default",
-    layers: Annotated[int, typer.Option(min=1, help="Depth of the base.")] = 1,
-    seeds: bench_flags.BenchSeeds = "13,42,25",
-    data: flags.DataDirectory = None,
-    leaky: flags.Leaky = None,
-    train_size: bench_flags.BenchTrainSize = 400,
-    dev_size: bench_flags.BenchDevSize = 128,
-    judge_size: Annotated[
-        int, typer.Option(min=1, help="Examples of the dev set's other half that judge.", rich_help_panel=flags.DATA)
-    ] = 250,
-    equal_tokens: bench_flags.EqualTokens = None,
-    setting: bench_flags.BenchSetting = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    prices: flags.Prices = None,
-    price: flags.PriceOf = None,
-    jobs: bench_flags.Jobs = None,
-    budget: bench_flags.BudgetOf = None,
-    max_calls: flags.MaxCalls = None,
-    max_tokens: flags.MaxTokens = None,
-    max_minutes: flags.MaxMinutes = None,
-    max_usd: flags.MaxUsd = None,
-    directory: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Cells and tables; the same directory goes on.")
-    ] = Path("ablation"),
-    write: bench_flags.Page = None,
-    region: bench_flags.Region = None,
-    config: flags.Config = None,
-    as_json: flags.Json = False,
-) -> None:
-    """Change one training option at a time, on train and dev examples only: half of the dev set judges."""
-    cache = str(directory / "answers.sqlite")
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
-    given: dict[str, Any] = {
-        "data": {"directory": data, "leaky": leaky},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False, threads=threads),
-        "budget": budget_settings(budget, **limits),
-    }
-    chosen = load_config(given, config, setting or ())
-    options = dict(chosen.options)
-    if str(options.pop("preset", preset)) != preset:
-        note(f"note: the base is preset {preset} (--preset); the configured one is not used")
-    candidates = variants(chosen_variants, preset, layers)
-    numbers = seeds_of(seeds)
-    places = checked_places(write, region, "ablation")
-    loaded = load_tasks(names_of(tasks, "--tasks"), chosen, least_dev=240)
-    methods, same = with_base(candidates, options, loaded[0], preset, layers)
-    if same:
-        note(f"note: left out, because the base does the same: {', '.join(same)}")
-    pairs = [(BASE, method.name) for method in methods[1:]]
-    abouts = {method.name: method.about for method in methods}
-    table = Table(
-        tasks=loaded,
-        methods=methods,
-        seeds=numbers,
-        protocol=DevelopmentProtocol(train_size, dev_size, judge_size, options, equal_tokens, leaky=chosen.data.leaky),
-        summarize=lambda cells: summarize(cells, pairs),
-        show=lambda summary: ablation_markdown(summary, abouts),
-        title="Accuracy on held-out dev examples",
-        judged="held-out dev",
-        places=places,
-    )
-    make_table(context, table, chosen, directory, jobs, as_json=as_json)
-
-
-PAPER_EPILOG = examples(
-    "dln bench paper --data data",
-    "dln bench paper --tasks mpqa,subj --methods 0-shot,icl-5,dln-1 --seeds 13",
-    "dln bench paper --lm vllm/llama --base-url http://localhost:8000/v1 --jobs 8 --budget usd=5",
-    "dln bench paper --tasks questions --methods 0-shot-line,random-demonstrations,dln-1 --equal-tokens 200000",
-    "dln bench paper --data data --write docs/results.md --write README.md",
-)
-
-DEFAULT_METHODS = (
-    "majority,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
-    "random-demonstrations,dln-1-paper,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
 )
 
 app = typer.Typer(
@@ -465,71 +395,122 @@ def group() -> None:
 
 
 @app.command("paper", epilog=PAPER_EPILOG)
+@configured("data", "leaky", *SIZES, *SHARED, train_size=400, dev_size=128, test_size=250)
 def paper(
     context: typer.Context,
-    tasks: bench_flags.Tasks = bench_flags.PAPER_NINE,
+    config: RunConfig,
+    tasks: flags.TaskNames = PAPER_NINE,
     methods: Annotated[
-        str, typer.Option(metavar="A,B,…", help=f"Of: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size.")
+        str,
+        typer.Option(
+            "--methods",
+            metavar="A,B,…",
+            help=f"Comma-separated methods: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size.",
+        ),
     ] = DEFAULT_METHODS,
-    seeds: bench_flags.BenchSeeds = "13,42,25",
-    data: flags.DataDirectory = None,
-    leaky: flags.Leaky = None,
-    train_size: bench_flags.BenchTrainSize = 400,
-    dev_size: bench_flags.BenchDevSize = 128,
-    test_size: Annotated[int, typer.Option(min=1, help="Test examples.", rich_help_panel=flags.DATA)] = 250,
-    equal_tokens: bench_flags.EqualTokens = None,
-    encoder: bench_flags.Encoder = "words",
-    setting: bench_flags.BenchSetting = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    prices: flags.Prices = None,
-    price: flags.PriceOf = None,
-    jobs: bench_flags.Jobs = None,
-    budget: bench_flags.BudgetOf = None,
-    max_calls: flags.MaxCalls = None,
-    max_tokens: flags.MaxTokens = None,
-    max_minutes: flags.MaxMinutes = None,
-    max_usd: flags.MaxUsd = None,
-    directory: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Cells and tables; the same directory goes on.")
-    ] = Path("bench"),
-    write: bench_flags.Page = None,
-    region: bench_flags.Region = None,
-    config: flags.Config = None,
+    seeds: flags.Seeds = "13,42,25",
+    equal_tokens: EqualTokens = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder", metavar="words|NAME|DIR", help="Sentence encoder of kate-K, a sentence-transformers model."
+        ),
+    ] = "words",
+    jobs: Jobs = None,
+    directory: flags.OutputDirectory = Path("bench"),
+    write: flags.Page = None,
+    region: flags.Region = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Reproduce the paper's tables: methods by tasks, with seeds, intervals, costs and paired tests."""
-    cache = str(directory / "answers.sqlite")
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
-    given: dict[str, Any] = {
-        "data": {"directory": data, "leaky": leaky},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache=False, threads=threads),
-        "budget": budget_settings(budget, **limits),
-    }
-    chosen = load_config(given, config, setting or ())
-    options = dict(chosen.options)
+    """Reproduce the paper's tables: methods by tasks, with seeds, intervals, costs and paired tests.
+
+    Cells that the output directory holds are not computed again.
+    """
+    config, options = _cells_config(config, directory)
     if options.pop("preset", "default") != "default":
-        note("note: every row of the table has its preset; the configured one is not used")
+        note("note: every row of the table has its own preset; the configured one is not used")
     wanted, added = in_order(names_of(methods, "--methods"))
-    numbers = seeds_of(seeds)
     if added:
-        note(f"note: added, because others build upon them: {', '.join(added)}")
+        note(f"note: added, because other methods need them: {', '.join(added)}")
+    numbers, data = seeds_of(seeds or ""), config.data
     places = checked_places(write, region, "paper" if equal_tokens is None else "equal tokens")
     abouts = {method.name: method.about for method in wanted}
+    sizes = (data.train_size or 0, data.dev_size or 0, data.test_size or 0)
     table = Table(
-        tasks=load_tasks(names_of(tasks, "--tasks"), chosen),
+        tasks=load_tasks(names_of(tasks or "", "--tasks"), config),
         methods=wanted,
         seeds=numbers,
-        protocol=EvaluationProtocol(train_size, dev_size, test_size, options, equal_tokens, encoder, chosen.data.leaky),
+        protocol=EvaluationProtocol(*sizes, options, equal_tokens, encoder, data.leaky),
         summarize=summarize,
         show=lambda summary: markdown(summary, abouts),
         title="Test accuracy",
         places=places,
     )
-    make_table(context, table, chosen, directory, jobs, as_json=as_json)
+    make_table(context, table, config, directory, jobs, as_json=as_json)
 
 
-app.command("ablation", epilog=ABLATION_EPILOG)(ablation)
+@app.command("ablation", epilog=ABLATION_EPILOG)
+@configured(
+    *("data", "leaky", "train_size", "dev_size", "layers", "preset", *SHARED),
+    **{"train_size": 400, "dev_size": 128, "layers": 1, "preset": "default"},
+)
+def ablation(
+    context: typer.Context,
+    config: RunConfig,
+    tasks: flags.TaskNames = NLU,
+    chosen_variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="FILE|A,B,…",
+            help="YAML file of name: {option: value}, comma-separated built-in variants, or all of these.",
+        ),
+    ] = "all",
+    seeds: flags.Seeds = "13,42,25",
+    judge_size: Annotated[
+        int,
+        typer.Option(
+            "--judge-size", min=1, help="Maximum number of held-out dev examples.", rich_help_panel=flags.DATA
+        ),
+    ] = 250,
+    equal_tokens: EqualTokens = None,
+    jobs: Jobs = None,
+    directory: flags.OutputDirectory = Path("ablation"),
+    write: flags.Page = None,
+    region: flags.Region = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Change one training option at a time; results are measured on half of the dev set, never on test examples.
+
+    Cells that the output directory holds are not computed again.
+    """
+    config, options = _cells_config(config, directory)
+    preset, layers = str(options.pop("preset")), config.network.layers
+    candidates = variants(chosen_variants, preset, layers)
+    numbers, data = seeds_of(seeds or ""), config.data
+    places = checked_places(write, region, "ablation")
+    loaded = load_tasks(names_of(tasks or "", "--tasks"), config, least_dev=240)
+    methods, same = with_base(candidates, options, loaded[0], preset, layers)
+    if same:
+        note(f"note: left out, because they equal the base: {', '.join(same)}")
+    pairs = [(BASE, method.name) for method in methods[1:]]
+    abouts = {method.name: method.about for method in methods}
+    sizes = (data.train_size or 0, data.dev_size or 0, judge_size)
+    table = Table(
+        tasks=loaded,
+        methods=methods,
+        seeds=numbers,
+        protocol=DevelopmentProtocol(*sizes, options, equal_tokens, leaky=data.leaky),
+        summarize=lambda cells: summarize(cells, pairs),
+        show=lambda summary: ablation_markdown(summary, abouts),
+        title="Accuracy on held-out dev examples",
+        judged="held-out dev",
+        places=places,
+    )
+    make_table(context, table, config, directory, jobs, as_json=as_json)
+
+
+def _cells_config(config: RunConfig, directory: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration with the table's own cache, and the training options to change."""
+    lm = config.lm.model_copy(update={"cache": True, "cache_path": str((directory / "answers.sqlite").absolute())})
+    return config.model_copy(update={"lm": lm}), dict(config.options)

@@ -1,60 +1,41 @@
-"""From a configuration to what is trained: the task, the models and the network.
-
-Networks that commands are given: a network file or a run directory, with the models they name.
-"""
+"""From a configuration to the task and the network to train; networks of files and runs are opened here too."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import cache
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from dln.cli.config import RunConfig, engine_of
-from dln.cli.errors import in_flags
-from dln.cli.sources import Wanted, price_table, wanted_models
+from dln.cli.config import RunConfig, parse_config
+from dln.cli.models import with_server_of
+from dln.cli.output import in_flags, note
 from dln.data import Dataset, Task, bundled_names, load_task
 from dln.data.splits import subsample
 from dln.errors import InputError
-from dln.io import cache_directory
 from dln.lm.base import LanguageModel
-from dln.lm.cache import Cached, Store
-from dln.lm.load import load_lm
-from dln.lm.meter import Budget, Meter, Metered
-from dln.lm.prices import FREE, Quote
 from dln.nn import AnyLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import load_network, network_from_json
+from dln.train.fit import Progress
 from dln.train.layout import standard_network
-from dln.train.run import read_meta
+from dln.train.run import read_checkpoint, read_meta
 
 __all__ = [
-    "Loader",
-    "Models",
-    "build_models",
     "build_network",
     "build_task",
+    "ensemble_line",
+    "initial_network",
     "known_task",
-    "said_together",
+    "open_network",
+    "present_models",
+    "recorded_config",
     "task_label",
 ]
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a run; all share one meter, one budget and one cache. `quotes` are their prices by spec."""
-
-    lm: LanguageModel
-    prompt_lm: LanguageModel | None
-    hidden_lm: LanguageModel | None
-    meter: Meter
-    notes: tuple[str, ...] = ()
-    quotes: Mapping[str, Quote | None] = field(default_factory=dict[str, "Quote | None"])
 
 
 def build_task(config: RunConfig) -> Task:
@@ -87,50 +68,6 @@ def task_label(config: RunConfig) -> str:
     """A short name for the run directory."""
     wanted = config.task
     return Path(wanted.csv or wanted.jsonl or wanted.name or "task").stem
-
-
-def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None) -> Models:
-    """Every model as Cached(Metered(engine)), so that only what is computed counts.
-
-    Raises:
-        DlnError: a model cannot be had, or the cache cannot be opened.
-    """
-    limits, meter = config.budget, meter or Meter()
-    budget = Budget(
-        limits.max_calls,
-        limits.max_tokens,
-        None if limits.max_minutes is None else 60.0 * limits.max_minutes,
-        limits.max_usd,
-    )
-    table, chosen = price_table(config.lm), wanted_models(config.lm)
-    quotes = {wanted.spec: table.find(wanted.spec) for wanted in chosen}
-    unpriced = [spec for spec, quote in quotes.items() if quote is None]
-    for spec in unpriced if budget.max_usd is not None else ():
-        table.needed(spec)
-    store: Store | None = None
-    if config.lm.cache:
-        path = Path(config.lm.cache_path) if config.lm.cache_path else cache_directory() / "lm-cache.sqlite"
-        store = stack.enter_context(Store(path))
-
-    def load(wanted: Wanted) -> LanguageModel:
-        quote = quotes[wanted.spec]
-        price = FREE if quote is None else quote.price
-        metered = Metered(load_lm(wanted.spec, **wanted.options), budget, meter, purpose=wanted.purpose, price=price)
-        return metered if store is None else Cached(metered, store)
-
-    models = {wanted.purpose: load(wanted) for wanted in chosen}
-    notes = tuple(store.notes) if store is not None else ()
-    return Models(
-        lm=models["layers"],
-        prompt_lm=models.get("prompts"),
-        hidden_lm=models.get("hidden"),
-        meter=meter,
-        notes=(
-            *notes,
-            *(f"the price of {spec} is not known: money is not counted (--price {spec}=IN/OUT)" for spec in unpriced),
-        ),
-        quotes=quotes,
-    )
 
 
 def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequential:
@@ -251,56 +188,68 @@ def _sections(text: str) -> list[str]:
     return ["\n".join(part).strip() for part in parts]
 
 
-class Loader:
-    """Opens networks; their models share one cache and are loaded once each.
+def open_network(place: Path, load: Callable[[str], LanguageModel]) -> AnyNetwork:
+    """The network of a file, or the result of a run; of an unfinished run the best network so far.
 
     Args:
-        config: of the cache and the engine.
-        override: the model to use whatever the file names.
-        stack: closes the cache.
+        place: a network file or a run directory.
+        load: from the name of a model to the model.
+
+    Raises:
+        InputError: there is no trained network.
     """
-
-    def __init__(self, config: RunConfig, override: str | None, stack: ExitStack) -> None:
-        self._config = config
-        self._override = override
-        self._stack = stack
-        self._load = cache(self._load_model)
-
-    def trained(self, place: Path) -> AnyNetwork:
-        """What answers: of a file, or the result of a run; one network, or several together.
-
-        Raises:
-            InputError: there is none.
-        """
-        if place.is_dir():
-            file = place / "network.json"
-            if not file.exists():
-                raise InputError(
-                    "there is no trained network here (yet)",
-                    where=place,
-                    fix=f"dln resume {place}" if (place / "run.yaml").exists() else "a run directory or network file",
-                )
-            return load_network(file, self._load)
-        return load_network(place, self._load)
-
-    def initial(self, run: Path) -> Sequential:
-        """The network that a run began with."""
-        recorded = cast(dict[str, Any], read_meta(run)["network"])
-        return best_of(network_from_json(recorded, self._load, str(run / "run.yaml")))
-
-    def _load_model(self, name: str) -> LanguageModel:
-        given, spec = self._config.lm, self._override or name
-        changes: dict[str, Any] = {"spec": spec, "prompt_lm": None, "hidden_lm": None}
-        if engine_of(spec) != engine_of(given.spec) and "spec" in given.model_fields_set:
-            # the server that is known is that of another engine: its address and key are not for this model
-            changes |= {"base_url": (), "api_key": None, "api_key_env": None, "options": {}}
-        lm = given.model_copy(update=changes)
-        return build_models(self._config.model_copy(update={"lm": lm}), self._stack).lm
+    file = place / "network.json" if place.is_dir() else place
+    if file.exists() or not place.is_dir():
+        return load_network(file, load)
+    known = (place / "run.yaml").exists()
+    saved = read_checkpoint(place) if known else None
+    if saved is None:
+        raise InputError(
+            "there is no trained network here yet" if known else "there is no trained network here",
+            where=place,
+            expected="a run directory or a network file",
+            fix=f"dln resume {shlex.quote(str(place))}" if known else "dln runs lists run directories",
+        )
+    best = Progress.from_json(saved, initial_network(place, load)).result
+    note(
+        f"note: this run is not finished: using its best network so far, from step {best.step} "
+        f"(to finish it: dln resume {shlex.quote(str(place))})"
+    )
+    return best.network
 
 
-def said_together(network: AnyNetwork) -> str | None:
-    """How many prompts answer together and with which weights, in a line; None where one answers."""
+def initial_network(run: Path, load: Callable[[str], LanguageModel]) -> Sequential:
+    """The network that a run started from, with its templates."""
+    recorded = cast(dict[str, Any], read_meta(run)["network"])
+    return best_of(network_from_json(recorded, load, str(run / "run.yaml")))
+
+
+def present_models(config: RunConfig, place: Path, override: str | None) -> RunConfig:
+    """`config` with the server that the run at `place` was trained with, unless `config` or a flag names another."""
+    if override is not None or not (place / "run.yaml").exists() or not read_meta(place).get("config"):
+        return config
+    return config.model_copy(update={"lm": with_server_of(recorded_config(place).lm, config.lm)})
+
+
+def recorded_config(run: Path) -> RunConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        InputError: there is no run, or it was not started from the command line.
+    """
+    recorded = cast(dict[str, Any], read_meta(run).get("config") or {})
+    if not recorded:
+        raise InputError(
+            "this run was not started by `dln train`, so that its settings are not recorded",
+            where=run,
+            fix="resume it from Python: dln.fit(..., run_dir=..., resume=True)",
+        )
+    return parse_config(recorded, str(run / "run.yaml"))
+
+
+def ensemble_line(network: AnyNetwork) -> str | None:
+    """The size and weights of an ensemble in one line; None for a single network."""
     if not isinstance(network, Ensemble):
         return None
     weights = ", ".join(f"{weight:.3f}" for weight in network.weights)
-    return f"{len(network.members)} prompts answer together, with weights {weights}"
+    return f"ensemble of {len(network.members)} prompts with weights {weights}"

@@ -1,19 +1,24 @@
-"""The configuration of a run: one validated value, the same in files, on the command line and in run.yaml.
+"""The configuration of a run: one validated value for files, flags, environment variables and run.yaml.
 
-The section `lm` of a configuration: models, where their servers are, and what they cost.
+Each setting is declared once, as a pydantic field: its type, bounds, default and description, and with
+`Annotated[..., Flag(...)]` how it is given on the command line. `SETTINGS` lists the settings that have a flag.
 
-Keys are read and never written: `api_key` is left out of every record, and so are user information and secret
+API keys are read and never written: `api_key` is left out of every record, as are user information and secret
 parameters of base URLs, and options that carry secrets (headers).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, cast, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,16 +30,25 @@ from pydantic import (
     field_validator,
 )
 
-from dln.cli.errors import closest, expectation
+from dln.cli import flags as complete
+from dln.cli.flags import DATA, MODEL, NETWORK, TRAINING, Flag
+from dln.cli.output import closest, expectation
 from dln.errors import InputError
+from dln.lm.prices import parse_price
 from dln.train.layout import Hidden
 from dln.train.options import InferenceOptions, Options, resolve_options
 
 __all__ = [
+    "CACHE",
     "COMMAND_LINE",
-    "FLAGS",
-    "OWN_FLAGS",
-    "SECRET_FIELDS",
+    "ENGINE",
+    "LAYERS",
+    "LIMITS",
+    "PRICES",
+    "SETTINGS",
+    "SIDE_MODELS",
+    "SIZES",
+    "TASK",
     "BudgetConfig",
     "DataConfig",
     "ModelConfig",
@@ -43,8 +57,11 @@ __all__ = [
     "RunConfig",
     "Section",
     "ServerConfig",
+    "Setting",
     "SideModelConfig",
     "TaskConfig",
+    "check_option_names",
+    "command_of",
     "config_schema",
     "engine_of",
     "parse_config",
@@ -54,34 +71,57 @@ __all__ = [
 ]
 
 SECRET_FIELDS = frozenset({"api_key", "api_key_env", "base_url", "options", "lm", "prompt_lm", "hidden_lm"})
-"""Fields whose values are not shown in messages: there may be a key in them."""
+"""Fields whose values are not repeated in messages, since they may contain an API key."""
 
 _SECRET = re.compile(r"key|header|secret|passw|auth|credential|signature|^sig$|^code$|^token$|_token$", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 
 
+def _engine_options(words: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` words; the values are YAML."""
+    chosen: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.strip():
+            raise InputError("not an option", where="--lm-option", got=name, expected="name=value, as in timeout=60")
+        try:
+            chosen[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            # neither repeated nor chained: an option may be a header with an API key
+            raise InputError(
+                "the value is not YAML", where=f"--lm-option {name}", expected="a YAML value, as in timeout=60"
+            ) from None
+    return chosen
+
+
+def _prices(words: list[str]) -> dict[str, Any]:
+    return {name: asdict(price) for name, price in map(parse_price, words)}
+
+
 class Section(BaseModel):
-    """Frozen, and unknown names are errors, which do not repeat what was given."""
+    """Frozen; unknown names are errors that do not repeat the input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class ServerConfig(Section):
-    """Where a model's server is, and how it is asked."""
+    """The server of a model, and the options of requests to it."""
 
     base_url: Annotated[
         tuple[str, ...],
         BeforeValidator(lambda given: (given,) if isinstance(given, str) else given, str | list[str]),
-    ] = Field((), description="address of the model's server; several are replicas of one another")
-    api_key_env: str | None = Field(
-        None, description="name of the environment variable with the key; default: the engine's own, as OPENAI_API_KEY"
-    )
+        Flag("--base-url", MODEL, "URL", env="DLN_BASE_URL"),
+    ] = Field((), description="Base URL of the model's server, as http://127.0.0.1:8000/v1; several are replicas.")
+    api_key_env: Annotated[
+        str | None, Flag("--api-key-env", MODEL, "NAME", env="DLN_API_KEY_ENV", complete=complete.key_variables)
+    ] = Field(None, description="Environment variable with the API key (default: the provider's, as OPENAI_API_KEY).")
     api_key: SecretStr | None = Field(
-        None, exclude=True, description="the key itself; it is never written to a run, api_key_env is safer"
+        None, exclude=True, description="The API key itself; never written to a run. api_key_env is safer."
     )
-    options: dict[str, Any] = Field(
-        default_factory=dict[str, Any], description="options of the engine, as timeout, max_concurrency, chat"
-    )
+    options: Annotated[
+        dict[str, Any],
+        Flag("--lm-option", MODEL, "NAME=VALUE", complete=complete.model_options, read=_engine_options),
+    ] = Field(default_factory=dict[str, Any], description="Option of the engine, as timeout=60 or max_concurrency=16.")
 
     @field_validator("base_url")
     @classmethod
@@ -121,17 +161,19 @@ class ServerConfig(Section):
 
 
 class SideModelConfig(ServerConfig):
-    """A model beside that of the layers; with the same kind of spec and nothing else it has the same server."""
+    """A model besides that of the layers; without a server of its own it uses the layers' if the engine is the same."""
 
-    spec: str | None = Field(None, description="the model")
+    spec: Annotated[str | None, Flag("--lm", MODEL, "SPEC", env="DLN_LM", complete=complete.models)] = Field(
+        None, description="Name of the model."
+    )
 
 
 class PriceConfig(Section):
     """US dollars per million tokens."""
 
-    input: float = Field(ge=0, description="tokens read")
-    output: float = Field(ge=0, description="tokens drawn")
-    cached_input: float | None = Field(None, ge=0, description="tokens read from the server's prompt cache")
+    input: float = Field(ge=0, description="Input tokens.")
+    output: float = Field(ge=0, description="Output tokens.")
+    cached_input: float | None = Field(None, ge=0, description="Input tokens read from the server's prompt cache.")
 
 
 _Side = Annotated[
@@ -141,26 +183,35 @@ _Side = Annotated[
 
 
 class ModelConfig(ServerConfig):
-    """Which language models are used, where they are, what they cost, and where their answers are kept."""
+    """The language models, their servers, their prices, and the cache of their responses."""
 
-    spec: str = Field("smollm2", description="the model of all layers")
-    prompt_lm: _Side = Field(None, description="the model that proposes prompts; default the layers' own")
+    spec: Annotated[str, Flag("--lm", MODEL, "SPEC", env="DLN_LM", complete=complete.models)] = Field(
+        "smollm2", description="Model of all layers (default: smollm2)."
+    )
+    prompt_lm: _Side = Field(None, description="Model that proposes prompts (default: the layers' model).")
     hidden_lm: _Side = Field(
         None,
-        description="the model of the edit proposal of hidden texts, or of all with inference.hidden_writer=hidden_lm; "
-        "default the layers' own",
+        description="Model that edits hidden texts, or with inference.hidden_writer=hidden_lm proposes all of them "
+        "(default: the layers' model).",
     )
-    batch_tokens: int | None = Field(None, ge=1, description="tokens per batch of the in-process engine")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads of a model in this process; default: measured at loading"
+    batch_tokens: Annotated[int | None, Flag("--batch-tokens", MODEL)] = Field(
+        None, ge=1, description="Tokens per batch of the in-process engine."
     )
-    cache: bool = Field(True, description="keep the model's answers in a file")
-    cache_path: str | None = Field(None, description="that file; default lm-cache.sqlite in the user's cache")
-    prices_file: str | None = Field(
-        None, description="a YAML file of prices; it wins over prices.yaml beside the user's settings"
+    threads: Annotated[int | None, Flag("--threads", MODEL, env="DLN_THREADS")] = Field(
+        None, ge=1, description="CPU threads of in-process models (default: measured at loading)."
     )
-    prices: dict[str, PriceConfig] = Field(
-        default_factory=dict[str, PriceConfig], description="prices by model, which win over those of files"
+    cache: Annotated[bool, Flag(" /--no-cache", MODEL, help="Disable the cache.")] = Field(
+        True, description="Cache model responses on disk."
+    )
+    cache_path: Annotated[str | None, Flag("--cache", MODEL, "FILE", env="DLN_CACHE")] = Field(
+        None, description="Cache file (default: lm-cache.sqlite in the user's cache directory)."
+    )
+    prices_file: Annotated[str | None, Flag("--prices", MODEL, "FILE", env="DLN_PRICES")] = Field(
+        None, description="YAML file of prices; overrides prices.yaml in the user's configuration directory."
+    )
+    prices: Annotated[dict[str, PriceConfig], Flag("--price", MODEL, "MODEL=IN/OUT", read=_prices)] = Field(
+        default_factory=dict[str, PriceConfig],
+        description="Price of a model in US dollars per million input and output tokens; overrides price files.",
     )
 
 
@@ -196,108 +247,108 @@ def _harmless(value: object) -> object:
 
 
 COMMAND_LINE = "command line"
-"""Where settings are that flags and the environment gave."""
-
-OWN_FLAGS = ("preset", "steps", "seed")
-"""Training options that have a flag of their own; the others are given by `--set`."""
-
-FLAGS: dict[tuple[str, str], str] = {
-    ("task", "name"): "--task",
-    ("task", "csv"): "--csv",
-    ("task", "jsonl"): "--jsonl",
-    ("task", "input"): "--input",
-    ("task", "target"): "--target",
-    ("task", "free_form"): "--free-form",
-    ("task", "instruction"): "--instruction",
-    ("data", "directory"): "--data",
-    ("data", "leaky"): "--leaky",
-    ("data", "train_size"): "--train-size",
-    ("data", "dev_size"): "--dev-size",
-    ("data", "test_size"): "--test-size",
-    ("lm", "spec"): "--lm",
-    ("lm", "base_url"): "--base-url",
-    ("lm", "api_key_env"): "--api-key-env",
-    ("lm", "prompt_lm"): "--prompt-lm",
-    ("lm", "hidden_lm"): "--hidden-lm",
-    ("lm", "prices_file"): "--prices",
-    ("lm", "batch_tokens"): "--batch-tokens",
-    ("lm", "threads"): "--threads",
-    ("network", "layers"): "--layers",
-    ("network", "prompts"): "--prompt",
-    ("network", "prompts_from"): "--prompts-from",
-    ("network", "templates"): "--template",
-    ("network", "hidden"): "--hidden",
-    ("network", "hidden_tokens"): "--hidden-tokens",
-    ("network", "freeze"): "--freeze",
-    ("budget", "max_calls"): "--max-calls",
-    ("budget", "max_tokens"): "--max-tokens",
-    ("budget", "max_minutes"): "--max-minutes",
-    ("budget", "max_usd"): "--max-usd",
-}
-"""Which flag sets which setting."""
+"""Where settings from flags and environment variables are."""
 
 
 class TaskConfig(Section):
-    """What is to be learnt: a known task by name, or a file of examples."""
+    """The task: a known one by name, or a file of examples."""
 
-    name: str | None = Field(None, description="a known task, for example questions or subj")
-    csv: str | None = Field(None, description="a CSV or TSV file of examples")
-    jsonl: str | None = Field(None, description="a JSON-lines file of examples")
-    input: str | None = Field(None, description="the column with the inputs; guessed if not given")
-    target: str | None = Field(None, description="the column with the targets; guessed if not given")
-    free_form: bool | None = Field(None, description="targets are free texts, not labels; guessed if not given")
-    labels: list[str] | dict[str, str] | None = Field(
-        None, description='labels with other spellings ("yes|Yes"), or {value in the file: label}'
+    name: Annotated[str | None, Flag("--task", DATA, "NAME|FILE", env="DLN_TASK", complete=complete.tasks)] = Field(
+        None, description="A known task (questions, subj, trec, gsm8k, …) or a .csv, .tsv or .jsonl file."
     )
-    instruction: str | None = Field(None, description="the initial prompt of the output layer")
+    csv: Annotated[str | None, Flag("--csv", DATA, "FILE")] = Field(None, description="CSV or TSV file of examples.")
+    jsonl: Annotated[str | None, Flag("--jsonl", DATA, "FILE")] = Field(
+        None, description="JSON Lines file of examples."
+    )
+    input: Annotated[str | None, Flag("--input", DATA, "COLUMN")] = Field(
+        None, description="Column with the inputs (default: guessed)."
+    )
+    target: Annotated[str | None, Flag("--target", DATA, "COLUMN")] = Field(
+        None, description="Column with the targets (default: guessed)."
+    )
+    free_form: Annotated[bool | None, Flag("--free-form/--labels", DATA)] = Field(
+        None, description="Whether targets are free text or labels (default: guessed)."
+    )
+    labels: list[str] | dict[str, str] | None = Field(
+        None, description='Labels with alternative spellings ("yes|Yes"), or {value in the file: label}.'
+    )
+    instruction: Annotated[str | None, Flag("--instruction", DATA, "TEXT")] = Field(
+        None, description="The task in one sentence; the initial prompt of the output layer."
+    )
 
 
 class DataConfig(Section):
-    """Where data is and how much of it is used."""
+    """Where the data is and how much of it is used."""
 
-    directory: str | None = Field(None, description="directory of the paper's tasks and gsm8k")
-    leaky: bool = Field(False, description="the original loader's splits, leaks included")
-    seed: int = Field(42, description="of the split into train, dev and test")
-    train_size: int | None = Field(None, ge=1, description="train on at most so many examples")
-    dev_size: int | None = Field(None, ge=1, description="validate on at most so many examples")
-    test_size: int | None = Field(None, ge=1, description="test on at most so many examples")
+    directory: Annotated[str | None, Flag("--data", DATA, "DIR", env=("DLN_DATA", "DLN_PAPER_DATA"))] = Field(
+        None, description="Directory with the paper's tasks and gsm8k."
+    )
+    leaky: Annotated[bool, Flag("--leaky/--no-leaky", DATA)] = Field(
+        False, description="Use the splits of the original loader, in which train and test examples overlap."
+    )
+    seed: int = Field(42, description="Random seed of the split into train, dev and test.")
+    train_size: Annotated[int | None, Flag("--train-size", DATA)] = Field(
+        None, ge=1, description="Maximum number of training examples."
+    )
+    dev_size: Annotated[int | None, Flag("--dev-size", DATA)] = Field(
+        None, ge=1, description="Maximum number of validation examples."
+    )
+    test_size: Annotated[int | None, Flag("--test-size", DATA)] = Field(
+        None, ge=1, description="Maximum number of test examples."
+    )
 
 
 class NetworkConfig(Section):
-    """The layers and what they start from."""
+    """The layers and their initial prompts."""
 
-    layers: int = Field(1, ge=1, le=32, description="depth of the network")
-    prompts: tuple[str, ...] = Field((), description="initial prompts, one per layer")
-    prompts_from: str | None = Field(
-        None,
-        description="initial prompts from a text or YAML file, or with their templates from a network file or a run",
+    layers: Annotated[int, Flag("--layers", NETWORK, env="DLN_LAYERS")] = Field(
+        1, ge=1, le=32, description="Number of layers (1 = direct answer, 2+ = intermediate text)."
     )
-    templates: tuple[str, ...] = Field((), description="templates, one per layer")
-    hidden: Hidden | None = Field(
-        None,
-        description="what hidden layers begin as; null: the steps that the task names, else copies of short inputs "
-        "under the default preset, else thoughts",
+    prompts: Annotated[tuple[str, ...], Flag("--prompt", NETWORK, "TEXT")] = Field(
+        (), description="Initial prompt; once per layer."
     )
-    hidden_tokens: int | None = Field(
+    prompts_from: Annotated[str | None, Flag("--prompts-from", NETWORK, "FILE|RUN")] = Field(
+        None,
+        description="Initial prompts from a text or YAML file, or with their templates from a network file or a run.",
+    )
+    templates: Annotated[tuple[str, ...], Flag("--template", NETWORK, "NAME", complete=complete.templates)] = Field(
+        (), description="Template; once per layer."
+    )
+    hidden: Annotated[Hidden | None, Flag("--hidden", NETWORK, "copy|think", complete=complete.hidden_starts)] = Field(
+        None,
+        description="Initialization of hidden layers (default: the task's own steps; else copy for short inputs, "
+        "else think).",
+    )
+    hidden_tokens: Annotated[int | None, Flag("--hidden-tokens", NETWORK)] = Field(
         None,
         ge=1,
-        description="longest hidden text and free answer, in tokens; null: 64, for hidden texts of the paper's preset "
-        "256, for a copy what it needs",
+        description="Maximum length of a hidden text or free answer, in tokens (default: 64; 256 for hidden texts "
+        "with preset=paper; as long as needed for copies).",
     )
-    freeze: tuple[int, ...] = Field((), description="layers that are not trained, counted from 1")
+    freeze: Annotated[tuple[int, ...], Flag("--freeze", NETWORK, "LAYER")] = Field(
+        (), description="Layer that is not trained, counted from 1."
+    )
 
 
 class BudgetConfig(Section):
-    """Limits; null is none."""
+    """Limits of a run; null means unlimited."""
 
-    max_calls: int | None = Field(None, ge=0, description="requests to models")
-    max_tokens: int | None = Field(None, ge=0, description="tokens read and drawn")
-    max_minutes: float | None = Field(None, ge=0, description="minutes inside models")
-    max_usd: float | None = Field(None, ge=0, description="US dollars")
+    max_calls: Annotated[int | None, Flag("--max-calls", MODEL, env="DLN_MAX_CALLS")] = Field(
+        None, ge=0, description="Maximum number of model requests."
+    )
+    max_tokens: Annotated[int | None, Flag("--max-tokens", MODEL, env="DLN_MAX_TOKENS")] = Field(
+        None, ge=0, description="Maximum number of input and output tokens."
+    )
+    max_minutes: Annotated[float | None, Flag("--max-minutes", MODEL, env="DLN_MAX_MINUTES")] = Field(
+        None, ge=0, description="Maximum time spent in models, in minutes."
+    )
+    max_usd: Annotated[float | None, Flag("--max-usd", MODEL, env="DLN_MAX_USD")] = Field(
+        None, ge=0, description="Maximum cost in US dollars."
+    )
 
 
 class RunConfig(Section):
-    """All that `dln train` needs to know."""
+    """The settings of `dln train`."""
 
     task: TaskConfig = Field(default_factory=lambda: TaskConfig.model_validate({}))
     data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
@@ -305,10 +356,150 @@ class RunConfig(Section):
     network: NetworkConfig = Field(default_factory=lambda: NetworkConfig.model_validate({}))
     budget: BudgetConfig = Field(default_factory=lambda: BudgetConfig.model_validate({}))
     options: dict[str, Any] = Field(
-        default_factory=dict[str, Any], description="changes to the preset's training options"
+        default_factory=dict[str, Any], description="Training options that differ from the preset."
     )
-    run_dir: str | None = Field(None, description="the run directory; default runs/<task>-<layers>l-<time>")
-    test: bool = Field(True, description="evaluate on the test examples at the end")
+    run_dir: Annotated[str | None, Flag("--run-dir", "Options", "DIR", env="DLN_RUN_DIR")] = Field(
+        None, description="Output directory."
+    )
+    test: Annotated[bool, Flag("--test/--no-test", TRAINING)] = Field(
+        True, description="Evaluate on the test examples at the end."
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting with a flag.
+
+    Attributes:
+        path: names of the sections and the field.
+        flag: how it is given.
+        kind: type of the command's parameter.
+        help: what it is.
+        low: smallest value, None without a bound.
+    """
+
+    path: tuple[str, ...]
+    flag: Flag
+    kind: Any
+    help: str
+    low: float | None = None
+
+
+def _settings() -> Iterator[Setting]:
+    """The settings of all sections, then those of the side models and the training options with a flag."""
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _section(field.annotation, (name,))
+    for name in ("prompt_lm", "hidden_lm"):
+        about = str(ModelConfig.model_fields[name].description)
+        kind = name.removesuffix("_lm")
+        told = {
+            "spec": about,
+            "base_url": f"Base URL of the {kind} model (default: same as --lm).",
+            "api_key_env": f"Environment variable with the API key of the {kind} model.",
+        }
+        for one in _section(SideModelConfig, ("lm", name)):
+            if one.path[-1] in told:
+                flag = replace(
+                    one.flag,
+                    name=one.flag.name.replace("--", f"--{kind}-", 1),
+                    env=str(one.flag.env).replace("DLN_", f"DLN_{kind.upper()}_", 1),
+                )
+                yield replace(one, flag=flag, help=told[one.path[-1]])
+    yield Setting(
+        ("options", "preset"),
+        Flag("--preset", TRAINING, "NAME", env="DLN_PRESET", complete=complete.presets),
+        str,
+        "Preset of training options: default or paper.",
+    )
+    yield Setting(
+        ("options", "steps"), Flag("--steps", TRAINING, env="DLN_STEPS"), int, "Number of training steps.", low=0
+    )
+    yield Setting(("options", "seed"), Flag("--seed", TRAINING, env="DLN_SEED"), int, "Random seed.")
+    yield Setting(
+        ("options",),
+        Flag("--set", TRAINING, "NAME=VALUE", complete=complete.settings),
+        list[str],
+        "Training option, as inference.num_hidden=3.",
+    )
+    yield from _section(RunConfig, ())
+
+
+def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting]:
+    for name, field in section.model_fields.items():
+        for flag in (one for one in field.metadata if isinstance(one, Flag)):
+            kinds = [one for one in get_args(field.annotation) if isinstance(one, type)]
+            if str(field.annotation).startswith("tuple"):
+                kind: Any = list[kinds[0]]
+            elif flag.read is not None:
+                kind = list[str]
+            elif flag.is_switch:
+                kind = bool
+            else:  # X | None is X, and the choices of a literal are checked with the rest
+                kind = next((k for k in (field.annotation, *kinds) if k in (int, float)), str)
+            low = next((one.ge for one in field.metadata if hasattr(one, "ge")), None)
+            yield Setting((*place, name), flag, kind, flag.help or str(field.description), low)
+
+
+SETTINGS = {setting.flag.parameter: setting for setting in _settings()}
+"""Settings with a flag, by the name of the command's parameter."""
+
+TASK = ("task", "csv", "jsonl", "input", "target", "free_form")
+SIZES = ("train_size", "dev_size", "test_size")
+LAYERS = ("layers", "prompt", "prompts_from", "template", "hidden", "hidden_tokens", "freeze")
+ENGINE = ("base_url", "api_key_env", "lm_option", "threads")
+SIDE_MODELS = tuple(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
+CACHE, PRICES = ("cache", "no_cache"), ("prices", "price")
+LIMITS = ("max_calls", "max_tokens", "max_minutes", "max_usd")
+
+
+def command_of(config: RunConfig) -> str:
+    """`dln train` with the flags that give `config`; settings without a flag and secrets are left to its file."""
+    # as recorded: URLs without credentials, no keys
+    given, usual = (c.model_dump(mode="json") for c in (config, RunConfig.model_validate({})))
+    words = ["dln", "train"]
+    for name, setting in SETTINGS.items():
+        value = _at(given, setting.path)
+        # outputs and the cache belong to one machine; options are written below, one by one
+        if name in ("run_dir", *CACHE, "set") or value is None or value == _at(usual, setting.path):
+            continue
+        words += _words(setting.flag, value)
+    options = {name: value for name, value in config.options.items() if name not in SETTINGS}
+    for path, value in _leaves(options):
+        words += ["--set", f"{path}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _words(flag: Flag, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag.on if value else flag.off]
+    if isinstance(value, dict):
+        values = [f"{name}={_written(inner)}" for name, inner in cast(dict[str, Any], value).items()]
+    else:
+        values = [str(one) for one in cast(list[object], value if isinstance(value, list) else [value])]
+    return [word for one in values for word in (flag.on, one)]
+
+
+def _written(value: Any) -> str:
+    """A price as IN/OUT or IN/OUT/CACHED, an option of an engine as JSON."""
+    if isinstance(value, dict) and {"input", "output"} <= set(cast(dict[str, Any], value)):
+        numbers = [value["input"], value["output"], value["cached_input"]]
+        return "/".join(repr(number) for number in numbers if number is not None)
+    return json.dumps(value)
+
+
+def _at(data: object, path: Sequence[str]) -> Any:
+    for name in path:
+        data = cast(Mapping[str, Any], data).get(name) if isinstance(data, Mapping) else None
+    return data
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping) and name != "prompt_proposals":
+            yield from _leaves(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def parse_config(data: Mapping[str, Any], where: str) -> RunConfig:
@@ -327,7 +518,7 @@ def parse_config(data: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def setting_name(place: Sequence[str], where: str) -> str:
-    """How a setting is called where it was given: by its flag on the command line, else by file and dotted name.
+    """The name of a setting where it was given: its flag on the command line, else file and dotted name.
 
     >>> setting_name(["network", "hidden"], COMMAND_LINE), setting_name(["options", "steps"], "dln.yaml")
     ('--hidden', 'dln.yaml: options.steps')
@@ -335,9 +526,11 @@ def setting_name(place: Sequence[str], where: str) -> str:
     dotted = ".".join(place)
     if where != COMMAND_LINE:
         return f"{where}: {dotted}" if dotted else where
-    if place[:1] == ["options"] and len(place) > 1:
-        return f"--{place[1]}" if place[1] in OWN_FLAGS else f"--set {'.'.join(place[1:])}"
-    return FLAGS.get((place[0], place[1]), dotted) if len(place) > 1 else f"--{dotted.replace('_', '-')}"
+    by_path = {setting.path: setting.flag.on or setting.flag.off for setting in SETTINGS.values()}
+    if place[:1] == ["options"] and tuple(place[:2]) not in by_path:
+        return f"--set {'.'.join(place[1:])}"
+    prefixes = (tuple(place[:length]) for length in range(len(place), 0, -1))
+    return next((by_path[prefix] for prefix in prefixes if prefix in by_path), dotted)
 
 
 def training_options(config: RunConfig) -> Options:

@@ -1,9 +1,4 @@
-"""`dln doctor`: whether everything that a run needs is there, and what a model's server can do.
-
-Checks of the environment and of models: each says what was found and, if need be, what to do about it.
-
-`dln model`: fetch, find and list models.
-"""
+"""`dln doctor` checks the environment and models; `dln model` downloads, locates and lists models."""
 
 from __future__ import annotations
 
@@ -25,9 +20,11 @@ from rich.table import Table
 
 from dln import extensions
 from dln.cli import flags
-from dln.cli.flags import Json, examples
-from dln.cli.output import out, print_record, safe
-from dln.cli.sources import Wanted, lm_settings, load_config, price_table, remote, wanted_models
+from dln.cli.config import ENGINE, PRICES, RunConfig
+from dln.cli.flags import Json
+from dln.cli.models import Wanted, price_table, remote, wanted_models
+from dln.cli.output import examples, out, print_record, safe
+from dln.cli.sources import configured
 from dln.errors import DlnError, InputError, ProviderError
 from dln.io import cache_directory
 from dln.lm.base import LanguageModel, Sampling, ScoringMode
@@ -43,23 +40,23 @@ __all__ = ["DOCTOR_EPILOG", "Check", "app", "doctor", "environment_checks", "ext
 
 State = Literal["ok", "warning", "failed"]
 EXACT: tuple[ScoringMode, ...] = ("target scoring", "prompt log-probs", "forced decoding")
-"""Scoring modes that give the log-probability of a whole text."""
+"""Scoring modes that yield the log-probability of a whole text."""
 
 CONTEXT = "Question: What is the capital of France?\nAnswer:"
 ROOM = 2_000_000_000
-"""Bytes that the embedded model, its unpacked copy and a cache of answers need."""
+"""Bytes for the embedded model, its unpacked copy and a response cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
-        state: "ok", "warning" (something is lost, all else works) or "failed".
+        name: what was checked.
+        state: "ok", "warning" (works with a limitation) or "failed".
         says: what was found.
-        fix: what to do about it.
-        of: the model that was asked; "" for the environment.
+        fix: what to do.
+        of: the model; "" for the environment.
     """
 
     name: str
@@ -77,8 +74,8 @@ def environment_checks() -> Iterator[Check]:
     """Python, torch, the cache directory, disk space and the embedded model."""
     yield Check("python", "ok", f"{platform.python_version()} on {sys.platform}")
     if importlib.util.find_spec("torch") is None:
-        fix = "pip install 'dln[local]'; models on servers do without"
-        yield Check("torch", "warning", "not installed: no model runs in this process", fix)
+        fix = "pip install 'dln[local]' (not needed for models on servers)"
+        yield Check("torch", "warning", "not installed: in-process models are not available", fix)
     else:
         yield Check("torch", "ok", metadata.version("torch"))
     folder = cache_directory()
@@ -88,16 +85,16 @@ def environment_checks() -> Iterator[Check]:
             pass
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        yield Check("cache", "failed", f"{folder} cannot be written: {error.strerror}", "set DLN_CACHE_DIR")
+        yield Check("cache", "failed", f"{folder} is not writable: {error.strerror}", "set DLN_CACHE_DIR")
         return
-    yield Check("cache", "ok", f"{folder} can be written")
+    yield Check("cache", "ok", f"{folder} is writable")
     enough: State = "ok" if free >= ROOM else "warning"
     fix = None if enough == "ok" else "free some space, or set DLN_CACHE_DIR to another disk"
     yield Check("disk", enough, f"{free / 1e9:.1f} GB free", fix)
     if SMOLLM2.cached_path.is_file():
         yield Check("embedded model", "ok", str(SMOLLM2.cached_path))
     else:
-        yield Check("embedded model", "warning", "not in the cache; it is fetched at first use", "dln model pull")
+        yield Check("embedded model", "warning", "not in the cache; downloaded at first use", "dln model pull")
 
 
 def extension_checks() -> Iterator[Check]:
@@ -117,7 +114,7 @@ def extension_checks() -> Iterator[Check]:
 
 
 def model_checks(wanted: Wanted, prices: PriceTable) -> Iterator[Check]:
-    """One model: that it can be had, what it can do, how fast it is and what it costs."""
+    """One model: availability, abilities, speed and price."""
     spec = wanted.spec
     try:
         lm = load_lm(spec, **wanted.options)
@@ -130,37 +127,50 @@ def model_checks(wanted: Wanted, prices: PriceTable) -> Iterator[Check]:
     quote = prices.find(spec)
     if quote is None:
         fix = f"--price {spec}=INPUT/OUTPUT (US dollars per million tokens), or --prices FILE"
-        yield Check("price", "warning", "not known: money is not counted and --max-usd is refused", fix, spec)
+        yield Check("price", "warning", "unknown: cost is not counted, and --max-usd is rejected", fix, spec)
     else:
         price, dated = quote.price, f", {quote.date}" if quote.date else ""
-        says = f"${price.input:g} read, ${price.output:g} drawn per million tokens ({quote.source}{dated})"
-        yield Check("price", "ok", says if price.usd(1, 1) else f"free ({quote.source})", of=spec)
+        says = f"${price.input:g} input, ${price.output:g} output per million tokens ({quote.source}{dated})"
+        yield Check(
+            "price",
+            "ok",
+            says
+            if price.usd(1, 1)
+            else "free (runs locally)"
+            if quote.source.startswith("free") or not remote(spec)
+            else f"free ({quote.source})",
+            of=spec,
+        )
 
 
 def _served(lm: RemoteLM) -> Iterator[Check]:
-    """What the probe found; it asks the server a few dozen small questions."""
+    """The findings of the probe, which sends a few dozen small requests."""
     report = lm.report
-    yield Check("endpoint", "ok", f"answers as {report.dialect}")
+    yield Check("endpoint", "ok", f"speaks {report.dialect}")
     yield Check("key", "ok", "accepted, or none is needed")
     if report.served_model in (None, report.model):
-        yield Check("model", "ok", report.model + (f", made from {report.root}" if report.root else ""))
+        yield Check("model", "ok", report.model + (f", derived from {report.root}" if report.root else ""))
     else:
-        yield Check("model", "warning", f"{report.served_model} answers", f"is that the same as {report.model}?")
+        yield Check(
+            "model", "warning", f"served as {report.served_model}", f"check that it is the same as {report.model}"
+        )
     if report.context_length is None:
-        fix = "over-long requests are refused by the server, if at all"
-        yield Check("context length", "warning", "the server does not say", fix)
+        fix = "whether overlong requests are rejected depends on the server"
+        yield Check("context length", "warning", "not reported by the server", fix)
     else:
         yield Check("context length", "ok", f"{report.context_length} tokens")
     yield Check("tokenizer", "ok" if "agrees" in report.tokenizer else "warning", report.tokenizer)
     yield from _scoring_modes(report)
     seeds: State = "ok" if report.seeds == "honoured" else "warning"
-    yield Check("seeds", seeds, report.seeds, None if seeds == "ok" else "keep the cache: it repeats draws exactly")
-    speed = f"{report.calls_per_second:.1f} calls/s and {report.tokens_per_second:.0f} tokens/s, one at a time"
+    yield Check(
+        "seeds", seeds, report.seeds, None if seeds == "ok" else "keep the cache enabled: it reproduces samples exactly"
+    )
+    speed = f"{report.calls_per_second:.1f} calls/s and {report.tokens_per_second:.0f} tokens/s, sequentially"
     yield Check("speed", "ok", speed)
 
 
 def _scoring_modes(report: ProbeReport) -> Iterator[Check]:
-    """Which scoring modes labels and texts have, why no better ones, and what that means."""
+    """The scoring modes of labels and texts, why no better ones, and the consequences."""
     server = "a server with prompt log-probabilities: vllm/…, sglang/…, or dln serve"
     for name, purpose, mode in (("labels", "labels", report.label_scoring), ("texts", "texts", report.text_scoring)):
         reasons = "; ".join(f"{t.mode}: {t.reason}" for t in report.trials if t.purpose == purpose and not t.works)
@@ -174,7 +184,7 @@ def _scoring_modes(report: ProbeReport) -> Iterator[Check]:
 
 
 def _in_process(lm: LanguageModel) -> Iterator[Check]:
-    """Loading, a known text scored in two ways, and speed."""
+    """Identity, a self-test (a text scored in two ways), and speed."""
     yield Check("model", "ok", lm.fingerprint())
     threads = chosen_threads()
     if threads is not None:
@@ -195,18 +205,18 @@ def _in_process(lm: LanguageModel) -> Iterator[Check]:
         if draw.log_probs is not None and len(draw.log_probs) == len(row.values)
     ]
     if not gaps:
-        yield Check("self-test", "warning", "draws come without log-probabilities: nothing to compare")
+        yield Check("self-test", "warning", "samples have no log-probabilities to compare")
     elif max(gaps) <= 0.01:  # a NaN fails
-        yield Check("self-test", "ok", f"draws scored in two ways agree to {max(gaps):.1g} nats a token")
+        yield Check("self-test", "ok", f"passed: two scoring methods agree to {max(gaps):.1g} nats per token")
     else:
-        fix = "report it, with the model and the versions of torch and transformers"
-        yield Check("self-test", "failed", f"draws scored in two ways differ by {max(gaps):.3g} nats a token", fix)
-    per_second = f"{read / max(reading, 1e-9):,.0f} tokens/s read, {drawn / max(drawing, 1e-9):,.0f} tokens/s drawn"
+        fix = "report it with the model and the versions of torch and transformers"
+        yield Check("self-test", "failed", f"two scoring methods differ by {max(gaps):.3g} nats per token", fix)
+    per_second = f"{read / max(reading, 1e-9):,.0f} tokens/s input, {drawn / max(drawing, 1e-9):,.0f} tokens/s output"
     yield Check("speed", "ok", per_second)
 
 
 def _culprit(error: DlnError, spec: str) -> str:
-    """Which line of the list an error belongs to."""
+    """The check that an error belongs to."""
     if isinstance(error, AuthenticationFailed | QuotaExhausted) or "key" in error.message.lower():
         return "key"
     return "model" if isinstance(error, ModelNotFound) or not remote(spec) else "endpoint"
@@ -226,27 +236,15 @@ DOCTOR_EPILOG = examples(
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
-def doctor(
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    prices: flags.Prices = None,
-    price: flags.PriceOf = None,
-    config: flags.Config = None,
-    as_json: flags.Json = False,
-) -> None:
-    """Check the environment and the models: key, endpoint, model, tokenizer, what can be scored, speed, price.
+@configured("lm", *ENGINE, *PRICES)
+def doctor(config: RunConfig, as_json: flags.Json = False) -> None:
+    """Check the environment and the models: API key, endpoint, model, tokenizer, scoring, speed and price.
 
-    A model on a server is asked a few dozen small questions. The exit code is 3 if a check failed.
+    A model on a server is sent a few dozen small requests. The exit code is 3 if a check failed.
     """
-    chosen = load_config(
-        {"lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, False, threads)}, config
-    ).lm
     found = [_show(check, as_json) for check in (*environment_checks(), *extension_checks())]
-    table = price_table(chosen)
-    for wanted in wanted_models(chosen):
+    table = price_table(config.lm)
+    for wanted in wanted_models(config.lm):
         found += [_show(check, as_json) for check in model_checks(wanted, table)]
     if not as_json:
         out().print(_summary(found))
@@ -255,7 +253,7 @@ def doctor(
 
 
 def _show(check: Check, as_json: bool) -> Check:
-    """At once: the next check may take a while."""
+    """Print a check at once: the next one may take a while."""
     if as_json:
         print_record({"kind": "check", **check.to_dict()})
         return check
@@ -271,11 +269,12 @@ def _summary(found: Sequence[Check]) -> str:
     failed, warned = (sum(check.state == state for check in found) for state in ("failed", "warning"))
     if failed:
         return f"[red]{failed} of {len(found)} checks failed[/]"
-    return f"[green]all well[/], {warned} warnings" if warned else "[green]all well[/]"
+    warnings = f", {warned} warning{'s' if warned != 1 else ''}" if warned else ""
+    return f"[green]all checks passed[/]{warnings}"
 
 
 app = typer.Typer(
-    help="Fetch, find and list models.",
+    help="Download, locate and list models.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog=examples("dln model pull", "dln model path", "dln model list"),
@@ -284,24 +283,24 @@ app = typer.Typer(
 
 @app.command("pull", epilog=examples("dln model pull"))
 def pull_model() -> None:
-    """Fetch the embedded model, unless it is here already, and print its path."""
+    """Download the embedded model if needed, and print its path."""
     out().print(safe(pull(SMOLLM2)), soft_wrap=True)
 
 
 @app.command("path", epilog=examples("dln model path", "ls -l $(dln model path)"))
 def path() -> None:
-    """Print where the embedded model is; fetch nothing."""
+    """Print the path of the embedded model; download nothing."""
     out().print(safe(embedded_model_path(SMOLLM2, fetch=_refuse)), soft_wrap=True)
 
 
 @app.command("list", epilog=examples("dln model list", "dln model list --json"))
 def list_models(as_json: Json = False) -> None:
-    """List how models are named, and whether the embedded one is here."""
+    """List the forms of model names, and whether the embedded model is downloaded."""
     try:
         embedded_model_path(SMOLLM2, fetch=_refuse)
-        state = "here"
+        state = "downloaded"
     except ProviderError:
-        state = "fetched at first use"
+        state = "downloaded at first use"
     rows = [(engine.form, state if name == "smollm2" else "") for name, engine in ENGINES.items()]
     if as_json:
         for form, state in rows:
@@ -316,4 +315,6 @@ def list_models(as_json: Json = False) -> None:
 
 
 def _refuse(model: EmbeddedModel, folder: Path) -> Path:
-    raise ProviderError("the embedded model is not here, or damaged", where=model.cached_path, fix="dln model pull")
+    raise ProviderError(
+        "the embedded model is not downloaded, or damaged", where=model.cached_path, fix="dln model pull"
+    )

@@ -7,32 +7,27 @@ What a budget means for a run, before it begins: smaller steps where they would 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from shlex import quote
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.table import Table
 
-from dln.cli.build import build_models, build_network, build_task
+from dln.cli.build import build_network, build_task
 from dln.cli.config import RunConfig, training_options
+from dln.cli.models import CHARACTERS, LengthOnly, build_models, price_table, remote, wanted_models
 from dln.cli.output import duration, note, out, print_record
-from dln.cli.sources import price_table, remote, wanted_models
 from dln.data import Task
-from dln.errors import InputError
-from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.base import LanguageModel, Wrapper
 from dln.lm.prices import Quote
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
-from dln.numerics import Floats
 from dln.random import Key
 from dln.train.estimate import Cost, Estimate, LayerSize, Speed, affordable, beginning, estimate, layer_sizes, reduced
 from dln.train.options import Options, dotted_names, merge_options, nested
 
 __all__ = [
-    "CHARACTERS",
-    "LengthOnly",
     "assumed_seconds",
     "counted_by",
     "dollars",
@@ -42,51 +37,8 @@ __all__ = [
     "within_budget",
 ]
 
-CHARACTERS = 4
-"""Of a token, where nobody can be asked."""
-
 CALL_SECONDS, TOKEN_SECONDS, AT_ONCE = 0.5, 0.02, 16
 """Assumed of a server that is not asked: a call's latency, the time of a drawn token, calls in flight."""
-
-
-class LengthOnly:
-    """Stands for a model on a server where only lengths matter: asks nothing, four characters are a token."""
-
-    def __init__(self, spec: str) -> None:
-        self._spec = spec
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._spec
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """As of a server that can do everything."""
-        return Capabilities(True, True, False, self._spec.endswith(":chat"), None)
-
-    def fingerprint(self) -> str:
-        """Nobody was asked which model it is."""
-        return f"length-only:{self._spec}"
-
-    def count_tokens(self, text: str) -> int:
-        """Characters / 4, rounded up."""
-        return math.ceil(len(text) / CHARACTERS)
-
-    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Nothing is asked before a run."""
-        self._refuse()
-
-    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
-        """Nothing is asked before a run."""
-        self._refuse()
-
-    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
-        """Nothing is asked before a run."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise InputError("a model on a server is not asked before the run", where=self._spec)
 
 
 def counted_by(spec: str) -> str:

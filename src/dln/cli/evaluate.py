@@ -1,30 +1,26 @@
-"""`dln eval`: how good a network is, and whether it is better than another one on the same examples.
-
-`dln predict`: what a network says of texts, with probabilities and the hidden texts behind it.
-"""
+"""`dln eval` and `dln predict`: the accuracy of a network, compared with another one, and its predictions."""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TextIO, cast
 
 import typer
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli import flags as complete
-from dln.cli.build import Loader, build_task, said_together
-from dln.cli.config import training_options
-from dln.cli.flags import examples
-from dln.cli.output import err, evaluation_table, note, one_line, out, print_record, safe
-from dln.cli.sources import lm_settings, load_config, with_server_of
-from dln.cli.train import recorded_config
+from dln.cli.build import build_task, ensemble_line, initial_network, open_network, present_models, recorded_config
+from dln.cli.config import CACHE, ENGINE, PRICES, SIZES, TASK, RunConfig, training_options
+from dln.cli.models import Loader
+from dln.cli.output import err, evaluation_table, examples, note, one_line, out, print_record, record_line, safe
+from dln.cli.sources import configured, named_file
 from dln.data import Example
-from dln.data.dataset import cell_text
+from dln.data.dataset import Dataset, cell_text
 from dln.data.readers import INPUT_NAMES, read_csv, read_jsonl
 from dln.errors import InputError
 from dln.io import read_text
@@ -46,83 +42,55 @@ EVALUATE_EPILOG = examples(
 )
 
 
+@configured(*TASK, "data", "leaky", *SIZES, "lm", *ENGINE, *CACHE, *PRICES)
 def evaluate(
-    context: typer.Context,
-    network: Annotated[
-        Path,
-        typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
-    ],
-    task: flags.OneTask = None,
-    csv: flags.Csv = None,
-    jsonl: flags.Jsonl = None,
-    input_column: flags.Input = None,
-    target: flags.Target = None,
-    free_form: flags.FreeForm = None,
-    data: flags.DataDirectory = None,
-    leaky: flags.Leaky = None,
+    config: RunConfig,
+    given: dict[str, Any],
+    network: flags.NetworkOrRun,
     split: Annotated[
-        Literal["test", "dev", "train"], typer.Option(help="Which examples.", rich_help_panel=flags.DATA)
+        Literal["test", "dev", "train"],
+        typer.Option("--split", help="Examples to evaluate on.", rich_help_panel=flags.DATA),
     ] = "test",
-    size: Annotated[
-        int | None, typer.Option(min=1, help="At most so many of them.", rich_help_panel=flags.DATA)
-    ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
+    samples: flags.Draws = None,
     answers: flags.Answers = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="NETWORK|RUN", help="Compare with this one; default: what the run began with."),
+        typer.Option(
+            "--against", metavar="NETWORK|RUN", help="Network to compare with (default: the run's initial network)."
+        ),
     ] = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    cache: flags.Cache = None,
-    no_cache: flags.NoCache = False,
-    config: flags.Config = None,
     as_json: flags.Json = False,
 ) -> None:
     """Evaluate a network: accuracy with a 95 % interval, and a paired test against another network."""
-    given: dict[str, Any] = {
-        "task": {
-            "name": flags.named_task(context, task, csv, jsonl),
-            "csv": csv,
-            "jsonl": jsonl,
-            "input": input_column,
-            "target": target,
-            "free_form": free_form,
-        },
-        "data": {"directory": data, "leaky": leaky, f"{split}_size": size},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads),
-    }
+    lm = given.get("lm", {}).get("spec")
     is_run = network.is_dir() and (network / "run.yaml").exists()
-    chosen = load_config(given, config)
-    recorded = None
-    if is_run and chosen.task.name is chosen.task.csv is chosen.task.jsonl is None:
-        recorded = recorded_config(network)
-        limits = recorded.data if size is None else recorded.data.model_copy(update={f"{split}_size": size})
-        chosen = chosen.model_copy(update={"task": recorded.task, "data": limits})
-    problem = build_task(chosen)
-    dataset = cast(Any, {"train": problem.train, "dev": problem.dev, "test": problem.test}[split])
-    for text in dict.fromkeys((*problem.notes, *dataset.notes)):
+    recorded = _recorded(network, config, given) if is_run else None
+    if recorded is not None:
+        config = config.model_copy(update={"task": recorded.task, "data": recorded.data})
+    task = build_task(config)
+    dataset = cast(Dataset, getattr(task, split))
+    for text in dict.fromkeys((*task.notes, *dataset.notes)):
         note(f"note: {text}")
-    if is_run and lm is None and (recorded is not None or read_meta(network).get("config")):
-        chosen = chosen.model_copy(update={"lm": with_server_of(recorded_config(network).lm, chosen.lm)})
+    config = present_models(config, network, lm)
     with ExitStack() as stack:
-        loader = Loader(chosen, lm, stack)
-        after = loader.trained(network)
-        initial = loader.initial(network) if is_run and against is None else None
-        before = initial if against is None else loader.trained(against)
+        load = Loader(config, lm, stack)
+        after = open_network(network, load)
+        initial = initial_network(network, load) if is_run and against is None else None
+        before = initial if against is None else open_network(against, load)
         if answers is not None:
             after = after.with_answers(answers)
             before = None if before is None else before.with_answers(answers)
             initial = None if initial is None else initial.with_answers(answers)
         for member in members_of(after):
             check_room(member, dataset)
-        # as at the end of training: what fitting the output layer alone, on the whole dev set, would have given
-        fitted, whole = None, split != "dev" or size is None
-        if initial is not None and recorded is not None and whole:
-            fitted = fitted_initial(initial, problem.dev, problem.metric, training_options(recorded))
+        # as at the end of training: the initial prompts with an output layer fitted on the whole dev set
+        fitted = None
+        if (
+            initial is not None
+            and recorded is not None
+            and not (split == "dev" and "dev_size" in given.get("data", {}))
+        ):
+            fitted = fitted_initial(initial, task.dev, task.metric, training_options(recorded))
         with err().status("evaluating") as status:
             event = conclude(
                 before,
@@ -130,7 +98,7 @@ def evaluate(
                 dataset,
                 fitted=fitted,
                 split=split,
-                metric=problem.metric,
+                metric=task.metric,
                 samples=samples,
                 progress=lambda done, total: status.update(f"evaluating {done}/{total}"),
             )
@@ -140,75 +108,133 @@ def evaluate(
     names = (against.name if against is not None else "before", network.name if against is not None else "after")
     out().print(evaluation_table(event, names))
     for name, evaluated in zip(names, (before, after), strict=True):
-        together = None if evaluated is None else said_together(evaluated)
-        if together is not None:
-            out().print(safe(f"{name}: {together}"))
+        several = None if evaluated is None else ensemble_line(evaluated)
+        if several is not None:
+            out().print(safe(f"{name}: {several}"))
+
+
+def _recorded(run: Path, config: RunConfig, given: dict[str, Any]) -> RunConfig | None:
+    """The settings of the run whose data is evaluated on; None where another task is named."""
+    if not read_meta(run).get("config"):
+        return recorded_config(run) if config.task == RunConfig.model_validate({}).task else None
+    recorded = recorded_config(run)
+    other = (config.task.name, config.task.csv, config.task.jsonl)
+    if other not in ((None, None, None), (recorded.task.name, recorded.task.csv, recorded.task.jsonl)):
+        return None
+    if "task" in given and other == (None, None, None):
+        return None  # columns without a file: the error says that a task is missing
+    sizes = {name: value for name, value in given.get("data", {}).items() if name in SIZES}
+    return recorded.model_copy(update={"data": recorded.data.model_copy(update=sizes)})
 
 
 PREDICT_EPILOG = examples(
     'dln predict runs/questions "How tall is the tower?"',
     "dln predict runs/questions --file questions.txt --json",
-    "dln predict network.json --file mail.csv --column message --samples 8",
+    "dln predict network.json --file mail.csv --input message --out answers.csv",
     "dln predict runs/mail --base-url http://127.0.0.1:8000/v1 --file mail.txt",
     "cat questions.txt | dln predict runs/questions -",
 )
 CHUNK = 64
+FORMS: dict[str, str | None] = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+"""Extensions of output files, with the delimiter of a table."""
+
 STANDARD_INPUT = Path("-")
 
 
+@configured("input", "seed", "lm", *ENGINE, *CACHE, seed=0)
 def predict(
-    network: Annotated[
-        Path,
-        typer.Argument(metavar="NETWORK|RUN", help="A network.json, or a run directory.", autocompletion=complete.runs),
-    ],
+    config: RunConfig,
+    given: dict[str, Any],
+    network: flags.NetworkOrRun,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; - or none: lines of standard input.")
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Inputs: one per line (- is standard input), or a .csv, .tsv or .jsonl file."
+            "--file", metavar="FILE", help="Inputs: one per line (- is standard input), or a .csv, .tsv or .jsonl file."
         ),
     ] = None,
-    column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the inputs in that file.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Average over so many draws of the hidden texts.")] = None,
-    seed: Annotated[int, typer.Option(help="Of these draws.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write predictions to a .csv, .tsv or .jsonl file."),
+    ] = None,
+    samples: flags.Draws = None,
     answers: flags.Answers = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    cache: flags.Cache = None,
-    no_cache: flags.NoCache = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Predict: the label with its probabilities, and the hidden texts."""
-    inputs = _inputs(texts or [], file, column)
-    config = load_config(
-        {"lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads)}
-    )
-    if lm is None and (network / "run.yaml").exists() and read_meta(network).get("config"):
-        config = config.model_copy(update={"lm": with_server_of(recorded_config(network).lm, config.lm)})
+    """Predict the label of each input, with probabilities and hidden texts."""
+    inputs = _inputs(texts or [], file, given.get("task", {}).get("input"))
+    lm, seed = given.get("lm", {}).get("spec"), int(given["options"]["seed"])
+    config = present_models(config, network, lm)
+    if output is not None and output.suffix.lower() not in FORMS:
+        raise InputError("unknown format of the output file", where="--out", got=output, expected=", ".join(FORMS))
     with ExitStack() as stack:
-        trained = Loader(config, lm, stack).trained(network)
+        trained = open_network(network, Loader(config, lm, stack))
         trained = trained if answers is None else trained.with_answers(answers)
         for member in members_of(trained):
             check_room(member, inputs)
-        together = said_together(trained)
-        if together is not None:
-            note(together)
+        several = ensemble_line(trained)
+        if several is not None:
+            note(several)
+        write = _print_json if as_json else _print_table
+        if output is not None:
+            write = stack.enter_context(_writer(output, trained.labels or ()))
         for start in range(0, len(inputs), CHUNK):
             part = [example.input for example in inputs[start : start + CHUNK]]
             for text, prediction in zip(part, trained.predict_many(part, samples=samples, seed=seed), strict=True):
-                if as_json:
-                    print_record(_record(text, prediction))
-                else:
-                    out().print(_table(text, prediction))
+                write(text, prediction)
+    if output is not None:
+        note(f"written: {output} ({len(inputs)} predictions)")
+
+
+Write = Callable[[str, Prediction], None]
+
+
+def _print_json(text: str, prediction: Prediction) -> None:
+    print_record(_record(text, prediction))
+
+
+def _print_table(text: str, prediction: Prediction) -> None:
+    out().print(_table(text, prediction))
+
+
+@contextmanager
+def _writer(path: Path, labels: Sequence[str]) -> Generator[Write]:
+    """A function that adds a prediction to a file, in the format of its extension.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            delimiter = FORMS[path.suffix.lower()]
+            yield _json_lines(file) if delimiter is None else _rows(file, delimiter, labels)
+    except OSError as error:
+        raise InputError("cannot write the output file", where=path, got=error.strerror, fix="another --out") from error
+
+
+def _json_lines(file: TextIO) -> Write:
+    def write(text: str, prediction: Prediction) -> None:
+        file.write(record_line(_record(text, prediction)))
+
+    return write
+
+
+def _rows(file: TextIO, delimiter: str, labels: Sequence[str]) -> Write:
+    """Input, label and its probability; then the probability of each label of a closed set."""
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(["input", "label", "probability", *(f"p({name})" for name in labels)])
+
+    def write(text: str, prediction: Prediction) -> None:
+        p = prediction.probabilities
+        writer.writerow([text, prediction.label, p.get(prediction.label, ""), *(p.get(name, "") for name in labels)])
+
+    return write
 
 
 def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[Example]:
-    """What is to be predicted, each with its place as its id."""
+    """The inputs, each with its place as its id."""
     if file is not None and texts:
         raise InputError(
             "inputs are given twice",
@@ -217,7 +243,7 @@ def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[Exa
             fix="leave out one of them",
         )
     if column is not None and file is None:
-        raise InputError("a column is one of a file", where="--column", got=column, fix="name it with --file")
+        raise InputError("a column needs a file", where="--input", got=column, fix="name the file with --file")
     if file == STANDARD_INPUT and column is None:
         file, texts = None, ["-"]
     if len(texts) > 1 and "-" in texts:
@@ -250,8 +276,10 @@ def _read(file: Path, column: str | None) -> list[Example]:
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         if column is not None:
-            raise InputError("this file has lines, not columns", where=file, got=f"--column {column}")
-        return _lines(read_text(file, "utf-8").splitlines(), file)
+            raise InputError(
+                "this file has lines, not columns", where=file, got=f"--input {column}", fix="leave out --input"
+            )
+        return _lines(read_text(named_file(file), "utf-8").splitlines(), file)
     if suffix in (".csv", ".tsv"):
         table = read_csv(file, delimiter="\t" if suffix == ".tsv" else None, wanted=(column,))
     else:
@@ -266,7 +294,7 @@ def _read(file: Path, column: str | None) -> list[Example]:
             "cannot tell which column has the inputs" if column is None else f"there is no column {column!r}",
             where=file,
             got=f"columns {', '.join(map(repr, table.columns))}",
-            fix="name one of them with --column",
+            fix="name one of them with --input",
         )
     return [Example(cell_text(table, row, chosen), "", table.where(row)) for row in table.rows]
 
@@ -289,7 +317,7 @@ def _table(text: str, prediction: Prediction) -> Table:
     best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:10]
     table.add_row("[bold]probabilities[/]", ", ".join(f"{one_line(name, 40)} {p:.3f}" for name, p in best))
     for vote in prediction.members:
-        table.add_row(f"[bold]member[/] {vote.member + 1}", _vote(vote))
+        table.add_row(f"[bold]member {vote.member + 1}[/]", _vote(vote))
     for number, chain in enumerate(prediction.hidden[:3], 1):
         for level, hidden in enumerate(chain, 1):
             table.add_row(
@@ -300,7 +328,7 @@ def _table(text: str, prediction: Prediction) -> Table:
 
 
 def _vote(vote: Vote) -> str:
-    """What one of several networks says, and what it counts."""
+    """The prediction of one member of an ensemble, and its weight."""
     probability = vote.probabilities.get(vote.label)
     said = "– (no finite score)" if probability is None else f"{one_line(vote.label, 40)} {probability:.3f}"
     return f"weight {vote.weight:.3f}: {said}"

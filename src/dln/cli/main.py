@@ -1,4 +1,4 @@
-"""The command `dln`: its subcommands, its exit codes, and how it says that something went wrong.
+"""The command `dln`: its subcommands, exit codes and error output.
 
 Exit codes: 0 ok · 1 run failed · 2 usage or bad input · 3 provider · 4 budget reached · 5 corrupt data ·
 130 Ctrl-C · 143 SIGTERM.
@@ -20,15 +20,14 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
 import dln
-from dln.cli.errors import UsageError, usage_error
-from dln.cli.flags import examples
-from dln.cli.output import Terminated, err, note, safe, terminable
+from dln.cli.output import Terminated, UsageError, err, examples, note, safe, terminable, usage_error
 from dln.errors import DlnError, InputError
 
 __all__ = ["app", "log_warnings", "main", "run"]
 
 
 COMMANDS = {
+    "init": "dln.cli.init:init",
     "train": "dln.cli.train:train",
     "eval": "dln.cli.evaluate:evaluate",
     "predict": "dln.cli.evaluate:predict",
@@ -39,17 +38,18 @@ COMMANDS = {
     "doctor": "dln.cli.doctor:doctor",
     "report": "dln.cli.runs:report",
     "runs": "dln.cli.runs:runs",
-    "compare": "dln.cli.compare:compare",
+    "show": "dln.cli.runs:show",
+    "compare": "dln.cli.runs:compare",
     "serve": "dln.cli.serve:serve",
     "model": "dln.cli.doctor:app",
 }
-"""Where each command is: a function, whose module has its examples as `<NAME>_EPILOG`, or the app of a group."""
+"""Module and function of each command (its examples are `<NAME>_EPILOG` of the module), or the app of a group."""
 
 APPEARANCE: dict[str, Any] = {"rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 
 
 class CommandsByName(MutableMapping[str, Any]):
-    """The commands of a group; the module of one is imported when it is asked for."""
+    """The commands of a group; each module is imported when its command is looked up."""
 
     def __init__(self, places: dict[str, str]) -> None:
         self._places = dict(places)
@@ -84,7 +84,7 @@ class CommandsByName(MutableMapping[str, Any]):
 
 
 class Commands(TyperGroup):
-    """Finds commands by name, and passes an interruption on as an exit code, whatever version of Typer runs."""
+    """Looks commands up by name, and turns an interruption into an exit code for every version of Typer."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -104,6 +104,7 @@ app = typer.Typer(
     cls=Commands,
     help="Deep Language Networks: train the prompts of multi-stage LLM programs.",
     epilog=examples(
+        "dln init tickets",
         "dln train --task questions",
         "dln eval runs/questions --task questions",
         'dln predict runs/questions "How tall is the tower?"',
@@ -124,8 +125,8 @@ def main() -> None:
 def log_warnings(*, shown: bool) -> None:
     """Send warnings, each text once, to the logger `py.warnings` instead of the terminal.
 
-    They come from other packages, mostly about names that will change, and a user of the command line can do
-    nothing about them. Whoever set Python's own warning options gets what they say.
+    They come from other packages, and a user of the command line cannot act on them. Python's own warning options
+    take precedence.
 
     Args:
         shown: whether the log goes to standard error.
@@ -142,10 +143,10 @@ def log_warnings(*, shown: bool) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; nothing is raised.
+    """Run one command line and return its exit code; raise nothing.
 
     Args:
-        arguments: what follows `dln`; default the process's own.
+        arguments: the words after `dln` (default: those of the process).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = _debugging(words)
@@ -164,7 +165,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort: one line for the user, all of it with --debug
         _complain(
-            f"this is a bug: {type(error).__name__}: {error}\n  try: dln --debug …, and report what it says", debug
+            f"this is a bug: {type(error).__name__}: {error}\n  try: dln --debug …, and report the traceback", debug
         )
         return 1
 
@@ -175,7 +176,7 @@ def _run(words: list[str]) -> int:
     except UsageError as error:
         if type(error).__name__ != "NoArgsIsHelpError":
             raise usage_error(error, words) from error
-        # a group that was asked for nothing: Typer with rich has printed its help already
+        # a group without a command: Typer with rich has printed its help already
         sys.stderr.write(str(error).strip())
         return InputError.exit_code
     return code if isinstance(code, int) else 0
@@ -195,9 +196,9 @@ def _version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True),
+        typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", envvar="DLN_DEBUG", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="DLN_DEBUG", help="Print tracebacks of errors.")] = False,
 ) -> None:
     """Deep Language Networks: train the prompts of multi-stage LLM programs."""
 
@@ -209,6 +210,6 @@ def _complain(text: str, debug: bool) -> None:
 
 
 def _close_output() -> None:
-    """Let the interpreter's last flush go nowhere: the reader of our output has left."""
+    """Discard the interpreter's last flush: the reader of the output has closed it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

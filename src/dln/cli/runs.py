@@ -1,39 +1,55 @@
-"""`dln runs`: what runs there are and how they ended.
-
-`dln report`: write the HTML report of a run.
+"""Commands on files of runs: list them (`dln runs`), read several together (`dln compare`), write a report
+(`dln report`), and print trained prompts for use elsewhere (`dln show`). None of them calls a model.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import time
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli.flags import examples
-from dln.cli.output import note, out, percent, print_record, safe
-from dln.cli.train import command_of, recorded_config
+from dln.cli.build import open_network, recorded_config
+from dln.cli.config import command_of
+from dln.cli.models import LengthOnly
+from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
+from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
+from dln.train.evaluate import Interval
 from dln.train.run import read_events, read_meta
 from dln.view.report import write_report
+from dln.view.seeds import Together, read_together
 from dln.view.summary import RunSummary, summarize
 
-__all__ = ["REPORT_EPILOG", "RUNS_EPILOG", "report", "runs"]
+__all__ = [
+    "COMPARE_EPILOG",
+    "REPORT_EPILOG",
+    "RUNS_EPILOG",
+    "SHOW_EPILOG",
+    "compare",
+    "report",
+    "runs",
+    "show",
+    "tell_together",
+]
 
 RUNS_EPILOG = examples("dln runs", "dln runs experiments --json")
 
 
 def runs(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the run directories are.")] = Path("runs"),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of run directories.")] = Path("runs"),
     as_json: flags.Json = False,
 ) -> None:
-    """List the runs of a directory, the newest first."""
+    """List the runs of a folder, the newest first."""
     if not directory.is_dir():
         raise InputError("there is no such directory", where=directory, fix="dln train --task questions makes a run")
     found: list[tuple[Path, RunSummary, str]] = []
@@ -54,31 +70,41 @@ def runs(
     if not found:
         note(f"no runs in {directory}")
         return
-    out().print(_table(found))
-
-
-def _table(found: list[tuple[Path, RunSummary, str]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "steps", "best", "dev score", "test accuracy", "tokens", "started"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
     for path, summary, state in found:
-        test = summary.test
-        cells: list[Any] = [
-            safe(path),
-            state,
-            f"{summary.steps_done}/{summary.steps_planned}",
-            "–" if summary.best_step is None else str(summary.best_step),
-            "–" if summary.best_score is None else f"{summary.best_score:.3f}",
-            "–" if test is None else f"{percent(test.accuracy)} (n = {test.n})",
-            "–" if summary.tokens is None else f"{summary.tokens:,.0f}",
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.started)),
-        ]
-        table.add_row(*cells)
-    return table
+        _print_run(path, summary, state)
+
+
+def _print_run(path: Path, summary: RunSummary, state: str) -> None:
+    """Two lines that fit a terminal of 80 columns unless the name of the run does not."""
+    depth = f"{summary.depth} layer{'s' if summary.depth != 1 else ''}"
+    models = ", ".join(one_line(model, 24) for model in summary.models)
+    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.started))
+    facts = [f"{summary.steps_done}/{summary.steps_planned} steps"]
+    if summary.best_score is not None:
+        facts.append(f"dev {summary.best_score:.3f}")
+    if summary.test is not None:
+        facts.append(f"test {percent(summary.test.accuracy)} (n={summary.test.n})")
+    if summary.tokens is not None:
+        facts.append(f"{_short(summary.tokens)} tokens")
+    out().print(f"[bold]{safe(path)}[/]  {safe(state)}", soft_wrap=True)
+    out().print(f"  {one_line(summary.task, 20)}, {depth}, {models}, {began}", soft_wrap=True)
+    out().print(f"  {', '.join(facts)}", soft_wrap=True)
+
+
+def _short(count: float) -> str:
+    """A count with three digits.
+
+    >>> _short(950), _short(12_345), _short(6_543_210)
+    ('950', '12.3k', '6.54M')
+    """
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
 
 
 def _state(run: Path, summary: RunSummary) -> str:
-    """A run whose events just end is at work if a process holds its lock, and was killed otherwise."""
+    """A run whose events have no end is running if a process holds its lock, and was killed otherwise."""
     if summary.state != "running?":
         return summary.state if summary.reason in (None, "steps") else f"{summary.state} ({safe(summary.reason)})"
     with (run / "events.jsonl").open("rb") as log:
@@ -94,11 +120,210 @@ REPORT_EPILOG = examples("dln report runs/questions", "dln report runs/questions
 
 def report(
     run: flags.RunDirectory,
-    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    show_it: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """Write report.html of a run, finished or not, and say where it is."""
+    """Write report.html of a run, finished or not, and print its path."""
     command = command_of(recorded_config(run)) if read_meta(run).get("config") else None
     path = write_report(run, command=command)
     out().print(safe(path), soft_wrap=True)
-    if show:
+    if show_it:
         webbrowser.open(path.resolve().as_uri())
+
+
+COMPARE_EPILOG = examples(
+    "dln compare runs/mail-seeds",
+    "dln compare runs/mail-a runs/mail-b runs/mail-c --json",
+)
+
+
+def compare(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|DIR...", help="Run directories, or folders of run directories.", autocompletion=flags.runs
+        ),
+    ],
+    as_json: flags.Json = False,
+) -> None:
+    """Compare runs of one task: mean and 95 % interval over them, and the best by dev score."""
+    tell_together(read_together(places), as_json=as_json)
+
+
+def tell_together(together: Together, *, as_json: bool) -> None:
+    """Print a table of the runs, or one record."""
+    if as_json:
+        print_record(together.to_record())
+        return
+    if together.differences:
+        note(f"note: these runs differ in more than their seed: {', '.join(together.differences)}")
+    left_out = len(together.runs) - len(together.finished)
+    if left_out:
+        note(f"note: {left_out} of {len(together.runs)} runs are not finished and are left out of the means")
+    out().print(_together_table(together))
+    if together.best is not None:
+        out().print(safe(f"best by dev score: {together.best.path}"), soft_wrap=True)
+
+
+def _together_table(together: Together) -> Table:
+    table = Table(box=None, pad_edge=False, title=safe(together.task), title_justify="left")
+    dev = "dev score" if together.select_by is None else f"dev {together.select_by.replace('_', '-')}"
+    for heading in ("seed", "run", "state", dev, "test accuracy"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+    for run in together.runs:
+        summary = run.summary
+        table.add_row(
+            str(run.seed),
+            safe(run.path),
+            summary.state if summary.reason in (None, "steps") else f"{summary.state} ({safe(summary.reason)})",
+            "–" if summary.best_score is None else f"{summary.best_score:.3f}",
+            "–" if summary.test is None else f"{percent(summary.test.accuracy)} (n = {summary.test.n})",
+        )
+    count = len(together.finished)
+    table.add_row("mean", f"{count} run{'s' if count != 1 else ''}", "", _mean(together.dev), _mean(together.test, 100))
+    return table
+
+
+def _mean(value: Interval | None, factor: float = 1) -> str:
+    """`mean ± half of the 95 % interval`; one run has no interval."""
+    if value is None:
+        return "–"
+    digits, unit = (1, " %") if factor == 100 else (3, "")
+    mean = f"{factor * value.mean:.{digits}f}"
+    several = value.low == value.low  # NaN: one run
+    return f"{mean} ± {factor * (value.high - value.mean):.{digits}f}{unit}" if several else f"{mean}{unit}"
+
+
+SHOW_EPILOG = examples(
+    "dln show runs/questions",
+    "dln show runs/questions --format python > classify.py",
+    "dln show network.json --format openai",
+)
+Form = Literal["text", "json", "openai", "python"]
+
+
+def show(
+    network: flags.NetworkOrRun,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="text: to read; json: data; openai: bodies of chat requests; python: a module without dependencies.",
+        ),
+    ] = "text",
+) -> None:
+    """Print the trained prompts, for use without this program.
+
+    {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai and
+    python print the member with the largest weight.
+    """
+    trained = open_network(network, LengthOnly)
+    if form == "json":
+        members = zip(trained.weights, trained.members, strict=True) if isinstance(trained, Ensemble) else ()
+        several = [{"weight": float(weight), "layers": _layers(member)} for weight, member in members]
+        document: Any = {"members": several} if several else {"layers": _layers(best_of(trained))}
+    elif form == "openai":
+        document = [_request(layer) for layer in _layers(_one(trained))]
+    else:
+        # the prompts are written as they are: not wrapped, nothing read as markup
+        text = _module(_one(trained)) if form == "python" else _text(trained)
+        out().print(safe(text), soft_wrap=True)
+        return
+    print(json.dumps(document, indent=2, ensure_ascii=True))  # noqa: T201 - the product of the command
+
+
+def _one(trained: AnyNetwork) -> Sequential:
+    if isinstance(trained, Ensemble):
+        note(f"note: this is the heaviest of {len(trained.members)} members (weight {max(trained.weights):.3f})")
+    return best_of(trained)
+
+
+def _layers(network: Sequential) -> list[dict[str, Any]]:
+    """Every layer as plain data; `context` is the text for the model, with names in braces for what is filled in."""
+    rows: list[dict[str, Any]] = []
+    for number, layer in enumerate(network.layers, 1):
+        (context,) = layer.contexts([LayerInput("{input}", _below(number))])
+        row = {"layer": number, "model": layer.lm.name, "prompt": layer.prompt.to_json(), "context": context}
+        rows.append({**row, **_decoding(layer)})
+    return rows
+
+
+def _below(number: int) -> str:
+    """The placeholder for what a layer reads."""
+    return "{input}" if number == 1 else f"{{output {number - 1}}}"
+
+
+def _decoding(layer: AnyLayer) -> dict[str, Any]:
+    """How an output is read from the model."""
+    if isinstance(layer, ChoiceLayer):
+        bias = {name: float(b) for name, b in zip(layer.names, layer.bias, strict=True)}
+        stop = list(layer.template.stop)
+        return {"labels": bias, "temperature": layer.temperature, "max_tokens": _LABEL_TOKENS, "stop": stop}
+    if isinstance(layer, LanguageLayer):
+        sampling = layer.sampling
+        return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}
+    return {}
+
+
+_LABEL_TOKENS = 16
+"""Length of an answer that is to be a label, where a model writes it freely."""
+
+
+def _request(layer: dict[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": layer["model"], "messages": [{"role": "user", "content": layer["context"]}]}
+    body |= {name: layer[name] for name in ("max_tokens", "stop") if layer.get(name)}
+    return {**body, "temperature": 0}
+
+
+def _text(trained: AnyNetwork) -> str:
+    parts: list[str] = []
+    weights = trained.weights if isinstance(trained, Ensemble) else (None,)
+    members: Sequence[Sequential] = trained.members if isinstance(trained, Ensemble) else (best_of(trained),)
+    for place, (member, weight) in enumerate(zip(members, weights, strict=True), 1):
+        if weight is not None:
+            parts.append(f"==== member {place} of {len(members)}, weight {weight:.3f} ====")
+        for layer in _layers(member):
+            parts.append(f"---- layer {layer['layer']} of {len(member)}, {layer['model']} ----\n{layer['context']}")
+            if "labels" in layer:
+                fitted = [f"{name} {bias:+.2f}" for name, bias in layer["labels"].items()]
+                parts.append(f"---- labels, with their fitted bias in nats ----\n{', '.join(fitted)}")
+    return "\n\n".join(parts)
+
+
+_INPUT, _HIDDEN = "\ue000", "\ue001"
+"""Placeholders that occur in no text: private-use characters."""
+
+_MODULE = '''"""Prompts trained by dln; needs no other package.
+
+complete(prompt, max_tokens, stop) -> str asks a language model, with temperature 0.
+"""
+
+LABELS = {labels!r}
+
+
+def predict(text, complete):
+    """The answer for one input; an answer that starts with a label is that label."""
+{steps}
+    answer = output.strip()
+    return next((label for label in LABELS if answer.startswith(label)), answer)
+'''
+
+
+def _module(network: Sequential) -> str:
+    """A Python module that fills in the prompts and calls a function of the user's."""
+    steps = ["    output = text"]
+    for layer in network.layers:
+        (context,) = layer.contexts([LayerInput(_INPUT, _HIDDEN)])
+        names = {_INPUT: "text", _HIDDEN: "output"}
+        pieces: list[str] = [""]
+        for character in context:
+            if character in names:
+                pieces += [names[character], ""]
+            else:
+                pieces[-1] += character
+        joined = " + ".join(repr(piece) if i % 2 == 0 else piece for i, piece in enumerate(pieces) if piece)
+        decoding = _decoding(layer)
+        call = f"complete(prompt, {decoding.get('max_tokens', _LABEL_TOKENS)}, {decoding.get('stop', [])!r}).strip()"
+        steps += [f"    prompt = {joined}", f"    output = {call}"]
+    # longer labels first: one may begin with another
+    labels = sorted(network.labels or (), key=len, reverse=True)
+    return _MODULE.format(labels=labels, steps="\n".join(steps)).rstrip()

@@ -1,22 +1,23 @@
-"""`dln serve`: a model, or a trained network, behind an OpenAI-compatible server on this machine."""
+"""`dln serve`: a model or trained network behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dln.cli import flags
-from dln.cli import flags as complete
-from dln.cli.build import Loader, said_together
-from dln.cli.flags import examples
-from dln.cli.output import note, out, print_record, safe
-from dln.cli.sources import load_config
+from dln.cli.build import ensemble_line, open_network
+from dln.cli.config import RunConfig
+from dln.cli.models import Loader
+from dln.cli.output import duration, examples, note, out, print_record, safe
+from dln.cli.sources import configured
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
@@ -25,7 +26,7 @@ from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.batching import Batcher
 from dln.serve.models import served
-from dln.serve.server import need_serve_extra, run_server
+from dln.serve.server import check_address, run_server
 
 __all__ = ["SERVE_EPILOG", "greet", "serve"]
 
@@ -38,42 +39,48 @@ SERVE_EPILOG = examples(
 KEY_VARIABLE = "DLN_SERVE_API_KEY"
 
 
+@configured("lm", "threads")
 def serve(
+    config: RunConfig,
+    given: dict[str, Any],
     model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL|RUN|NETWORK",
             help="A model (as --lm names it), a run directory, or a network.json.",
-            autocompletion=complete.models,
+            autocompletion=flags.models,
         ),
     ],
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Where to listen; others than this machine need a key.")
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on; non-local hosts need an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 = any free port.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How clients call the model; default: its own name.")
+        str | None, typer.Option("--name", metavar="NAME", help="Model name shown to clients (default: its own).")
     ] = None,
-    api_key_env: Annotated[
+    client_key_env: Annotated[
         str,
-        typer.Option(metavar="VARIABLE", help="Environment variable with the key that clients must present."),
+        typer.Option(
+            "--client-key-env", metavar="NAME", help="Environment variable with the API key that clients must send."
+        ),
     ] = KEY_VARIABLE,
-    lm: flags.Model = None,
-    threads: flags.Threads = None,
     batch_window: Annotated[
-        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for requests to answer together.")
+        float, typer.Option("--batch-window", min=0, max=1000, help="Milliseconds to wait for more requests.")
     ] = 5.0,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most requests to answer together.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Maximum batch size.")] = 64,
     as_json: flags.Json = False,
 ) -> None:
-    """Serve a model or a trained network, in the OpenAI form."""
-    need_serve_extra()
-    key = _key(api_key_env)
+    """Serve a model or trained network behind an OpenAI-compatible API."""
+    key = _key(client_key_env)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    if threads is not None:
-        use_threads(threads)
+    if config.lm.threads is not None:
+        use_threads(config.lm.threads)
+    check_address(host, port, key)  # an invalid one is reported before a model is loaded
     with ExitStack() as stack:
-        loaded, own_name = _load(model, lm, stack)
+        note(f"loading {model} …")
+        began = time.perf_counter()
+        loaded, own_name = _load(model, config, given.get("lm", {}).get("spec"), stack)
+        note(f"loaded in {duration(time.perf_counter() - began)}; starting the server on {host}, port {port or 'any'}")
         worker = Batcher(window=batch_window / 1000, largest=batch_size)
         answering = served(loaded, name or own_name, batcher=worker)
 
@@ -91,14 +98,18 @@ def serve(
 def _key(variable: str) -> str | None:
     value = os.environ.get(variable)
     if variable != KEY_VARIABLE and not value:
-        raise InputError("this variable is not set", where="--api-key-env", got=variable, fix=f"export {variable}=…")
+        raise InputError(
+            "this environment variable is not set", where="--client-key-env", got=variable, fix=f"export {variable}=…"
+        )
     return value or None
 
 
-def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageModel | AnyNetwork, str | None]:
+def _load(
+    model: str, config: RunConfig, override: str | None, stack: ExitStack
+) -> tuple[LanguageModel | AnyNetwork, str | None]:
     place = Path(model)
     if place.is_dir() or model.endswith(".json"):
-        network = Loader(load_config({}), override, stack).trained(place)
+        network = open_network(place, Loader(config, override, stack))
         stem = place.resolve().parent.name if place.name == "network.json" else place.resolve().name
         return network, stem.removesuffix(".json")
     prefix = model.partition("/")[0].partition(":")[0]
@@ -113,21 +124,21 @@ def _load(model: str, override: str | None, stack: ExitStack) -> tuple[LanguageM
                 fix=error.fix or "dln model list, dln runs",
             ) from error
     if override is not None:
-        note("--lm is the model of a network's layers; it has no effect on a model that is served itself")
+        note("note: --lm is the model of a network's layers; it has no effect on a model that is served itself")
     return load_lm(model), None
 
 
 def greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key: bool) -> None:
-    """Print how the server is asked: by curl, from Python, and as the model of a run."""
+    """Print how to send requests: with curl, from Python, and from a run."""
     key = "$KEY" if with_key else "x"
     lines = [
-        f"{name} at {url}  (Ctrl-C stops)",
+        f"{name} at {url}  (Ctrl-C to stop)",
         f"  curl {url}/chat/completions -H 'Content-Type: application/json'"
         + (f" -H 'Authorization: Bearer {key}'" if with_key else "")
         + f""" -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'""",
         f'  python: openai.OpenAI(base_url="{url}", api_key="{"…" if with_key else "x"}")',
     ]
-    together = said_together(served_one) if isinstance(served_one, Ensemble) else None
+    together = ensemble_line(served_one) if isinstance(served_one, Ensemble) else None
     if together is not None:
         lines.insert(1, f"  {together}")
     if not isinstance(served_one, Sequential | Ensemble):

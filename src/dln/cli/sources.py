@@ -1,54 +1,34 @@
-"""Where settings come from: flag > DLN_* environment > --config file > ./dln.yaml > user's file > default.
+"""Sources of settings, in order of precedence: flag, DLN_* variable, --config file, ./dln.yaml, user's file, default.
 
-From the section `lm` to what `load_lm` takes: which server and which key belong to which model.
+`configured` gives a command the flags of settings, and the configuration that all sources together yield.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import platformdirs
+import typer
 import yaml
-from pydantic import ValidationError
 
 from dln.cli.config import (
     COMMAND_LINE,
-    ModelConfig,
+    SETTINGS,
     RunConfig,
-    ServerConfig,
-    SideModelConfig,
+    Setting,
     check_option_names,
     engine_of,
     parse_config,
-    shown_url,
 )
-from dln.cli.errors import expectation
+from dln.cli.flags import Config
 from dln.errors import InputError
-from dln.lm.prices import Price, PriceTable, load_prices, parse_price
-from dln.lm.remote.dialects import DIALECTS
 from dln.train.options import nested
 
-__all__ = [
-    "IN_PROCESS",
-    "PROJECT_FILE",
-    "Wanted",
-    "lm_settings",
-    "load_config",
-    "moved",
-    "named_file",
-    "parse_setting",
-    "price_table",
-    "remote",
-    "user_file",
-    "user_prices",
-    "wanted_models",
-    "with_secrets",
-    "with_server_of",
-]
+__all__ = ["PROJECT_FILE", "configured", "load_config", "named_file", "parse_setting", "user_file", "with_task"]
 
 PROJECT_FILE = Path("dln.yaml")
 
@@ -66,6 +46,84 @@ _MODELS = ("lm", "prompt_lm", "hidden_lm")
 """Sections of a model and its server."""
 
 _CSV, _JSONL = (".csv", ".tsv"), (".jsonl", ".ndjson")
+
+
+def configured(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command: add the flags of the named settings (keys of `SETTINGS`), each None if it is not given.
+
+    The command's parameters `config` and `given` are no flags: the configuration that all sources yield, with a flag
+    `--config`, and the nested settings that flags and environment variables gave.
+
+    Args:
+        names: in the order in which help lists them.
+        defaults: of flags that have one in this command.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        wanted = inspect.signature(command, eval_str=True).parameters
+        own = [one for name, one in wanted.items() if name not in ("config", "given", "context")]
+        arguments = [one for one in own if isinstance(one.annotation.__metadata__[0], type(typer.Argument()))]
+        flags = [_parameter(name, SETTINGS[name], defaults.get(name)) for name in names]
+        if "config" in wanted:
+            flags.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Config))
+        context = inspect.Parameter("context", _KEYWORD, annotation=typer.Context)
+
+        @functools.wraps(command)
+        def run(context: typer.Context, config_file: Path | None = None, **values: Any) -> None:
+            given = _nested(context, {name: values.pop(name) for name in names})
+            if "config" in wanted:
+                settings = cast("list[str] | None", given.get("options", {}).pop("set", None))
+                values["config"] = load_config(given, config_file, settings or ())
+            for name, value in (("given", given), ("context", context)):
+                if name in wanted:
+                    values[name] = value
+            command(**values)
+
+        parameters = [context, *arguments, *flags, *(one for one in own if one not in arguments)]
+        parameters = [one.replace(kind=_KEYWORD) for one in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _parameter(name: str, setting: Setting, default: Any) -> inspect.Parameter:
+    flag = setting.flag
+    option = typer.Option(
+        flag.name,
+        metavar=flag.metavar,
+        envvar=list(flag.env) if isinstance(flag.env, tuple) else flag.env,
+        help=setting.help,
+        autocompletion=flag.complete,
+        rich_help_panel=flag.panel,
+        min=setting.low,
+    )
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[setting.kind | None, option])
+
+
+def _nested(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that flags and variables gave, as sections; values of mappings are read."""
+    source = context.get_parameter_source("task") if "task" in values else None
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or value == []:
+            continue
+        if name == "task" and from_environment and (values.get("csv") or values.get("jsonl")):
+            continue  # a file on the command line replaces a task from the environment
+        setting = SETTINGS[name]
+        path = ("options", "set") if name == "set" else setting.path
+        place = given
+        for section in path[:-1]:
+            place = place.setdefault(section, {})
+        place[path[-1]] = value if setting.flag.read is None else setting.flag.read(value)
+        if name == "cache":
+            place.setdefault("cache", True)
+    return given
 
 
 def load_config(
@@ -96,6 +154,12 @@ def load_config(
     for setting in settings:
         given = _merge(given, {"options": parse_setting(setting)})
     return parse_config(_merge(merged, _absolute(given, Path().resolve())), COMMAND_LINE)
+
+
+def with_task(config: RunConfig, name: str) -> RunConfig:
+    """The same configuration for another task, a known one or a file; columns and instruction stay."""
+    task = config.task.model_dump(mode="json", exclude_unset=True) | {"name": name}
+    return config.model_copy(update={"task": parse_config(_absolute({"task": task}, Path().resolve()), "--tasks").task})
 
 
 def user_file() -> Path:
@@ -131,49 +195,6 @@ def parse_setting(setting: str) -> dict[str, Any]:
     options = nested({name.strip(): value})
     check_option_names(options, "--set")
     return options
-
-
-def lm_settings(
-    spec: str | None,
-    base_url: Sequence[str] | None,
-    api_key_env: str | None,
-    options: Sequence[str] | None,
-    prices_file: str | None,
-    prices: Sequence[str] | None,
-    cache: str | None,
-    no_cache: bool,
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """The section `lm` that the flags of a command give; None is not given.
-
-    Raises:
-        InputError: an option or a price is not in its form.
-    """
-    chosen: dict[str, Any] = {}
-    for option in options or ():
-        name, equals, text = option.partition("=")
-        if not equals or not name.strip():
-            raise InputError("not an option", where="--lm-option", got=name, expected="name=value, as in timeout=60")
-        chosen[name.strip()] = _value(text, f"--lm-option {name}")
-    return {
-        "spec": spec,
-        "base_url": list(base_url or ()),
-        "api_key_env": api_key_env,
-        "options": chosen,
-        "prices_file": prices_file,
-        "prices": {name: asdict(price) for name, price in map(parse_price, prices or ())},
-        "cache": False if no_cache else True if cache else None,
-        "cache_path": cache,
-        "threads": threads,
-    }
-
-
-def _value(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        # not repeated, and not chained: an option may be a header with a key
-        raise InputError("the value is not YAML", where=where) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -259,184 +280,3 @@ def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
         if values.get(field) is not None:
             values[field] = str(base / Path(named_file(values[field])).expanduser())
     return result
-
-
-IN_PROCESS = ("smollm2", "hf", "gguf")
-"""Engines that run in this process: they have no server."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A model to be loaded.
-
-    Attributes:
-        purpose: what it is for: "layers", "prompts" or "hidden".
-        spec: its name.
-        options: what `load_lm` takes beside it; a key is among them, so they are never shown.
-    """
-
-    purpose: str
-    spec: str
-    options: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"Wanted({self.purpose!r}, {self.spec!r})"
-
-
-def wanted_models(config: ModelConfig) -> list[Wanted]:
-    """The models of a run, that of the layers first.
-
-    A model beside it that says nothing of a server has the layers' one if it is of the same engine, key and
-    options included. With an address of its own it has its own key.
-
-    Raises:
-        InputError: an address without a model, an address for a model in this process, or no such variable.
-    """
-    found = [Wanted("layers", config.spec, _options(config, config.spec, config, "lm"))]
-    for purpose, field, side in (
-        ("prompts", "prompt_lm", config.prompt_lm),
-        ("hidden", "hidden_lm", config.hidden_lm),
-    ):
-        if side is None:
-            continue
-        flag = f"--{field.replace('_', '-')}"
-        if side.spec is None:
-            raise InputError(
-                "a server is named, but not the model that is asked there",
-                where=f"lm.{field}",
-                expected=f"a model, as in {flag} vllm/NAME",
-            )
-        server = _server(config, side)
-        found.append(Wanted(purpose, side.spec, _options(server, side.spec, config, f"lm.{field}")))
-    return found
-
-
-def remote(spec: str) -> bool:
-    """Whether this model is reached over a network."""
-    return engine_of(spec) in DIALECTS
-
-
-def price_table(config: ModelConfig) -> PriceTable:
-    """The built-in prices, the user's, those of the file that is named, and those given for this run.
-
-    Raises:
-        InputError: a file is not a price file.
-    """
-    files = [file for file in (user_prices(),) if file.is_file()]
-    if config.prices_file is not None:
-        files.append(Path(config.prices_file))
-    given = {name: Price(p.input, p.output, p.cached_input) for name, p in config.prices.items()}
-    return load_prices(files, given)
-
-
-def user_prices() -> Path:
-    """The user's own price file."""
-    return Path(platformdirs.user_config_dir("dln", appauthor=False)) / "prices.yaml"
-
-
-def with_secrets(recorded: ModelConfig, present: ModelConfig) -> ModelConfig:
-    """The recorded models with what a run's record leaves out, from the present settings.
-
-    Only what belongs to the same engine at the same addresses is taken.
-    """
-    changes: dict[str, Any] = _secrets(recorded, recorded.spec, present, present.spec)
-    for field in ("prompt_lm", "hidden_lm"):
-        before: SideModelConfig | None = getattr(recorded, field)
-        now: SideModelConfig | None = getattr(present, field)
-        if before is not None and now is not None:
-            secrets = _secrets(before, before.spec or "", now, now.spec or "")
-            changes[field] = before.model_copy(update=secrets)
-    return recorded.model_copy(update=changes)
-
-
-def with_server_of(recorded: ModelConfig, present: ModelConfig) -> ModelConfig:
-    """The present settings with the model's server as it was recorded, unless they name a server themselves."""
-    if present.base_url or ("spec" in present.model_fields_set and present.spec != recorded.spec):
-        return present
-    whole = with_secrets(recorded, present)
-    own_key = present.api_key is not None or present.api_key_env is not None
-    key = present if own_key else whole
-    return present.model_copy(
-        update={
-            "spec": whole.spec,
-            "base_url": whole.base_url,
-            "options": {**whole.options, **present.options},
-            "api_key": key.api_key,
-            "api_key_env": key.api_key_env,
-        }
-    )
-
-
-def moved(config: ModelConfig, base_url: Sequence[str] | None, api_key_env: str | None) -> ModelConfig:
-    """The same models, that of the layers at another address or with another key.
-
-    Raises:
-        InputError: not an address, or not a variable's name.
-    """
-    changes: dict[str, Any] = {}
-    try:
-        given = ServerConfig.model_validate({"base_url": list(base_url or ()), "api_key_env": api_key_env})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise InputError("invalid value", where=flag, expected=expectation(first)) from None
-    if given.base_url:
-        changes["base_url"] = given.base_url
-    if given.api_key_env is not None:
-        changes |= {"api_key_env": given.api_key_env, "api_key": None}
-    return config.model_copy(update=changes)
-
-
-def _secrets(recorded: ServerConfig, spec: str, present: ServerConfig, present_spec: str) -> dict[str, Any]:
-    same = [shown_url(url) for url in present.base_url] == [shown_url(url) for url in recorded.base_url]
-    if not same or engine_of(spec) != engine_of(present_spec):
-        return {}
-    changes: dict[str, Any] = {"base_url": present.base_url, "options": {**present.options, **recorded.options}}
-    if present.api_key is not None and recorded.api_key_env is None:
-        changes["api_key"] = present.api_key
-    return changes
-
-
-def _server(layers: ModelConfig, side: SideModelConfig) -> ServerConfig:
-    own = side.base_url or side.api_key is not None or side.api_key_env is not None or side.options
-    return side if own or engine_of(str(side.spec)) != engine_of(layers.spec) else layers
-
-
-def _options(server: ServerConfig, spec: str, shared: ModelConfig, where: str) -> dict[str, Any]:
-    options = dict(server.options)
-    engine = engine_of(spec)
-    if engine in IN_PROCESS:
-        for field, flag in (("base_url", "base-url"), ("api_key_env", "api-key-env"), ("api_key", None)):
-            if getattr(server, field):
-                raise InputError(
-                    "this model runs in this process: it has no server and needs no key",
-                    where=f"{where}.{field}",
-                    got=spec,
-                    fix="name a model that is served, as in --lm vllm/NAME"
-                    + (f", or leave out --{flag}" if flag else ""),
-                )
-        given = {"batch_tokens": shared.batch_tokens, "threads": shared.threads}
-        options |= {name: value for name, value in given.items() if value is not None}
-        return options
-    if server.base_url:
-        options["base_url"] = list(server.base_url)
-    key = _key(server, where)
-    if key is not None:
-        options["api_key"] = key
-    return options
-
-
-def _key(server: ServerConfig, where: str) -> str | None:
-    if server.api_key is not None:
-        return server.api_key.get_secret_value()
-    if server.api_key_env is None:
-        return None
-    key = os.environ.get(server.api_key_env, "").strip()
-    if not key:
-        raise InputError(
-            "the environment variable that should hold the key is not set",
-            where=f"{where}.api_key_env",
-            got=server.api_key_env,
-            fix=f"export {server.api_key_env}=…",
-        )
-    return key

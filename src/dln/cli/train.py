@@ -1,12 +1,7 @@
-"""`dln train`: learn the prompts of a network on labelled examples.
+"""`dln train` and `dln resume`: a training session from configuration to report, alone or once per seed.
 
-The command that repeats a run: the settings that differ from their defaults, as flags.
-
-What a user is told when a training session ends, with a result or without.
-
-A training session from configuration to report: what `dln train` and `dln resume` have in common.
-
-`dln resume`: go on with a run that was stopped, from what its directory says.
+A series of seeds is a folder with `seeds.yaml`, which holds the seeds and the shared configuration, and one ordinary
+run directory per seed: `seed-13`, `seed-42`, … It is resumed as a whole.
 """
 
 from __future__ import annotations
@@ -15,101 +10,207 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
+import yaml
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli import run_flags as own
-from dln.cli.build import Models, build_models, build_network, build_task, said_together, task_label
-from dln.cli.config import FLAGS, OWN_FLAGS, RunConfig, config_schema, parse_config, training_options
+from dln.cli.build import build_network, build_task, ensemble_line, initial_network, recorded_config, task_label
+from dln.cli.config import (
+    CACHE,
+    ENGINE,
+    LAYERS,
+    LIMITS,
+    PRICES,
+    SIDE_MODELS,
+    SIZES,
+    TASK,
+    RunConfig,
+    command_of,
+    config_schema,
+    parse_config,
+    training_options,
+)
 from dln.cli.estimate import dry_run, estimate_record, expected, within_budget
-from dln.cli.flags import examples
-from dln.cli.output import Terminated, duration, err, evaluation_table, note, out, print_record, safe
+from dln.cli.flags import seeds_of
+from dln.cli.models import Models, build_models, moved, with_secrets
+from dln.cli.output import Terminated, duration, err, evaluation_table, examples, note, out, print_record, safe
 from dln.cli.progress import Board, Watch, choose_watch
-from dln.cli.seeds import begin_series, is_series, parse_seeds, read_series, run_series, with_seed
-from dln.cli.sources import lm_settings, load_config, moved, with_secrets
+from dln.cli.runs import tell_together
+from dln.cli.sources import configured, load_config
 from dln.data import Task
-from dln.errors import BudgetReached, DlnError, InputError
+from dln.errors import BudgetReached, CorruptDataError, DlnError, InputError
+from dln.io import write_atomically
 from dln.lm.base import LanguageModel, Wrapper
 from dln.lm.local.threads import restore_threads
 from dln.lm.meter import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.nn import Ensemble, Sequential
 from dln.nn.ensemble import best_of, members_of
-from dln.nn.saving import load_network, network_from_json
+from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.estimate import check_room, layer_sizes
 from dln.train.events import Evaluated, Event, Finished, Interrupted, StepDone
-from dln.train.run import current, of_kind, read_events, read_meta
+from dln.train.run import current, extend_run, of_kind, read_events, read_meta
 from dln.view.report import write_report
+from dln.view.seeds import read_together
 
-__all__ = [
-    "RESUME_EPILOG",
-    "TRAIN_EPILOG",
-    "command_of",
-    "recorded_config",
-    "resume",
-    "run_training",
-    "tell_interrupted",
-    "tell_result",
-    "train",
-]
+__all__ = ["RESUME_EPILOG", "TRAIN_EPILOG", "resume", "run_training", "train"]
+
+BUDGET_EXIT = 4
+SERIES = "seeds.yaml"
+
+TRAIN_EPILOG = examples(
+    "dln train --task questions",
+    "dln train --csv mail.csv --input message --target kind --steps 10",
+    "dln train --task questions --seeds 13,42,25 --run-dir runs/questions-seeds",
+    "dln train --task subj --data data --layers 2 --max-minutes 30",
+    "dln train --task mail.csv --set batch_size=32 --set inference.num_prompts=12",
+    "dln train --task questions --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
+    "dln train --task mail.csv --lm openai/gpt-4o-mini --max-usd 5 --dry-run",
+)
 
 
-def command_of(config: RunConfig) -> str:
-    """`dln train` with the flags that give `config`; what has no flag, and every secret, is left to its file."""
-    # as they are recorded: addresses without credentials, no keys
-    settings, default = (dict(c.model_dump(mode="json")) for c in (config, RunConfig.model_validate({})))
-    words = ["dln", "train"]
-    for (section, field), flag in FLAGS.items():
-        value = settings[section][field]
-        if value == default[section][field]:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, dict):
-            words += _side(cast(dict[str, Any], value), flag)
+@configured(
+    *(*TASK, "instruction", "data", "leaky", *SIZES, *LAYERS, "preset", "steps", "seed", "set", "test"),
+    *("lm", *ENGINE, *SIDE_MODELS, "batch_tokens", *CACHE, *PRICES, *LIMITS, "run_dir"),
+)
+def train(
+    context: typer.Context,
+    config: RunConfig,
+    seeds: flags.Seeds = None,
+    as_json: flags.Json = False,
+    estimate: Annotated[bool, typer.Option("--dry-run", help="Estimate the cost and exit.")] = False,
+    print_schema: Annotated[
+        bool, typer.Option("--print-schema", help="Print the JSON Schema of --config files and exit.")
+    ] = False,
+) -> None:
+    """Train the prompts of a network, evaluate it, and write a report.
+
+    The run directory is runs/<task>-<layers>l-<time> unless --run-dir names another.
+    """
+    if print_schema:
+        sys.stdout.write(json.dumps(config_schema(), indent=2) + "\n")
+        return
+    series = None if seeds is None else seeds_of(seeds)
+    source = context.get_parameter_source("seed")
+    if series is not None and source is not None and source.name == "COMMANDLINE":
+        raise InputError(
+            "seeds are given twice", where="--seeds", got=f"--seed and --seeds {seeds}", fix="leave out one of them"
+        )
+    if estimate:
+        dry_run(config, as_json=as_json)
+        if series is not None:
+            note(f"note: this is the estimate for one run; {len(series)} seeds take {len(series)} times as much")
+        return
+    directory = _directory(config)
+    if series is None:
+        run_training(config, directory, as_json=as_json)
+        return
+    training_options(config)  # an invalid option is reported before the folder is made
+    _begin_series(directory, config, series)
+
+    def one(seed: int, path: Path) -> None:
+        run_training(_with_seed(config, seed), path, as_json=as_json)
+
+    _run_series(directory, series, one, as_json=as_json)
+
+
+def _directory(config: RunConfig) -> Path:
+    if config.run_dir is not None:
+        if not config.run_dir.strip():
+            raise InputError("the run directory has no name", where="--run-dir", fix="--run-dir runs/first")
+        return Path(config.run_dir)
+    name = f"{task_label(config)}-{config.network.layers}l-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = Path("runs") / name, 1
+    while path.exists():  # two runs that began in the same second
+        n += 1
+        path = Path("runs") / f"{name}-{n}"
+    return path
+
+
+RESUME_EPILOG = examples(
+    "dln resume runs/questions",
+    "dln resume runs/questions --steps 20",
+    "dln resume runs/questions-seeds",
+    "dln resume runs/questions --max-tokens 5000000",
+    "dln resume runs/mail --max-usd 10 --api-key-env MY_KEY",
+)
+
+
+@configured("steps", *ENGINE, *CACHE, *PRICES, *LIMITS)
+def resume(
+    given: dict[str, Any], run: flags.RunDirectory, config_file: flags.Config = None, as_json: flags.Json = False
+) -> None:
+    """Resume a run, or all runs of a series; the result is identical to an uninterrupted run.
+
+    With --steps, a finished or stopped run is extended to that number of steps.
+    """
+    steps: int | None = given.get("options", {}).get("steps")
+
+    def present(config: RunConfig) -> RunConfig:
+        # secrets are not in the record: they come from the present settings
+        models = moved(with_secrets(config.lm, load_config({}, config_file).lm), given.get("lm", {}))
+        budget = config.budget.model_copy(update=given.get("budget", {}))
+        return config.model_copy(update={"lm": models, "budget": budget})
+
+    def resumed(path: Path) -> None:
+        if steps is not None:
+            extend_run(path, steps)
+        _resume(path, recorded_config(path), present, as_json=as_json)
+
+    if not (run / SERIES).is_file():
+        resumed(run)
+        return
+    shared, seeds = _read_series(run)
+    if steps is not None:
+        shared = shared.model_copy(update={"options": {**shared.options, "steps": steps}})
+
+    def one(seed: int, path: Path) -> None:
+        if (path / "run.yaml").exists():
+            resumed(path)
         else:
-            for item in cast(list[object], value if isinstance(value, list) else [value]):
-                words += [flag, str(item)]
-    for name, value in config.model_dump(mode="json")["lm"]["options"].items():
-        words += ["--lm-option", f"{name}={json.dumps(value)}"]
-    for name, price in config.lm.prices.items():
-        cached = "" if price.cached_input is None else f"/{price.cached_input!r}"
-        words += ["--price", f"{name}={price.input!r}/{price.output!r}{cached}"]
-    options = dict(config.options)
-    for name in OWN_FLAGS:
-        if name in options:
-            words += [f"--{name}", str(options.pop(name))]
-    for path, value in _leaves(options):
-        words += ["--set", f"{path}={json.dumps(value)}"]
-    if not config.test:
-        words.append("--no-test")
-    return shlex.join(words)
+            run_training(_with_seed(present(shared), seed), path, as_json=as_json)
+
+    _run_series(run, seeds, one, as_json=as_json)
 
 
-def _side(model: dict[str, Any], flag: str) -> list[str]:
-    """The flags of a model beside that of the layers: `--prompt-lm`, `--prompt-base-url` and so on."""
-    stem = flag.removesuffix("-lm")
-    words = [flag, str(model["spec"])] if model["spec"] is not None else []
-    for url in model["base_url"]:
-        words += [f"{stem}-base-url", str(url)]
-    if model["api_key_env"] is not None:
-        words += [f"{stem}-api-key-env", str(model["api_key_env"])]
-    return words
+def _resume(run: Path, recorded: RunConfig, present: Callable[[RunConfig], RunConfig], *, as_json: bool) -> None:
+    """Resume one run.
+
+    Raises:
+        typer.Exit: (exit code 4) its budget is spent and no higher limit is given.
+    """
+    config = present(recorded)
+    state = _state(run, config)
+    changes = config.budget != recorded.budget
+    if state == "budget" and not changes:
+        command = f"dln resume {shlex.quote(str(run))} --max-tokens …"
+        note(f"the budget of this run is spent; resume it with a higher limit: {command}")
+        raise typer.Exit(BUDGET_EXIT)
+    if state == "finished":
+        name = shlex.quote(str(run))
+        note(f"this run is finished; see: dln report {name}, or extend it: dln resume {name} --steps N")
+        return
+    run_training(config, run, resume=True, as_json=as_json)
 
 
-def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping) and name != "prompt_proposals":
-            yield from _leaves(cast(Mapping[str, Any], value), f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _state(run: Path, config: RunConfig) -> str:
+    log = run / "events.jsonl"
+    events = current(read_events(log)) if log.exists() else []
+    finished = of_kind(events, Finished)
+    if not finished:
+        return "unfinished"
+    if finished[-1].reason == "budget":
+        return "budget"
+    tested = any(event.split == "test" for event in of_kind(events, Evaluated))
+    complete = (tested or not config.test) and all((run / name).exists() for name in ("report.html", "network.json"))
+    return "finished" if complete else "unfinished"
 
 
 def tell_result(
@@ -122,11 +223,11 @@ def tell_result(
     *,
     as_json: bool,
 ) -> None:
-    """The numbers of the final evaluation and what the run took; with `as_json` one record of it."""
+    """Print the final evaluation, the cost, and the next commands; with `as_json` one record."""
     used = models.meter.snapshot()
     if result.reason == "budget":
         note("the budget is spent: this is the result so far, without a test evaluation")
-        note(f"go on with: dln resume {shlex.quote(str(result.run_dir))} and a higher --max-usd, --max-tokens, ...")
+        note(f"resume with a higher limit: dln resume {shlex.quote(str(result.run_dir))} --max-tokens …")
     if as_json:
         print_record(
             {
@@ -148,55 +249,60 @@ def tell_result(
     console = out()
     if evaluated is not None:
         console.print(evaluation_table(evaluated))
-    facts, together = Table.grid(padding=(0, 2)), said_together(result.predictor)
+    facts, together = Table.grid(padding=(0, 2)), ensemble_line(result.predictor)
     for name, value in (
-        ("ended by", f"{result.reason}, after step {result.steps}"),
+        ("stopped", _stopped(result, training_options(config).steps)),
         ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
-        *([("answers", together)] if together is not None else []),
+        *([("predicts by", together)] if together is not None else []),
         ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {_money(used, models)}{duration(board.elapsed)}"),
         ("run", safe(result.run_dir)),
         ("report", safe(report)),
     ):
         facts.add_row(name, value)
     console.print(facts, soft_wrap=True)
+    name = shlex.quote(str(result.run_dir))
+    for number, command in enumerate((f'dln predict {name} "…"', f"dln show {name}", f"dln report {name} --open")):
+        note(f"{'      ' if number else 'next: '}{command}")
+
+
+def _stopped(result: FitResult, planned: int) -> str:
+    reached = f"{result.steps} of {planned} steps"
+    return f"reached {reached}" if result.reason == "steps" else f"{result.reason}, after {reached}"
 
 
 def tell_interrupted(directory: Path) -> None:
-    """How to go on."""
+    """Say how to resume."""
     if not (directory / "run.yaml").exists():
         note("interrupted before the run began; nothing was saved")
         return
     events = current(read_events(directory / "events.jsonl"))
     done = max((event.step for event in of_kind(events, StepDone)), default=0)
     err().print(
-        safe(f"interrupted after step {done}; go on with: dln resume {shlex.quote(str(directory))}"), soft_wrap=True
+        safe(f"interrupted after step {done}; resume with: dln resume {shlex.quote(str(directory))}"), soft_wrap=True
     )
 
 
 def _money(used: Usage, models: Models) -> str:
-    """What it cost, where it costs anything that is known."""
+    """The cost, unless all models are free."""
     if not any(quote is None or quote.price.usd(1, 1) for quote in models.quotes.values()):
         return ""
-    return f"${used.usd:.4f}" + (" and what has no known price" if None in models.quotes.values() else "") + ", "
-
-
-BUDGET_EXIT = 4
+    return f"${used.usd:.4f}" + (" plus models without a known price" if None in models.quotes.values() else "") + ", "
 
 
 def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as_json: bool = False) -> None:
-    """Train, evaluate on the test examples, write the report and say what came out.
+    """Train, evaluate on the test examples, write the report and print the result.
 
     Args:
-        config: all that there is to know; for a resumed run the one of its run.yaml.
+        config: the settings; for a resumed run those of its run.yaml.
         directory: of the run.
-        resume: go on with the run that is there.
-        as_json: events as records on standard output, and nothing else there.
+        resume: resume the run in that directory.
+        as_json: print events as records to standard output, and nothing else.
 
     Raises:
-        DlnError: what a user can do something about.
-        typer.Exit: with the code of an interruption (130, 143) or of a spent budget (4).
+        DlnError: the task, a model or an option cannot be used, or a request failed.
+        typer.Exit: interrupted (130, 143), or the budget is spent (4).
     """
-    training_options(config)  # a mistake in the options is told before anything is loaded
+    training_options(config)  # invalid options are reported before anything is loaded
     task = build_task(config)
     for text in dict.fromkeys((*task.notes, *task.train.notes)):
         note(f"note: {text}")
@@ -206,7 +312,9 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         models = build_models(config, stack, Meter(_used_before(directory) if resume else Usage()))
         for text in models.notes:
             note(f"note: {text}")
-        network = _initial(directory, models) if resume else build_network(config, task, models.lm)
+        network = (
+            initial_network(directory, lambda name: models.lm) if resume else build_network(config, task, models.lm)
+        )
         check_room(network, task.train, task.dev, task.test if config.test else ())
         record = None
         try:
@@ -289,7 +397,7 @@ def _train(
 
 
 def _begin(config: RunConfig, task: Task, network: Sequential, models: Models) -> tuple[RunConfig, dict[str, Any]]:
-    """What is known before the first step: options that the budget allows, the estimate, and what servers can do."""
+    """The options that the budget allows, the cost estimate, and the abilities of servers, before the first step."""
     engines = {wrapped.name: engine.report.to_dict() for wrapped, engine in _servers(models)}
     for _, engine in _servers(models):
         for line in engine.report.stays:
@@ -310,12 +418,6 @@ def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:
     return found
 
 
-def _initial(directory: Path, models: Models) -> Sequential:
-    """The network that a run began with, its templates included."""
-    meta = read_meta(directory)
-    return best_of(network_from_json(cast(dict[str, Any], meta["network"]), models.lm, str(directory / "run.yaml")))
-
-
 def _events(directory: Path) -> list[Event]:
     return current(read_events(directory / "events.jsonl"))
 
@@ -326,10 +428,7 @@ def _finished(directory: Path) -> Finished | None:
 
 
 def _used_before(directory: Path) -> Usage:
-    """What the run has used up to its last event, so that a budget is one for the whole run.
-
-    Steps that a resumed run repeats are void, but what they have used is spent.
-    """
+    """The usage up to the last event, so that a budget is that of the whole run; repeated steps count twice."""
     last: dict[str, float] = {}
     for event in read_events(directory / "events.jsonl"):
         last = getattr(event, "usage", None) or last
@@ -338,243 +437,71 @@ def _used_before(directory: Path) -> Usage:
     return Usage(**counts, seconds=float(last.get("seconds", 0.0)), usd=float(last.get("usd", 0.0)))
 
 
-TRAIN_EPILOG = examples(
-    "dln train --task questions",
-    "dln train --csv mail.csv --input message --target kind --steps 10",
-    "dln train --task questions --seeds 13,42,25 --run-dir runs/questions-seeds",
-    "dln train --task subj --data data --layers 2 --max-minutes 30",
-    "dln train --task mail.csv --set batch_size=32 --set inference.num_prompts=12",
-    "dln train --task questions --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
-    "dln train --task mail.csv --lm openai/gpt-4o-mini --max-usd 5 --dry-run",
-)
-
-
-def train(
-    context: typer.Context,
-    task: flags.OneTask = None,
-    csv: flags.Csv = None,
-    jsonl: flags.Jsonl = None,
-    input_column: flags.Input = None,
-    target: flags.Target = None,
-    free_form: flags.FreeForm = None,
-    instruction: flags.Instruction = None,
-    data: flags.DataDirectory = None,
-    leaky: flags.Leaky = None,
-    train_size: own.TrainSize = None,
-    dev_size: own.DevSize = None,
-    test_size: own.TestSize = None,
-    layers: own.Layers = None,
-    prompt: own.InitialPrompt = None,
-    prompts_from: own.PromptsFrom = None,
-    template: own.TemplateName = None,
-    hidden: own.HiddenStart = None,
-    hidden_tokens: own.HiddenTokens = None,
-    freeze: own.Freeze = None,
-    preset: own.Preset = None,
-    steps: own.Steps = None,
-    seed: own.Seed = None,
-    seeds: own.Seeds = None,
-    setting: own.Setting = None,
-    test: own.Test = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    prompt_lm: own.PromptModel = None,
-    prompt_base_url: own.PromptBaseUrl = None,
-    prompt_api_key_env: own.PromptApiKeyEnv = None,
-    hidden_lm: own.HiddenModel = None,
-    hidden_base_url: own.HiddenBaseUrl = None,
-    hidden_api_key_env: own.HiddenApiKeyEnv = None,
-    batch_tokens: own.BatchTokens = None,
-    cache: flags.Cache = None,
-    no_cache: flags.NoCache = False,
-    prices: flags.Prices = None,
-    price: flags.PriceOf = None,
-    max_calls: flags.MaxCalls = None,
-    max_tokens: flags.MaxTokens = None,
-    max_minutes: flags.MaxMinutes = None,
-    max_usd: flags.MaxUsd = None,
-    run_dir: own.NewRunDirectory = None,
-    config: flags.Config = None,
-    as_json: flags.Json = False,
-    estimate: own.DryRun = False,
-    print_schema: own.PrintSchema = False,
-) -> None:
-    """Train the prompts of a network, evaluate it, and write a report."""
-    if print_schema:
-        sys.stdout.write(json.dumps(config_schema(), indent=2) + "\n")
-        return
-    given: dict[str, Any] = {
-        "task": {
-            "name": flags.named_task(context, task, csv, jsonl),
-            "csv": csv,
-            "jsonl": jsonl,
-            "input": input_column,
-            "target": target,
-            "free_form": free_form,
-            "instruction": instruction,
-        },
-        "data": {
-            "directory": data,
-            "leaky": leaky,
-            "train_size": train_size,
-            "dev_size": dev_size,
-            "test_size": test_size,
-        },
-        "lm": {
-            **lm_settings(lm, base_url, api_key_env, lm_option, prices, price, cache, no_cache, threads),
-            "prompt_lm": {"spec": prompt_lm, "base_url": prompt_base_url, "api_key_env": prompt_api_key_env},
-            "hidden_lm": {"spec": hidden_lm, "base_url": hidden_base_url, "api_key_env": hidden_api_key_env},
-            "batch_tokens": batch_tokens,
-        },
-        "network": {
-            "layers": layers,
-            "prompts": prompt,
-            "prompts_from": prompts_from,
-            "templates": template,
-            "hidden": hidden,
-            "hidden_tokens": hidden_tokens,
-            "freeze": freeze,
-        },
-        "options": {"preset": preset, "steps": steps, "seed": seed},
-        "budget": {
-            "max_calls": max_calls,
-            "max_tokens": max_tokens,
-            "max_minutes": max_minutes,
-            "max_usd": max_usd,
-        },
-        "run_dir": run_dir,
-        "test": test,
-    }
-    chosen = load_config(given, config, setting or ())
-    series = None if seeds is None else parse_seeds(seeds)
-    source = context.get_parameter_source("seed")
-    if series is not None and source is not None and source.name == "COMMANDLINE":
-        raise InputError("seeds are given twice", where="--seeds", got=f"--seed {seed} and --seeds {seeds}")
-    if estimate:
-        dry_run(chosen, as_json=as_json)
-        if series is not None:
-            note(f"note: this is the estimate of one run; {len(series)} seeds take {len(series)} of them")
-        return
-    directory = _directory(chosen)
-    if series is None:
-        run_training(chosen, directory, as_json=as_json)
-        return
-    training_options(chosen)  # a mistake in the options is told before the folder is made
-    begin_series(directory, chosen, series)
-    run_series(
-        directory,
-        series,
-        lambda seed, path: run_training(with_seed(chosen, seed), path, as_json=as_json),
-        as_json=as_json,
-    )
-
-
-def _directory(config: RunConfig) -> Path:
-    if config.run_dir is not None:
-        if not config.run_dir.strip():
-            raise InputError("the run directory has no name", where="--run-dir", fix="--run-dir runs/first")
-        return Path(config.run_dir)
-    name = f"{task_label(config)}-{config.network.layers}l-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, n = Path("runs") / name, 1
-    while path.exists():  # two runs that began in the same second
-        n += 1
-        path = Path("runs") / f"{name}-{n}"
-    return path
-
-
-RESUME_EPILOG = examples(
-    "dln resume runs/questions",
-    "dln resume runs/questions-seeds",
-    "dln resume runs/questions --max-tokens 5000000",
-    "dln resume runs/mail --max-usd 10 --api-key-env MY_KEY",
-)
-
-
-def resume(
-    run: flags.RunDirectory,
-    max_calls: flags.MaxCalls = None,
-    max_tokens: flags.MaxTokens = None,
-    max_minutes: flags.MaxMinutes = None,
-    max_usd: flags.MaxUsd = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    threads: flags.Threads = None,
-    config_file: flags.Config = None,
-    as_json: flags.Json = False,
-) -> None:
-    """Go on with a run, or with one run per seed; it ends exactly as if it had never been stopped."""
-    limits = {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd}
-
-    def present(config: RunConfig) -> RunConfig:
-        # what the record leaves out, keys above all, comes from the settings of now
-        models = with_secrets(config.lm, load_config({}, config_file).lm)
-        changes = {name: value for name, value in limits.items() if value is not None}
-        budget = config.budget.model_copy(update=changes)
-        models = moved(models, base_url, api_key_env)
-        if threads is not None:
-            models = models.model_copy(update={"threads": threads})
-        return config.model_copy(update={"lm": models, "budget": budget})
-
-    if not is_series(run):
-        _resume(run, recorded_config(run), present, as_json=as_json)
-        return
-    shared, seeds = read_series(run)
-
-    def one(seed: int, path: Path) -> None:
-        if (path / "run.yaml").exists():
-            _resume(path, recorded_config(path), present, as_json=as_json)
-        else:
-            run_training(with_seed(present(shared), seed), path, as_json=as_json)
-
-    run_series(run, seeds, one, as_json=as_json)
-
-
-def _resume(run: Path, recorded: RunConfig, present: Callable[[RunConfig], RunConfig], *, as_json: bool) -> None:
-    """Go on with one run.
+def _begin_series(directory: Path, config: RunConfig, seeds: tuple[int, ...]) -> None:
+    """Write `seeds.yaml` into an empty folder.
 
     Raises:
-        typer.Exit: its budget is spent and no higher limit is given (4).
+        InputError: the folder is not empty, or cannot be written.
     """
-    config = present(recorded)
-    state = _state(run, config)
-    changes = config.budget != recorded.budget
-    if state == "budget" and not changes:
-        command = f"dln resume {shlex.quote(str(run))} --max-tokens …"
-        note(f"the budget of this run is spent; go on with a higher limit: {command}")
-        raise typer.Exit(BUDGET_EXIT)
-    if state == "finished":
-        note(f"this run is finished; see: dln report {shlex.quote(str(run))}")
-        return
-    run_training(config, run, resume=True, as_json=as_json)
-
-
-def recorded_config(run: Path) -> RunConfig:
-    """The configuration that a run was started with.
-
-    Raises:
-        InputError: there is no run, or it was not started from the command line.
-    """
-    recorded = cast(dict[str, Any], read_meta(run).get("config") or {})
-    if not recorded:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(
-            "this run was not started by `dln train`: its run.yaml does not say with what",
-            where=run,
-            fix="go on with it from Python: dln.fit(..., run_dir=..., resume=True)",
+            "this folder is not empty",
+            where=directory,
+            expected="an empty or new folder",
+            fix=f"dln resume {shlex.quote(str(directory))}" if (directory / SERIES).is_file() else "another --run-dir",
         )
-    return parse_config(recorded, str(run / "run.yaml"))
+    content = {"schema": 1, "seeds": list(seeds), "config": config.model_dump(mode="json")}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / SERIES, yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    except OSError as error:
+        raise InputError("cannot write the folder of the runs", where=directory, got=error.strerror) from error
 
 
-def _state(run: Path, config: RunConfig) -> str:
-    log = run / "events.jsonl"
-    events = current(read_events(log)) if log.exists() else []
-    finished = of_kind(events, Finished)
-    if not finished:
-        return "unfinished"
-    if finished[-1].reason == "budget":
-        return "budget"
-    tested = any(event.split == "test" for event in of_kind(events, Evaluated))
-    complete = (tested or not config.test) and all((run / name).exists() for name in ("report.html", "network.json"))
-    return "finished" if complete else "unfinished"
+def _read_series(directory: Path) -> tuple[RunConfig, tuple[int, ...]]:
+    """The configuration that all runs share, and the seeds.
+
+    Raises:
+        CorruptDataError: `seeds.yaml` is damaged.
+    """
+    file = directory / SERIES
+    try:
+        data = cast(Mapping[str, Any], yaml.safe_load(file.read_text(encoding="utf-8")))
+        seeds = tuple(int(seed) for seed in data["seeds"])
+        recorded = cast(Mapping[str, Any], data["config"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise CorruptDataError("this file is damaged", where=file, got=str(error)) from error
+    return parse_config(recorded, str(file)), seeds
+
+
+def _seed_directory(directory: Path, seed: int) -> Path:
+    """Where the run of a seed is."""
+    return directory / f"seed-{seed}"
+
+
+def _with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """The configuration of one run."""
+    return config.model_copy(update={"options": {**config.options, "seed": seed}})
+
+
+def _run_series(directory: Path, seeds: tuple[int, ...], one: Callable[[int, Path], None], *, as_json: bool) -> None:
+    """Train with each seed in turn, and print the runs together at the end.
+
+    Args:
+        directory: the folder of the runs.
+        seeds: in the order they are run.
+        one: trains or resumes the run of a seed.
+        as_json: print records to standard output, and nothing else.
+
+    Raises:
+        typer.Exit: a run was interrupted or its budget is spent; the series can be resumed.
+    """
+    for number, seed in enumerate(seeds, 1):
+        err().print(safe(f"seed {seed} ({number} of {len(seeds)})"))
+        try:
+            one(seed, _seed_directory(directory, seed))
+        except typer.Exit as leaving:
+            if leaving.exit_code:
+                err().print(safe(f"resume all seeds: dln resume {shlex.quote(str(directory))}"), soft_wrap=True)
+            raise
+    tell_together(read_together([_seed_directory(directory, seed) for seed in seeds]), as_json=as_json)

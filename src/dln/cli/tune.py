@@ -1,7 +1,4 @@
-"""`dln tune`: search training options on the dev set, then train the best setting anew over seeds.
-
-`dln probe-task`: whether training prompts can pay on a task with a model, before it is paid for.
-"""
+"""`dln tune` and `dln probe-task`: search training options on the dev set, and estimate whether training will help."""
 
 from __future__ import annotations
 
@@ -17,15 +14,15 @@ import yaml
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli import flags as complete
 from dln.cli.bench import checked_places, typed, write_places
-from dln.cli.build import Models, build_models, build_network, build_task
-from dln.cli.config import RunConfig
-from dln.cli.flags import examples, names_of, seeds_of
-from dln.cli.output import err, note, out, print_record, safe
-from dln.cli.sources import lm_settings, load_config
+from dln.cli.build import build_network, build_task
+from dln.cli.config import CACHE, ENGINE, LIMITS, PRICES, TASK, RunConfig
+from dln.cli.flags import names_of, seeds_of
+from dln.cli.models import Models, build_models
+from dln.cli.output import err, examples, note, out, print_record, safe
+from dln.cli.sources import configured, with_task
 from dln.data import Task
-from dln.errors import BudgetReached
+from dln.errors import BudgetReached, InputError
 from dln.experiments.cells import made_here
 from dln.experiments.headroom import Headroom, Measured, headroom_markdown, measure_headroom
 from dln.experiments.tables import Circumstances, full_section
@@ -45,91 +42,70 @@ TUNE_EPILOG = examples(
 )
 
 
+@configured(
+    *(
+        *TASK,
+        "instruction",
+        "data",
+        "leaky",
+        "layers",
+        "preset",
+        "seed",
+        "set",
+        "lm",
+        *ENGINE,
+        *CACHE,
+        *PRICES,
+        *LIMITS,
+    ),
+    seed=13,
+)
 def tune(
-    context: typer.Context,
-    task: flags.OneTask = None,
-    csv_file: flags.Csv = None,
-    jsonl: flags.Jsonl = None,
-    input_column: flags.Input = None,
-    target: flags.Target = None,
-    data: flags.DataDirectory = None,
-    leaky: flags.Leaky = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Depth of the network.")] = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Options to start from: default or paper.")] = None,
+    config: RunConfig,
     space: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML of option: [values]; default the paper's space for this depth."),
+        typer.Option(
+            "--space", metavar="FILE", help="YAML file of option: [values] (default: the paper's, for this depth)."
+        ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Settings that are tried at most.")] = 12,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Maximum number of settings to try.")] = 12,
     judge: Annotated[
-        Literal["log_likelihood", "accuracy"], typer.Option(help="What settings are compared by, on the dev set.")
+        Literal["log_likelihood", "accuracy"], typer.Option("--judge", help="Dev score that settings are ranked by.")
     ] = "log_likelihood",
-    seed: Annotated[int, typer.Option(help="Of the search and of each trial.")] = 13,
-    seeds: Annotated[
-        str, typer.Option(metavar="A,B,…", help="The best setting is trained anew with these.")
-    ] = "13,42,25",
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option of every trial.")
-    ] = None,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    prices: flags.Prices = None,
-    price: flags.PriceOf = None,
-    max_calls: flags.MaxCalls = None,
-    max_tokens: flags.MaxTokens = None,
-    max_minutes: flags.MaxMinutes = None,
-    max_usd: flags.MaxUsd = None,
-    directory: Annotated[Path, typer.Option("--out", metavar="DIR", help="The study; the same one goes on.")] = Path(
-        "tune"
-    ),
-    config: flags.Config = None,
+    seeds: flags.Seeds = "13,42,25",
+    directory: flags.OutputDirectory = Path("tune"),
     as_json: flags.Json = False,
 ) -> None:
-    """Search training options: every trial is judged on the dev set, the test set is for the best one alone."""
-    given: dict[str, Any] = {
-        "task": {
-            "name": flags.named_task(context, task, csv_file, jsonl),
-            "csv": csv_file,
-            "jsonl": jsonl,
-            "input": input_column,
-            "target": target,
-        },
-        "data": {"directory": data, "leaky": leaky},
-        "network": {"layers": layers},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, prices, price, None, no_cache=False, threads=threads),
-        "options": {"preset": preset},
-        "budget": {"max_calls": max_calls, "max_tokens": max_tokens, "max_minutes": max_minutes, "max_usd": max_usd},
-    }
-    chosen = load_config(given, config, setting or ())
-    searched = paper_space(chosen.network.layers) if space is None else read_space(space)
-    again = seeds_of(seeds)
-    note(f"{size(searched)} settings, at most {trials} of them are tried; study in {directory}")
+    """Search training options on the dev set; the best setting is retrained with each of --seeds and tested.
+
+    An existing study in the output directory is resumed.
+    """
+    searched = paper_space(config.network.layers) if space is None else read_space(space)
+    again, seed = seeds_of(seeds or ""), int(config.options["seed"])
+    note(f"{size(searched)} settings, of which at most {trials} are tried; study in {directory}")
     with ExitStack() as stack:
-        models = build_models(chosen, stack, Meter())
-        study = _Study(chosen, build_task(chosen), models, seed, judge)
+        models = build_models(config, stack, Meter())
+        study = _Study(config, build_task(config), models, seed, judge)
         found = search(
             study.score, searched, trials, seed=seed, journal=directory / "study.log", progress=_teller(as_json)
         )
         best = nested(found[0].settings)
         rows = [study.final(best, number) for number in again]
-    _write(directory, chosen, searched, found, best)
+    _write(directory, config, searched, found, best)
     if as_json:
         print_record({"kind": "best", "settings": found[0].settings, "score": found[0].score, "test": rows})
         return
     out().print(_table(searched, found))
     accuracies, numbers = [row["accuracy"] for row in rows], ", ".join(map(str, again))
     out().print(
-        f"best setting, trained anew with seeds {numbers}: test accuracy "
+        f"best setting, retrained with seeds {numbers}: test accuracy "
         f"{100 * np.mean(accuracies):.1f} % ({', '.join(f'{100 * a:.1f}' for a in accuracies)})"
     )
-    note(f"dln train --config {directory / 'best.yaml'} trains with it")
+    note(f"next: dln train --config {directory / 'best.yaml'}")
 
 
 class _Study:
-    """What every trial has in common."""
+    """The parts that all trials share."""
 
     def __init__(self, config: RunConfig, task: Task, models: Models, seed: int, judge: str) -> None:
         self._config, self._task, self._models, self._seed, self._judge = config, task, models, seed, judge
@@ -165,7 +141,11 @@ class _Study:
             readable=self._task.test.inputs,
         )
         if result.reason == "budget":
-            raise BudgetReached("the budget ended within a trial", where="dln tune", fix="raise it; the study goes on")
+            raise BudgetReached(
+                "the budget was spent within a trial",
+                where="dln tune",
+                fix="the same command with a higher limit resumes",
+            )
         return result, options.inference
 
 
@@ -191,7 +171,7 @@ def _write(directory: Path, config: RunConfig, space: Space, trials: list[Trial]
 
 
 def _table(space: Space, trials: list[Trial]) -> Table:
-    table = Table(title="Trials, the best first", title_justify="left")
+    table = Table(title="Trials, best first", title_justify="left")
     for heading in ("trial", *space, "dev score"):
         table.add_column(heading.removeprefix("inference."))
     for trial in trials[:10]:
@@ -203,70 +183,42 @@ PROBE_TASK_EPILOG = examples(
     "dln probe-task --task questions",
     "dln probe-task --task subj --data data --prompts 12 --shots 24",
     "dln probe-task --csv mail.csv --lm openai/gpt-4o-mini --draws 0 --json",
-    "dln probe-task --task mpqa,trec,subj --data data --write docs/results.md",
+    "dln probe-task --tasks mpqa,trec,subj --data data --write docs/results.md",
 )
+LEAST_DEV = 20
 
 
+@configured(
+    *(*TASK, "instruction", "data", "leaky", "dev_size", "seed", "lm", *ENGINE, *CACHE, *PRICES, *LIMITS),
+    dev_size=128,
+    seed=13,
+)
 def probe_task(
     context: typer.Context,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DLN_TASK",
-            metavar="A,B,…|FILE",
-            help="Known tasks (questions, subj, …), with commas between, or a .csv, .tsv or .jsonl file.",
-            autocompletion=complete.tasks,
-            rich_help_panel=flags.DATA,
-        ),
-    ] = None,
-    csv: flags.Csv = None,
-    jsonl: flags.Jsonl = None,
-    input_column: flags.Input = None,
-    target: flags.Target = None,
-    instruction: flags.Instruction = None,
-    data: flags.DataDirectory = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Random prompts that are measured.")] = 8,
-    shots: Annotated[int, typer.Option(min=1, help="Random examples in each.")] = 16,
-    draws: Annotated[int, typer.Option(min=0, help="Draws of thoughts, for depth; 0 leaves it out.")] = 3,
-    dev_size: Annotated[int, typer.Option(min=20, help="Dev examples.", rich_help_panel=flags.DATA)] = 128,
-    candidates: Annotated[int, typer.Option(min=2, help="Candidate prompts that training would see.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 13,
-    lm: flags.Model = None,
-    base_url: flags.BaseUrl = None,
-    api_key_env: flags.ApiKeyEnv = None,
-    lm_option: flags.ModelOption = None,
-    threads: flags.Threads = None,
-    cache: flags.Cache = None,
-    no_cache: flags.NoCache = False,
-    write: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PAGE", help="Put the table between the markers of this page.", show_default=False),
-    ] = None,
-    region: Annotated[str | None, typer.Option(metavar="NAME", help="The markers; default headroom.")] = None,
-    config: flags.Config = None,
+    config: RunConfig,
+    tasks: flags.TaskNames = None,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Number of random prompts to measure.")] = 8,
+    shots: Annotated[int, typer.Option("--shots", min=1, help="Number of random examples in each.")] = 16,
+    draws: Annotated[
+        int, typer.Option("--draws", min=0, help="Number of intermediate texts per input, to estimate depth; 0 = none.")
+    ] = 3,
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=2, help="Number of candidate prompts that training would compare.")
+    ] = 32,
+    write: flags.Page = None,
+    region: flags.Region = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Say whether prompt training, and a second layer, can be expected to pay."""
-    named = flags.named_task(context, task, csv, jsonl)
-    given: dict[str, Any] = {
-        "task": {
-            "csv": csv,
-            "jsonl": jsonl,
-            "input": input_column,
-            "target": target,
-            "instruction": instruction,
-        },
-        "data": {"directory": data},
-        "lm": lm_settings(lm, base_url, api_key_env, lm_option, None, None, cache, no_cache, threads),
-    }
+    """Estimate whether training, and a second layer, will help."""
+    dev_size, seed = int(config.data.dev_size or 0), int(config.options["seed"])
+    if dev_size < LEAST_DEV:
+        raise InputError("too few examples to measure on", where="--dev-size", got=dev_size, expected=f"≥ {LEAST_DEV}")
     places = checked_places(write, region, "headroom")
-    names: list[str | None] = [None] if named is None else [*names_of(named, "--task")]
-    configs = [load_config({**given, "task": {**given["task"], "name": name}}, config) for name in names]
-    loaded = [build_task(chosen) for chosen in configs]
+    loaded = [build_task(one) for one in _one_per_task(config, tasks)]
     found: list[tuple[str, Headroom]] = []
     started = time.perf_counter()
     with ExitStack() as stack:
-        models = build_models(configs[0], stack, Meter())
+        models = build_models(config, stack, Meter())
         for known in loaded:
             with err().status("measuring", spinner="dots") as status:
                 headroom = measure_headroom(
@@ -283,12 +235,21 @@ def probe_task(
             found.append((known.name, headroom))
             _tell(headroom, known.name, alone=len(loaded) == 1, as_json=as_json)
     if places:
-        about = Circumstances(
-            typed(context, configs[0]), configs[0].lm.spec, time.perf_counter() - started, (made_here(),)
-        )
+        made = Circumstances(typed(context, config), config.lm.spec, time.perf_counter() - started, (made_here(),))
         less = f"Seed {seed}; at most {dev_size} dev examples per task. No test example is looked at."
-        files = write_places(places, full_section(headroom_markdown(found), about, less))
+        files = write_places(places, full_section(headroom_markdown(found), made, less))
         note(f"written: {', '.join(map(str, files))}")
+
+
+def _one_per_task(config: RunConfig, tasks: str | None) -> list[RunConfig]:
+    """The configuration of each task; `--tasks` names several, files too."""
+    # the whole dev set is there to draw examples from
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dev_size": None})})
+    if tasks is None:
+        return [config]
+    if config.task.name or config.task.csv or config.task.jsonl:
+        raise InputError("tasks are given twice", where="--tasks", got=tasks, fix="leave out --task, --csv and --jsonl")
+    return [with_task(config, name) for name in names_of(tasks, "--tasks")]
 
 
 def _tell(found: Headroom, name: str, *, alone: bool, as_json: bool) -> None:
@@ -302,29 +263,29 @@ def _tell(found: Headroom, name: str, *, alone: bool, as_json: bool) -> None:
 
 
 def answer(found: Headroom) -> str:
-    """Plain sentences."""
+    """The findings in plain sentences."""
     gain, noise = found.expected_gain, found.noise
     lines = [
         f"Random prompts differ by {found.spread:.3f} nats beyond the noise of measuring one ({noise:.3f}).",
         (
-            f"Prompt training can be expected to pay: the best of {found.candidates} candidates should reach "
-            f"{gain:+.3f} nats per example over what is there without training."
+            f"Training is expected to help: the best of {found.candidates} candidates should gain {gain:+.3f} nats per "
+            "example over no training."
             if found.pays
-            else f"Prompt training cannot be expected to pay here: the best of {found.candidates} candidates would be "
-            f"{gain:+.3f} nats per example from what is there without training, which is within the noise. "
-            "Try a larger model, another wording of the labels, or more examples per prompt (--shots)."
+            else f"Training is not expected to help: the best of {found.candidates} candidates would gain {gain:+.3f} "
+            "nats per example over no training, which is within the noise. Try a larger model, other names for the "
+            "labels, or more examples per prompt (--shots)."
         ),
     ]
     if found.depth_pays is None:
         lines.append("Depth was not measured.")
     elif found.depth_pays:
         lines.append(
-            "A second layer can pay: the model's thoughts tell the answer apart better than the input alone. "
-            f"Begin with them: dln train --layers 2{'' if found.staged else ' --hidden think'}"
+            "A second layer is expected to help: labels are predicted better from the model's intermediate texts. "
+            f"Try: dln train --layers 2{'' if found.staged else ' --hidden think'}"
         )
     else:
         lines.append(
-            "A second layer cannot be expected to pay: the model's own thoughts do not help it to the answer "
+            "A second layer is not expected to help: intermediate texts do not improve the prediction "
             f"({found.depth_gain:+.3f} nats)."
         )
     return "\n".join(lines)
@@ -332,15 +293,15 @@ def answer(found: Headroom) -> str:
 
 def _headroom_table(found: Headroom) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("on the dev examples", "accuracy", "without the fitted output", "log p(y|x)"):
+    for heading in ("on the dev examples", "accuracy", "without calibration", "log p(y|x)"):
         table.add_column(heading, justify="right" if heading != "on the dev examples" else "left")
     table.add_row("majority class", f"{found.majority:.3f}", "", f"{found.majority_log_likelihood:.3f}")
-    rows: list[tuple[str, tuple[Measured, ...]]] = [("the instruction alone", (found.instruction,))]
+    rows: list[tuple[str, tuple[Measured, ...]]] = [("instruction only", (found.instruction,))]
     rows += [(f"{len(found.prompts)} random prompts, mean", found.prompts)]
     best = max(found.prompts, key=lambda m: m.log_likelihood)
-    rows += [("the best of them", (best,))]
+    rows += [("best of them", (best,))]
     if found.thoughts:
-        rows += [(f"with thoughts, mean of {len(found.thoughts)} draws", found.thoughts)]
+        rows += [(f"with intermediate text, mean of {len(found.thoughts)}", found.thoughts)]
     for name, measured in rows:
         table.add_row(
             name,

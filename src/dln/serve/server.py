@@ -16,7 +16,7 @@ from dln.serve.batching import Served
 if TYPE_CHECKING:
     from uvicorn import Server
 
-__all__ = ["need_serve_extra", "run_server", "serving"]
+__all__ = ["check_address", "need_serve_extra", "run_server", "serving"]
 
 STOP_SECONDS = 5
 
@@ -89,18 +89,33 @@ def need_serve_extra() -> None:
     del starlette, uvicorn
 
 
-def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Server, socket.socket, str]:
-    need_serve_extra()
-    import uvicorn
+def check_address(host: str, port: int, key: str | None) -> None:
+    """Check the packages, the key and that the port is free, before a model is loaded.
 
+    Raises:
+        InputError: as `run_server`.
+    """
+    need_serve_extra()
+    _check_key(host, key)
+    _bind(host, port).close()
+
+
+def _check_key(host: str, key: str | None) -> None:
     if not is_loopback(host) and not key:
         raise InputError(
             "non-local hosts need an API key",
             where=f"--host {host}",
-            fix="set DLN_SERVE_API_KEY, or another variable with --api-key-env; or serve on 127.0.0.1",
+            fix="set DLN_SERVE_API_KEY, or another variable with --client-key-env; or serve on 127.0.0.1",
         )
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise InputError("the API key must be printable ASCII without blanks", where="the server's key")
+
+
+def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Server, socket.socket, str]:
+    need_serve_extra()
+    import uvicorn
+
+    _check_key(host, key)
     bound = _bind(host, port)
     shown = bound.getsockname()[1]
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
