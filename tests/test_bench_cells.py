@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 import cli_fake_engine
 from cli_shell import Shell
-from dln.cli.run_flags import budget_settings
 from dln.data import load_task
 from dln.errors import InputError
 from dln.experiments.baselines import Majority
@@ -317,7 +316,7 @@ def test_an_interruption_reaches_the_workers_at_their_next_request(fake, task, t
 def test_a_budget_of_all_cells_ends_the_command_with_the_table_so_far(cli: Shell):
     words = ["bench", "paper", "--lm", "fake/1", "--tasks", "questions", "--methods", "majority,0-shot,dln-1"]
     words += ["--seeds", "1", *FLAGS]
-    done = cli(*words, "--budget", "tokens=2000")
+    done = cli(*words, "--max-tokens", "2000")
     assert done.code == 4
     assert "2 of 3 cells are finished and kept in bench" in done.err
     assert "the same command goes on" in done.err
@@ -345,17 +344,6 @@ def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(cli: Shell):
     assert "1 of 2 cells are finished and kept in bench" in said
     assert "the same command goes on" in said
     assert "Traceback" not in said
-
-
-def test_a_budget_in_words():
-    assert budget_settings("500_000") == {"max_tokens": 500000}
-    assert budget_settings("usd=2.5, minutes=30", max_calls=None)["max_usd"] == 2.5
-    assert budget_settings(None, max_calls=3) == {"max_calls": 3}
-    for wrong in ("euro=3", "usd=much", "usd=-1", "tokens=1.5", "minutes=nan"):
-        with pytest.raises(InputError, match="limit"):
-            budget_settings(wrong)
-    with pytest.raises(InputError, match="twice"):
-        budget_settings("5", max_tokens=3)
 
 
 def test_answers_that_no_seed_changes_are_as_uncertain_as_those_of_one_seed():

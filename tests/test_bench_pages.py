@@ -157,8 +157,8 @@ def test_the_command_fills_both_pages_with_itself_and_again_with_the_same(cli: S
 
 def test_regions_are_chosen_by_the_command_and_by_name(cli: Shell):
     words = ["bench", "paper", "--tasks", "questions", "--methods", "majority", *SMALL, "--write", "docs/results.md"]
-    assert cli(*words, "--equal-tokens", 1000, "--out", "a").code == 0
-    assert cli(*words, "--region", "depth", "--out", "b").code == 0
+    assert cli(*words, "--equal-tokens", 1000, "--run-dir", "a").code == 0
+    assert cli(*words, "--region", "depth", "--run-dir", "b").code == 0
     page = cli.folder / "docs" / "results.md"
     assert section(page, "paper") == section(PAGE, "paper")
     assert "--equal-tokens 1000" in section(page, "equal tokens")
@@ -209,13 +209,13 @@ def test_headroom_of_several_tasks_goes_into_its_region(cli: Shell):
         encoding="utf-8",
     )
     words = ["probe-task", "--lm", "fake/1", "--prompts", 2, "--shots", 3, "--draws", 0, "--dev-size", 20]
-    done = cli(*words, "--task", "questions,mail.csv", "--write", "docs/results.md", "--json")
+    done = cli(*words, "--tasks", "questions,mail.csv", "--write", "docs/results.md", "--json")
     assert done.code == 0, done.err
     assert [record["task"] for record in done.records] == ["questions", "mail"]
     text = section(cli.folder / "docs" / "results.md", "headroom")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == ["questions", "mail"]
-    assert "$ dln probe-task --task questions,mail.csv" in text
+    assert "$ dln probe-task --tasks questions,mail.csv" in text
     assert "No test example is looked at" in text
     assert json.loads(json.dumps(done.records))
 

@@ -19,8 +19,11 @@ from dln.errors import BudgetReached, ContextLengthError, CorruptDataError, Inpu
 
 COMMANDS = [
     [],
-    *([name] for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve")),
-    *([name] for name in ("tune", "probe-task", "compare")),
+    *(
+        [name]
+        for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve", "init", "show")
+    ),
+    *([name] for name in ("tune", "probe-task", "compare", "init", "show")),
     *(["model", name] for name in ("pull", "path", "list")),
     *(["bench", name] for name in ("paper", "ablation")),
 ]
@@ -188,7 +191,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(cli: Shell, monkeypat
         (["eval", "nothing.json", "--task", "questions"], "nothing.json"),
         (["predict", "nothing.json", "text"], "nothing.json"),
         (["predict", "nothing.json", "text", "--file", "mail.csv"], "given twice"),
-        (["predict", "nothing.json", "text", "--column", "message"], "--column"),
+        (["predict", "nothing.json", "text", "--input", "message"], "--input"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -209,7 +212,7 @@ def test_the_embedded_model_that_is_missing_is_exit_code_3(cli: Shell, monkeypat
     assert done.code == 3
     assert "dln model pull" in done.err
     listed = cli("model", "list", "--json").records
-    assert {"model": "smollm2", "state": "fetched at first use"} in listed
+    assert {"model": "smollm2", "state": "downloaded at first use"} in listed
 
 
 def test_a_damaged_network_is_exit_code_5(cli: Shell):
@@ -259,7 +262,7 @@ def test_predict_reads_files_and_standard_input(cli: Shell):
     assert one == two
     assert [record["input"] for record in one] == given
     assert all(abs(sum(record["probabilities"].values()) - 1) < 1e-9 for record in one)
-    assert len(cli("predict", "runs/a", "--file", "mail.csv", "--column", "message", "--json").records) == 24
+    assert len(cli("predict", "runs/a", "--file", "mail.csv", "--input", "message", "--json").records) == 24
     process = cli.process("predict", "runs/a/network.json", "--json", stdin=subprocess.PIPE)
     piped, _ = process.communicate("\n".join(given), timeout=60)
     assert [json.loads(line) for line in piped.splitlines()] == one

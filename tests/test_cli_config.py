@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_shell import Shell, mail_csv
-from dln.cli.config import RunConfig, config_schema, parse_config, training_options
+from dln.cli.config import RunConfig, command_of, config_schema, parse_config, training_options
 from dln.cli.sources import load_config, parse_setting, user_file
-from dln.cli.train import command_of
 from dln.errors import InputError
 from dln.train.options import InferenceOptions, Options
 

@@ -78,7 +78,7 @@ def test_a_stopped_series_goes_on_to_the_same_end(cli: Shell):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1] == "go on with all seeds: dln resume runs/cut"
+    assert said.strip().splitlines()[-1] == "resume all seeds: dln resume runs/cut"
     assert not (cli.folder / "runs/cut/seed-25").exists()
     first = (cli.folder / "runs/cut/seed-13/events.jsonl").read_bytes()
     resumed = cli("resume", "runs/cut", "--json")
@@ -138,7 +138,7 @@ def test_a_folder_in_use_and_a_damaged_record_are_clear_errors(cli: Shell):
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine", "utf-8")
     done = cli(*SERIES, "--run-dir", "runs/all")
-    assert (done.code, "this folder is in use" in done.err) == (2, True)
+    assert (done.code, "this folder is not empty" in done.err) == (2, True)
     (folder / "seeds.yaml").write_text("seeds: 3\n", "utf-8")
     assert "dln resume runs/all" in cli(*SERIES, "--run-dir", "runs/all").err
     assert cli("resume", "runs/all").code == 5
@@ -174,7 +174,7 @@ def test_the_interval_over_runs_is_students():
 def test_a_dry_run_says_that_it_is_of_one_run(cli: Shell):
     done = cli(*SERIES, "--dry-run")
     assert done.code == 0
-    assert "3 seeds take 3 of them" in done.err
+    assert "3 seeds take 3 times as much" in done.err
     assert not (cli.folder / "runs").exists()
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_shell import Shell, mail_csv
-from dln.cli.config import RunConfig, parse_config, shown_url
-from dln.cli.sources import load_config, moved, wanted_models, with_secrets
-from dln.cli.train import command_of
+from dln.cli.config import RunConfig, command_of, parse_config, shown_url
+from dln.cli.models import moved, wanted_models, with_secrets
+from dln.cli.sources import load_config
 from dln.errors import InputError
 from dln.train.events import Started
 from dln.train.run import of_kind, read_events
@@ -125,9 +125,9 @@ def test_a_key_goes_to_no_other_address(cli: Shell):
         assert "api_key" not in layers.options
     recorded = parse_config(json.loads(load_config({}).model_dump_json()), "run.yaml").lm
     assert with_secrets(recorded, load_config({"lm": {"base_url": ["http://b/v1"]}}).lm).api_key is None
-    assert moved(recorded, ["http://c/v1"], None).base_url == ("http://c/v1",)
+    assert moved(recorded, {"base_url": ["http://c/v1"]}).base_url == ("http://c/v1",)
     with pytest.raises(InputError, match="--base-url"):
-        moved(recorded, [f"{CANARY}"], None)
+        moved(recorded, {"base_url": [f"{CANARY}"]})
 
 
 def test_shown_addresses_keep_what_is_no_secret():
@@ -187,7 +187,7 @@ def test_estimate_and_what_the_probe_found_are_in_the_record_and_the_report(cli:
     assert started.estimate.calls > 0
     assert meta["engines"]["vllm/tiny"]["label_scoring"] == started.engines["vllm/tiny"]["label_scoring"]
     report = (run / "report.html").read_text(encoding="utf-8")
-    assert "estimated, at most" in report
+    assert "estimated maximum" in report
     assert "vllm/tiny" in report
     # a server that runs on: the network is asked where it was trained, without a flag
     with FaultServer(port=int(server.base_url.rsplit(":", 1)[1].split("/")[0])):

@@ -21,7 +21,7 @@ def tuned(cli: Shell, space: dict[str, list[object]], *words: object) -> Done:
     mail_csv(cli.folder / "mail.csv", rows=24)
     (cli.folder / "space.yaml").write_text(yaml.safe_dump(space), encoding="utf-8")
     small = ("--set", "steps=1", "--set", "batch_size=4", "--set", "inference.num_prompts=2")
-    files = ("--csv", "mail.csv", "--space", "space.yaml", "--out", "study")
+    files = ("--csv", "mail.csv", "--space", "space.yaml", "--run-dir", "study")
     return cli("tune", *files, "--lm", "fake/1", "--seeds", "13", "--json", *small, *words)
 
 

@@ -69,8 +69,8 @@ def test_a_served_model_says_how_it_is_asked(shell: Shell, monkeypatch: pytest.M
         (["smollm3"], "no such run, network file or model"),
         (["missing.json"], "cannot be read"),
         (["fake/1", "--host", "0.0.0.0"], "need an API key"),  # noqa: S104 - refused
-        (["fake/1", "--api-key-env", "NOT_SET"], "not set"),
-        (["fake/1", "--host", "192.0.2.1", "--api-key-env", "SET"], "cannot listen"),
+        (["fake/1", "--client-key-env", "NOT_SET"], "not set"),
+        (["fake/1", "--host", "192.0.2.1", "--client-key-env", "SET"], "cannot listen"),
     ],
 )
 def test_mistakes_are_said_without_a_traceback(

@@ -354,7 +354,7 @@ DEFAULT_METHODS = (
     "majority,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
     "random-demonstrations,dln-1-paper,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
 )
-SHARED = ("set", "lm", *ENGINE, *PRICES, *LIMITS)
+SHARED = f"set lm {ENGINE} {PRICES} {LIMITS} run_dir"
 """Settings of both commands, besides the data. Each table has a cache of its own in its directory."""
 
 EqualTokens = Annotated[
@@ -395,7 +395,7 @@ def group() -> None:
 
 
 @app.command("paper", epilog=PAPER_EPILOG)
-@configured("data", "leaky", *SIZES, *SHARED, train_size=400, dev_size=128, test_size=250)
+@configured("data leaky", SIZES, SHARED, train_size=400, dev_size=128, test_size=250, run_dir="bench")
 def paper(
     context: typer.Context,
     config: RunConfig,
@@ -417,7 +417,6 @@ def paper(
         ),
     ] = "words",
     jobs: Jobs = None,
-    directory: flags.OutputDirectory = Path("bench"),
     write: flags.Page = None,
     region: flags.Region = None,
     as_json: flags.Json = False,
@@ -426,7 +425,7 @@ def paper(
 
     Cells that the output directory holds are not computed again.
     """
-    config, options = _cells_config(config, directory)
+    config, directory, options = _prepared(config)
     if options.pop("preset", "default") != "default":
         note("note: every row of the table has its own preset; the configured one is not used")
     wanted, added = in_order(names_of(methods, "--methods"))
@@ -451,8 +450,8 @@ def paper(
 
 @app.command("ablation", epilog=ABLATION_EPILOG)
 @configured(
-    *("data", "leaky", "train_size", "dev_size", "layers", "preset", *SHARED),
-    **{"train_size": 400, "dev_size": 128, "layers": 1, "preset": "default"},
+    *("data leaky train_size dev_size layers preset", SHARED),
+    **{"train_size": 400, "dev_size": 128, "layers": 1, "preset": "default", "run_dir": "ablation"},
 )
 def ablation(
     context: typer.Context,
@@ -475,7 +474,6 @@ def ablation(
     ] = 250,
     equal_tokens: EqualTokens = None,
     jobs: Jobs = None,
-    directory: flags.OutputDirectory = Path("ablation"),
     write: flags.Page = None,
     region: flags.Region = None,
     as_json: flags.Json = False,
@@ -484,7 +482,7 @@ def ablation(
 
     Cells that the output directory holds are not computed again.
     """
-    config, options = _cells_config(config, directory)
+    config, directory, options = _prepared(config)
     preset, layers = str(options.pop("preset")), config.network.layers
     candidates = variants(chosen_variants, preset, layers)
     numbers, data = seeds_of(seeds or ""), config.data
@@ -510,7 +508,8 @@ def ablation(
     make_table(context, table, config, directory, jobs, as_json=as_json)
 
 
-def _cells_config(config: RunConfig, directory: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """The configuration with the table's own cache, and the training options to change."""
+def _prepared(config: RunConfig) -> tuple[RunConfig, Path, dict[str, Any]]:
+    """The configuration with the table's own cache, its directory, and the training options."""
+    directory = Path(config.run_dir or "")
     lm = config.lm.model_copy(update={"cache": True, "cache_path": str((directory / "answers.sqlite").absolute())})
-    return config.model_copy(update={"lm": lm}), dict(config.options)
+    return config.model_copy(update={"lm": lm}), directory, dict(config.options)

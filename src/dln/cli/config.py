@@ -444,13 +444,14 @@ def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting
 SETTINGS = {setting.flag.parameter: setting for setting in _settings()}
 """Settings with a flag, by the name of the command's parameter."""
 
-TASK = ("task", "csv", "jsonl", "input", "target", "free_form")
-SIZES = ("train_size", "dev_size", "test_size")
-LAYERS = ("layers", "prompt", "prompts_from", "template", "hidden", "hidden_tokens", "freeze")
-ENGINE = ("base_url", "api_key_env", "lm_option", "threads")
-SIDE_MODELS = tuple(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
-CACHE, PRICES = ("cache", "no_cache"), ("prices", "price")
-LIMITS = ("max_calls", "max_tokens", "max_minutes", "max_usd")
+TASK = "task csv jsonl input target free_form"
+SIZES = "train_size dev_size test_size"
+LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"
+ENGINE = "base_url api_key_env lm_option threads"
+SIDE_MODELS = " ".join(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
+CACHE, PRICES = "cache no_cache", "prices price"
+LIMITS = "max_calls max_tokens max_minutes max_usd"
+"""Settings that commands have in common, for `dln.cli.sources.configured`."""
 
 
 def command_of(config: RunConfig) -> str:
@@ -461,7 +462,7 @@ def command_of(config: RunConfig) -> str:
     for name, setting in SETTINGS.items():
         value = _at(given, setting.path)
         # outputs and the cache belong to one machine; options are written below, one by one
-        if name in ("run_dir", *CACHE, "set") or value is None or value == _at(usual, setting.path):
+        if name in ("run_dir", *CACHE.split(), "set") or value is None or value == _at(usual, setting.path):
             continue
         words += _words(setting.flag, value)
     options = {name: value for name, value in config.options.items() if name not in SETTINGS}

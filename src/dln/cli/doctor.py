@@ -129,16 +129,13 @@ def model_checks(wanted: Wanted, prices: PriceTable) -> Iterator[Check]:
         fix = f"--price {spec}=INPUT/OUTPUT (US dollars per million tokens), or --prices FILE"
         yield Check("price", "warning", "unknown: cost is not counted, and --max-usd is rejected", fix, spec)
     else:
+        free = f"free ({quote.source})" if remote(spec) else "free (runs locally)"
         price, dated = quote.price, f", {quote.date}" if quote.date else ""
         says = f"${price.input:g} input, ${price.output:g} output per million tokens ({quote.source}{dated})"
         yield Check(
             "price",
             "ok",
-            says
-            if price.usd(1, 1)
-            else "free (runs locally)"
-            if quote.source.startswith("free") or not remote(spec)
-            else f"free ({quote.source})",
+            says if price.usd(1, 1) else free,
             of=spec,
         )
 
@@ -236,7 +233,7 @@ DOCTOR_EPILOG = examples(
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
-@configured("lm", *ENGINE, *PRICES)
+@configured("lm", ENGINE, PRICES)
 def doctor(config: RunConfig, as_json: flags.Json = False) -> None:
     """Check the environment and the models: API key, endpoint, model, tokenizer, scoring, speed and price.
 

@@ -42,7 +42,7 @@ EVALUATE_EPILOG = examples(
 )
 
 
-@configured(*TASK, "data", "leaky", *SIZES, "lm", *ENGINE, *CACHE, *PRICES)
+@configured(TASK, "data leaky", SIZES, "lm", ENGINE, CACHE, PRICES)
 def evaluate(
     config: RunConfig,
     given: dict[str, Any],
@@ -123,7 +123,7 @@ def _recorded(run: Path, config: RunConfig, given: dict[str, Any]) -> RunConfig 
         return None
     if "task" in given and other == (None, None, None):
         return None  # columns without a file: the error says that a task is missing
-    sizes = {name: value for name, value in given.get("data", {}).items() if name in SIZES}
+    sizes = {name: value for name, value in given.get("data", {}).items() if name in SIZES.split()}
     return recorded.model_copy(update={"data": recorded.data.model_copy(update=sizes)})
 
 
@@ -141,7 +141,7 @@ FORMS: dict[str, str | None] = {".csv": ",", ".tsv": "\t", ".jsonl": None}
 STANDARD_INPUT = Path("-")
 
 
-@configured("input", "seed", "lm", *ENGINE, *CACHE, seed=0)
+@configured("input seed lm", ENGINE, CACHE, seed=0)
 def predict(
     config: RunConfig,
     given: dict[str, Any],

@@ -23,7 +23,6 @@ __all__ = [
     "Flag",
     "Json",
     "NetworkOrRun",
-    "OutputDirectory",
     "Page",
     "Region",
     "RunDirectory",
@@ -207,9 +206,6 @@ Draws = Annotated[int | None, typer.Option("--samples", min=1, help="Number of h
 Json = Annotated[bool, typer.Option("--json", help="Print JSON records, and nothing else, to standard output.")]
 NetworkOrRun = Annotated[
     Path, typer.Argument(metavar="NETWORK|RUN", help="A network.json or a run directory.", autocompletion=runs)
-]
-OutputDirectory = Annotated[
-    Path, typer.Option("--run-dir", envvar="DLN_RUN_DIR", metavar="DIR", help="Output directory.")
 ]
 Page = Annotated[
     list[Path] | None,

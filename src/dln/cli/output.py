@@ -271,16 +271,7 @@ def usage_error(error: Exception, words: Sequence[str] = ()) -> InputError:
     help_of = f"see {command} --help"
     parameter = getattr(found, "param", None)
     if getattr(found, "option_name", None) is not None:
-        flag = str(found.option_name)
-        if not message.startswith("No such option"):  # a value is missing, or too much
-            return InputError(_lower(message), where=command, got=flag, expected=_form_of(context, flag), fix=help_of)
-        flags = _flags(context)
-        if flag in RENAMED.get(command, {}):
-            now = RENAMED[command][flag]
-            return InputError("this option has been renamed", where=command, got=flag, expected=now, fix=f"use {now}")
-        near = closest(flag, flags)
-        fix = f"did you mean {near}?" if near else help_of
-        return InputError("there is no such option", where=command, got=flag, expected=_few(flags), fix=fix)
+        return _option_error(context, command, str(found.option_name), message)
     missing = re.match(r"No such command '(.*?)'", message)
     if missing:
         names = _commands(context)
@@ -303,6 +294,20 @@ def usage_error(error: Exception, words: Sequence[str] = ()) -> InputError:
         expected=_plain(str(found.message)) if problem is None else expectation(problem),
         fix=_help_of(parameter, help_of),
     )
+
+
+def _option_error(context: Any, command: str, flag: str, message: str) -> InputError:
+    """An option that does not exist, or has a value too many or too few."""
+    help_of = f"see {command} --help"
+    if not message.startswith("No such option"):
+        return InputError(_lower(message), where=command, got=flag, expected=_form_of(context, flag), fix=help_of)
+    if flag in RENAMED.get(command, {}):
+        now = RENAMED[command][flag]
+        return InputError("this option has been renamed", where=command, got=flag, expected=now, fix=f"use {now}")
+    flags = _flags(context)
+    near = closest(flag, flags)
+    fix = f"did you mean {near}?" if near else help_of
+    return InputError("there is no such option", where=command, got=flag, expected=_few(flags), fix=fix)
 
 
 def _plain(message: str) -> str:

@@ -1,5 +1,7 @@
-"""Commands on files of runs: list them (`dln runs`), read several together (`dln compare`), write a report
-(`dln report`), and print trained prompts for use elsewhere (`dln show`). None of them calls a model.
+"""Commands that read runs and call no model.
+
+`dln runs` lists them, `dln compare` reads several together, `dln report` writes a page, and `dln show` prints trained
+prompts for use elsewhere.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dln.cli.config import command_of
 from dln.cli.models import LengthOnly
 from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
+from dln.lm.base import LanguageModel
 from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.train.evaluate import Interval
@@ -216,7 +219,7 @@ def show(
     {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai and
     python print the member with the largest weight.
     """
-    trained = open_network(network, LengthOnly)
+    trained = open_network(network, _stand_in)
     if form == "json":
         members = zip(trained.weights, trained.members, strict=True) if isinstance(trained, Ensemble) else ()
         several = [{"weight": float(weight), "layers": _layers(member)} for weight, member in members]
@@ -229,6 +232,10 @@ def show(
         out().print(safe(text), soft_wrap=True)
         return
     print(json.dumps(document, indent=2, ensure_ascii=True))  # noqa: T201 - the product of the command
+
+
+def _stand_in(name: str) -> LanguageModel:
+    return LengthOnly(name)
 
 
 def _one(trained: AnyNetwork) -> Sequential:

@@ -77,7 +77,6 @@ def serve(
         use_threads(config.lm.threads)
     check_address(host, port, key)  # an invalid one is reported before a model is loaded
     with ExitStack() as stack:
-        note(f"loading {model} …")
         began = time.perf_counter()
         loaded, own_name = _load(model, config, given.get("lm", {}).get("spec"), stack)
         note(f"loaded in {duration(time.perf_counter() - began)}; starting the server on {host}, port {port or 'any'}")
@@ -109,6 +108,7 @@ def _load(
 ) -> tuple[LanguageModel | AnyNetwork, str | None]:
     place = Path(model)
     if place.is_dir() or model.endswith(".json"):
+        note(f"loading the network {model} …")
         network = open_network(place, Loader(config, override, stack))
         stem = place.resolve().parent.name if place.name == "network.json" else place.resolve().name
         return network, stem.removesuffix(".json")
@@ -125,6 +125,7 @@ def _load(
             ) from error
     if override is not None:
         note("note: --lm is the model of a network's layers; it has no effect on a model that is served itself")
+    note(f"loading the model {model} …")
     return load_lm(model), None
 
 

@@ -48,16 +48,17 @@ _MODELS = ("lm", "prompt_lm", "hidden_lm")
 _CSV, _JSONL = (".csv", ".tsv"), (".jsonl", ".ndjson")
 
 
-def configured(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def configured(*groups: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command: add the flags of the named settings (keys of `SETTINGS`), each None if it is not given.
 
     The command's parameters `config` and `given` are no flags: the configuration that all sources yield, with a flag
     `--config`, and the nested settings that flags and environment variables gave.
 
     Args:
-        names: in the order in which help lists them.
+        groups: names with spaces between, in the order in which help lists them.
         defaults: of flags that have one in this command.
     """
+    names = " ".join(groups).split()
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         wanted = inspect.signature(command, eval_str=True).parameters
@@ -74,10 +75,8 @@ def configured(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], 
             if "config" in wanted:
                 settings = cast("list[str] | None", given.get("options", {}).pop("set", None))
                 values["config"] = load_config(given, config_file, settings or ())
-            for name, value in (("given", given), ("context", context)):
-                if name in wanted:
-                    values[name] = value
-            command(**values)
+            more = {"given": given, "context": context}
+            command(**values, **{name: more[name] for name in more if name in wanted})
 
         parameters = [context, *arguments, *flags, *(one for one in own if one not in arguments)]
         parameters = [one.replace(kind=_KEYWORD) for one in parameters]

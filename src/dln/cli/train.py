@@ -55,7 +55,7 @@ from dln.nn.ensemble import best_of, members_of
 from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.estimate import check_room, layer_sizes
-from dln.train.events import Evaluated, Event, Finished, Interrupted, StepDone
+from dln.train.events import Evaluated, Finished, Interrupted, StepDone
 from dln.train.run import current, extend_run, of_kind, read_events, read_meta
 from dln.view.report import write_report
 from dln.view.seeds import read_together
@@ -77,8 +77,8 @@ TRAIN_EPILOG = examples(
 
 
 @configured(
-    *(*TASK, "instruction", "data", "leaky", *SIZES, *LAYERS, "preset", "steps", "seed", "set", "test"),
-    *("lm", *ENGINE, *SIDE_MODELS, "batch_tokens", *CACHE, *PRICES, *LIMITS, "run_dir"),
+    *(TASK, "instruction data leaky", SIZES, LAYERS, "preset steps seed set test lm", ENGINE, SIDE_MODELS),
+    *("batch_tokens", CACHE, PRICES, LIMITS, "run_dir"),
 )
 def train(
     context: typer.Context,
@@ -143,7 +143,7 @@ RESUME_EPILOG = examples(
 )
 
 
-@configured("steps", *ENGINE, *CACHE, *PRICES, *LIMITS)
+@configured("steps", ENGINE, CACHE, PRICES, LIMITS)
 def resume(
     given: dict[str, Any], run: flags.RunDirectory, config_file: flags.Config = None, as_json: flags.Json = False
 ) -> None:
@@ -202,13 +202,12 @@ def _resume(run: Path, recorded: RunConfig, present: Callable[[RunConfig], RunCo
 
 def _state(run: Path, config: RunConfig) -> str:
     log = run / "events.jsonl"
-    events = current(read_events(log)) if log.exists() else []
-    finished = of_kind(events, Finished)
-    if not finished:
+    finished = _finished(run, training_options(config).steps) if log.exists() else None
+    if finished is None:
         return "unfinished"
-    if finished[-1].reason == "budget":
+    if finished.reason == "budget":
         return "budget"
-    tested = any(event.split == "test" for event in of_kind(events, Evaluated))
+    tested = any(event.split == "test" for event in of_kind(current(read_events(log)), Evaluated))
     complete = (tested or not config.test) and all((run / name).exists() for name in ("report.html", "network.json"))
     return "finished" if complete else "unfinished"
 
@@ -345,7 +344,7 @@ def _train(
     watch: Watch,
     record: dict[str, Any] | None,
 ) -> tuple[FitResult, Evaluated | None]:
-    finished = _finished(directory) if resume else None
+    finished = _finished(directory, options.steps) if resume else None
     if finished is not None and finished.reason != "budget" and (directory / "network.json").exists():
         predictor = load_network(directory / "network.json", models.lm)
         score = float("nan") if finished.score is None else finished.score
@@ -418,13 +417,11 @@ def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:
     return found
 
 
-def _events(directory: Path) -> list[Event]:
-    return current(read_events(directory / "events.jsonl"))
-
-
-def _finished(directory: Path) -> Finished | None:
-    found = of_kind(_events(directory), Finished)
-    return found[-1] if found else None
+def _finished(directory: Path, steps: int) -> Finished | None:
+    """How the run finished; None if it did not, or has been extended since."""
+    found = of_kind(current(read_events(directory / "events.jsonl")), Finished)
+    extended = found and found[-1].reason == "steps" and found[-1].step < steps
+    return None if extended or not found else found[-1]
 
 
 def _used_before(directory: Path) -> Usage:

@@ -43,22 +43,8 @@ TUNE_EPILOG = examples(
 
 
 @configured(
-    *(
-        *TASK,
-        "instruction",
-        "data",
-        "leaky",
-        "layers",
-        "preset",
-        "seed",
-        "set",
-        "lm",
-        *ENGINE,
-        *CACHE,
-        *PRICES,
-        *LIMITS,
-    ),
-    seed=13,
+    *(TASK, "instruction data leaky layers preset seed set lm", ENGINE, CACHE, PRICES, LIMITS, "run_dir"),
+    **{"seed": 13, "run_dir": "tune"},
 )
 def tune(
     config: RunConfig,
@@ -73,7 +59,6 @@ def tune(
         Literal["log_likelihood", "accuracy"], typer.Option("--judge", help="Dev score that settings are ranked by.")
     ] = "log_likelihood",
     seeds: flags.Seeds = "13,42,25",
-    directory: flags.OutputDirectory = Path("tune"),
     as_json: flags.Json = False,
 ) -> None:
     """Search training options on the dev set; the best setting is retrained with each of --seeds and tested.
@@ -81,7 +66,7 @@ def tune(
     An existing study in the output directory is resumed.
     """
     searched = paper_space(config.network.layers) if space is None else read_space(space)
-    again, seed = seeds_of(seeds or ""), int(config.options["seed"])
+    again, seed, directory = seeds_of(seeds or ""), int(config.options["seed"]), Path(config.run_dir or "")
     note(f"{size(searched)} settings, of which at most {trials} are tried; study in {directory}")
     with ExitStack() as stack:
         models = build_models(config, stack, Meter())
@@ -161,7 +146,7 @@ def _teller(as_json: bool) -> Any:
 
 def _write(directory: Path, config: RunConfig, space: Space, trials: list[Trial], best: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    document = config.model_dump(mode="json", exclude_defaults=True)
+    document = config.model_dump(mode="json", exclude_defaults=True, exclude={"run_dir"})
     document["options"] = merge_options(document.get("options", {}), best)
     (directory / "best.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     with (directory / "trials.csv").open("w", encoding="utf-8", newline="") as file:
@@ -189,9 +174,7 @@ LEAST_DEV = 20
 
 
 @configured(
-    *(*TASK, "instruction", "data", "leaky", "dev_size", "seed", "lm", *ENGINE, *CACHE, *PRICES, *LIMITS),
-    dev_size=128,
-    seed=13,
+    *(TASK, "instruction data leaky dev_size seed lm", ENGINE, CACHE, PRICES, LIMITS), **{"dev_size": 128, "seed": 13}
 )
 def probe_task(
     context: typer.Context,

@@ -193,7 +193,7 @@ class Cells:
                 "this directory contains cells of another protocol",
                 where=directory,
                 got=f"another {', '.join(changed)}",
-                fix="use another --out, or the same settings as before",
+                fix="use another --run-dir, or the same settings as before",
             )
 
     def path(self, cell: Cell) -> Path:
@@ -235,7 +235,7 @@ class Cells:
                 f"the settings of {cell.method} have changed since this cell was made",
                 where=path,
                 got=f"another {', '.join(changed)}",
-                fix="use another --out, or delete the cell to make it again",
+                fix="use another --run-dir, or delete the cell to make it again",
             )
         return result
 

@@ -353,6 +353,8 @@ class Resumed(Event):
 
     kind: Literal["resumed"] = "resumed"
     step: int
+    steps: int | None = None
+    """Planned steps from here on; null in records of earlier versions."""
 
 
 class Finished(Event):

@@ -138,7 +138,7 @@ def fit(
         before = [] if run is None else run.events()
         emit = _Emitter(run, told, meter, before)
         if of_kind(before, Started):
-            emit(Resumed(step=-1 if begun is None else begun.state.step))
+            emit(Resumed(step=-1 if begun is None else begun.state.step, steps=chosen.steps))
         else:
             emit(_started(run_dir, network, train, dev, chosen, task, meta))
         return _loop(network, begun, recipe, run, emit, meter)

@@ -44,9 +44,11 @@ __all__ = [
     "check_data",
     "check_unchanged",
     "current",
+    "extend_run",
     "of_kind",
     "parse_line",
     "provenance",
+    "read_checkpoint",
     "read_events",
     "to_line",
 ]
@@ -237,34 +239,8 @@ class Run:
         _replace(self.path / "checkpoint.json", json.dumps(document, ensure_ascii=False, sort_keys=True) + "\n")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None if the run was stopped before its first.
-
-        Raises:
-            CorruptDataError: the file is damaged, or it is of a later step than the last event: events are
-                written first, so some have been lost since.
-        """
-        path = self.path / "checkpoint.json"
-        if not path.exists():
-            return None
-        try:
-            document = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-            progress = cast(dict[str, Any], document["progress"])
-            body = json.dumps(progress, ensure_ascii=False, sort_keys=True)
-            intact = document["schema"] == SCHEMA and document["sha256"] == hashlib.sha256(body.encode()).hexdigest()
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise _damaged(path, str(error)) from error
-        if not intact:
-            raise _damaged(path, "content and hash differ, or another schema")
-        last = max((event.step for event in of_kind(self.events(), StepDone)), default=0)
-        if last < int(progress.get("step", 0)):
-            raise CorruptDataError(
-                "events are missing at the end of this file",
-                where=self.path / "events.jsonl",
-                got=f"events up to step {last}",
-                expected=f"up to step {progress['step']}, as in checkpoint.json",
-                fix="restore the file, or remove checkpoint.json to train again from the start",
-            )
-        return progress
+        """The last checkpoint (see `read_checkpoint`)."""
+        return read_checkpoint(self.path)
 
     def save_network(self, network: AnyNetwork, provenance: Mapping[str, object]) -> Path:
         """Write network.json, the product of the run: what answers, one network or several together."""
@@ -290,6 +266,69 @@ class Run:
         end = data.rfind(b"\n") + 1
         if end < len(data):
             os.truncate(path, end)
+
+
+def read_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The last checkpoint of a run, or None if the run was stopped before its first.
+
+    Raises:
+        CorruptDataError: the file is damaged, or it is of a later step than the last event: events are written
+            first, so some have been lost since.
+    """
+    path = directory / "checkpoint.json"
+    if not path.exists():
+        return None
+    try:
+        document = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        progress = cast(dict[str, Any], document["progress"])
+        body = json.dumps(progress, ensure_ascii=False, sort_keys=True)
+        intact = document["schema"] == SCHEMA and document["sha256"] == hashlib.sha256(body.encode()).hexdigest()
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if not intact:
+        raise _damaged(path, "content and hash differ, or another schema")
+    last = _last_step(read_events(directory / "events.jsonl"))
+    if last < int(progress.get("step", 0)):
+        raise CorruptDataError(
+            "events are missing at the end of this file",
+            where=directory / "events.jsonl",
+            got=f"events up to step {last}",
+            expected=f"up to step {progress['step']}, as in checkpoint.json",
+            fix="restore the file, or remove checkpoint.json to train again from the start",
+        )
+    return progress
+
+
+def _last_step(events: Iterable[Event]) -> int:
+    return max((event.step for event in of_kind(events, StepDone)), default=0)
+
+
+def extend_run(path: str | Path, steps: int) -> None:
+    """Change the number of steps that a run is resumed to; a finished run can be resumed after that.
+
+    Args:
+        path: of the run.
+        steps: the total number, at least as many as are done.
+
+    Raises:
+        InputError: there is no run, another process works on it, or more steps than these are done.
+    """
+    with Run.open(path) as run:
+        meta, done = run.meta, _last_step(current(run.events()))
+        if steps < done:
+            raise InputError(
+                "this run has done more steps than these",
+                where="steps",
+                got=steps,
+                expected=f"a number ≥ {done}",
+                fix=f"--steps {done + 1}, or start a new run",
+            )
+        if steps == meta["options"]["steps"]:
+            return
+        meta["options"]["steps"] = steps
+        if meta.get("config"):
+            meta["config"].setdefault("options", {})["steps"] = steps
+        _replace(run.path / "run.yaml", yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def summarize(events: Sequence[Event]) -> RunSummary:
         started=started.time,
         depth=len(layers),
         steps_done=max((event.step for event in of_kind(events, StepDone)), default=0),
-        steps_planned=started.steps,
+        steps_planned=([event.steps for event in of_kind(events, Resumed) if event.steps] or [started.steps])[-1],
         best_step=finished[-1].best_step if finished else best.step if best else None,
         best_score=best.score if best else None,
         select_by=best.select_by if best else None,
