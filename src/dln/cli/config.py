@@ -483,8 +483,9 @@ def _words(flag: Flag, value: Any) -> list[str]:
 
 def _written(value: Any) -> str:
     """A price as IN/OUT or IN/OUT/CACHED, an option of an engine as JSON."""
-    if isinstance(value, dict) and {"input", "output"} <= set(cast(dict[str, Any], value)):
-        numbers = [value["input"], value["output"], value["cached_input"]]
+    price = cast(dict[str, Any], value) if isinstance(value, dict) else {}
+    if {"input", "output"} <= set(price):
+        numbers = [price["input"], price["output"], price["cached_input"]]
         return "/".join(repr(number) for number in numbers if number is not None)
     return json.dumps(value)
 

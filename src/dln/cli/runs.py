@@ -25,8 +25,9 @@ from dln.cli.models import LengthOnly
 from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
-from dln.nn import AnyLayer, ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
+from dln.nn.layers import Layer
 from dln.train.evaluate import Interval
 from dln.train.run import read_events, read_meta
 from dln.view.report import write_report
@@ -259,7 +260,7 @@ def _below(number: int) -> str:
     return "{input}" if number == 1 else f"{{output {number - 1}}}"
 
 
-def _decoding(layer: AnyLayer) -> dict[str, Any]:
+def _decoding(layer: Layer) -> dict[str, Any]:
     """How an output is read from the model."""
     if isinstance(layer, ChoiceLayer):
         bias = {name: float(b) for name, b in zip(layer.names, layer.bias, strict=True)}
