@@ -47,7 +47,7 @@ def test_plain_lines_say_the_same(cli: Shell):
     assert done.code == 0
     lines = done.out.splitlines()
     assert any(line.startswith("ok") and "fake/1: self-test" in line for line in lines)
-    assert lines[-1].startswith("all well")
+    assert lines[-1].startswith("all checks passed")
 
 
 def test_a_self_test_that_fails_is_said(cli: Shell, monkeypatch: pytest.MonkeyPatch):
@@ -129,7 +129,7 @@ def test_a_server_that_is_not_there(cli: Shell):
 def test_prices_come_from_flags_and_files(cli: Shell):
     (cli.folder / "p.yaml").write_text("date: 2026-01-02\nmodels: {fake/*: {input: 2, output: 3}}\n", "utf-8")
     said = of(doctor(cli, "--lm", "fake/1", "--prices", "p.yaml"), "fake/1")["price"]["says"]
-    assert "$2 read, $3 drawn" in said
+    assert "$2 input, $3 output" in said
     assert "2026-01-02" in said
     said = of(doctor(cli, "--lm", "fake/1", "--prices", "p.yaml", "--price", "fake/1=4/5"), "fake/1")["price"]["says"]
     assert "$4 read, $5 drawn" in said
