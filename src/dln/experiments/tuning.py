@@ -121,7 +121,7 @@ def search(
     )
     if study.user_attrs.get("space", names) != names:
         raise InputError(
-            "this study belongs to another search space", where=journal, fix="use another --out, or delete it"
+            "this study belongs to another search space", where=journal, fix="use another --run-dir, or delete it"
         )
     study.set_user_attr("space", names)
     complete = [optuna.trial.TrialState.COMPLETE]
