@@ -132,4 +132,4 @@ def test_prices_come_from_flags_and_files(cli: Shell):
     assert "$2 input, $3 output" in said
     assert "2026-01-02" in said
     said = of(doctor(cli, "--lm", "fake/1", "--prices", "p.yaml", "--price", "fake/1=4/5"), "fake/1")["price"]["says"]
-    assert "$4 read, $5 drawn" in said
+    assert "$4 input, $5 output" in said
