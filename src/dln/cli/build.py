@@ -21,8 +21,8 @@ from dln.lm.base import LanguageModel
 from dln.nn import AnyLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import load_network, network_from_json
-from dln.train.fit import Progress
 from dln.train.layout import standard_network
+from dln.train.progress import Progress
 from dln.train.run import read_checkpoint, read_meta
 
 __all__ = [
