@@ -428,7 +428,9 @@ def _pack_completion(draw: Completion) -> bytes | None:
 
 def _unpack_completion(value: bytes) -> Completion:
     record = cast("dict[str, Any]", json.loads(value))
-    return Completion(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})  # pyright: ignore[reportUnknownArgumentType]
+    for name in ("token_ids", "log_probs", "sampling_log_probs"):
+        record[name] = None if record[name] is None else tuple(record[name])
+    return Completion(**record)
 
 
 def _pack_scores(scores: TokenLogProbs) -> bytes | None:
