@@ -1,4 +1,4 @@
-"""What stands beside a text in a generated input: texts of other classes from the same split."""
+"""Choose the texts of other classes, from the same split, that stand beside a text in a generated input."""
 
 from __future__ import annotations
 

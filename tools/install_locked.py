@@ -1,8 +1,8 @@
-"""Install requirements with pip and say how far it has come: one line that changes on a terminal, else a line per ten.
+"""Install requirements with pip and show progress: one updating line on a terminal, else a line per ten packages.
 
     python tools/install_locked.py requirements.lock
 
-What pip says is shown where it fails.
+The output of pip is shown only if it fails.
 """
 
 from __future__ import annotations

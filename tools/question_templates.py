@@ -1,7 +1,7 @@
-"""What the bundled questions are made of: per class, sentences with a gap and what may fill it.
+"""Templates of the bundled questions: per class, sentences with a gap and its fillers.
 
-Fillers are divided by " | ". Many sentences are built to mislead a reader who looks at the question
-word alone: "What city …" asks for a place, "How long ago …" for a time, "How come …" for a reason.
+Fillers are separated by " | ". Many sentences mislead a reader of the question word alone: "What city …" asks for a
+place, "How long ago …" for a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the bundled questions are made of, second half: reasons, definitions, methods, objects."""
+"""Templates of the bundled questions, second half: reasons, definitions, methods, objects."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the bundled requests are made of: per class, sentences with a gap and what may fill it.
+"""Templates of the bundled requests: per class, sentences with a gap and its fillers.
 
-Fillers are divided by " | ". The things that are asked about are of all trades in every class, so that it is
-what is wanted that tells the classes apart.
+Fillers are separated by " | ". The objects are of all kinds in every class, so that only the request tells the classes
+apart.
 """
 
 from __future__ import annotations
