@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from dln.infer import vi
 from dln.infer.calibrate import FixedOutput
-from dln.infer.estep import EStep, Evidence, Likelihood, Prior, Weighting, score_pairs
+from dln.infer.estep import EStep, Evidence, Likelihood, Prior, Weighting
 from dln.infer.hidden import LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.objective import Candidates, ExpectedLogProb, Pairs
 from dln.infer.prompts import Proposal
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
+from dln.nn.layers import score_pairs
 from dln.random import Key
 
 HIDDEN = (" a", " b", " a b", " c d", " e")

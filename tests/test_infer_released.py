@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dln.data import Dataset
 from dln.errors import InputError
 from dln.infer import vi
-from dln.infer.estep import EStep, Likelihood, MinusProposal, MutualInformation, Prior, Weighting, score_pairs
+from dln.infer.estep import EStep, Likelihood, MinusProposal, MutualInformation, Prior, Weighting
 from dln.infer.hidden import LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.memory import Feedback, Snapshot
 from dln.infer.mstep import Exploration
@@ -22,7 +22,8 @@ from dln.lm.base import TokenLogProbs, Wrapper
 from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, Demonstration, Ensemble, LanguageLayer, LayerInput, Prompt, Sequential, load_network
-from dln.nn.layers import without_options
+from dln.nn.context import without_options
+from dln.nn.layers import score_pairs
 from dln.nn.template import load_template
 from dln.random import Key
 from dln.train import evaluate, fit

@@ -13,7 +13,6 @@ from dln.errors import InputError
 from dln.lm.base import Wrapper
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LayerInput, Prediction
-from dln.nn.sequential import label_prediction
 from dln.numerics import log_softmax
 from dln.random import Key
 
@@ -182,12 +181,12 @@ def test_a_row_that_is_no_distribution_is_excluded_and_never_a_label(row):
 def test_a_broken_draw_is_left_out_of_the_mean(row):
     chooser = layer()
     good = np.log([[0.6, 0.2]])
-    mixed = label_prediction(chooser, np.array([row, *good]), ((), ()))
-    alone = label_prediction(chooser, good, ((),))
+    mixed = chooser.prediction(np.array([row, *good]), ((), ()))
+    alone = chooser.prediction(good, ((),))
     assert mixed.probabilities == pytest.approx(alone.probabilities)
     assert mixed.draws == 1
     assert mixed.label_mass == pytest.approx(0.8)
-    nothing = label_prediction(chooser, np.array([row]), ((),))
+    nothing = chooser.prediction(np.array([row]), ((),))
     assert nothing == Prediction("", {}, ((),), None, 0)
     assert not nothing.scored
 
@@ -209,7 +208,7 @@ def test_greedy_draws_are_the_most_probable_label():
 def test_frequencies_of_draws_are_the_probabilities(temperature):
     chooser = layer(seed=2)
     log_probs = chooser.label_log_probs(X[:1])
-    draws = chooser.draw(Key(7), np.repeat(log_probs, 1000, axis=0), temperature)
+    draws = chooser.draw_labels(np.repeat(log_probs, 1000, axis=0), Key(7).seeds(1000 * len(log_probs)), temperature)
     expected = np.exp(log_softmax(log_probs[0] / temperature))
     frequency = np.bincount([chooser.index(d) for d in draws], minlength=2) / 1000
     assert frequency == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(1000))

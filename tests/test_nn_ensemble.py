@@ -209,7 +209,7 @@ def test_one_network_or_several_are_handled_alike():
     [
         ([], [], "at least one member"),
         ([], None, "at least one member"),
-        (["a prompt"], [1], "must be a network"),
+        (["a prompt"], [1], "expected: a Sequential"),
         ([network(), network(labels=("yes", "no"))], [1, 1], "different labels"),
         ([network(), *writer("a")], [1, 1], "free text"),
         ([network()], [1, 1], "one weight per member"),

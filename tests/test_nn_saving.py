@@ -77,7 +77,7 @@ def test_the_model_may_be_looked_up_by_its_name(saved):
         return LM
 
     assert load_network(saved, find).state_dict() == network().state_dict()
-    assert asked == [LM.name, LM.name]
+    assert asked == [LM.name]
 
 
 def test_the_file_is_plain_data_and_names_no_endpoint(saved):
@@ -87,7 +87,7 @@ def test_the_file_is_plain_data_and_names_no_endpoint(saved):
     keys = {key for layer in document["layers"] for key in layer}
     assert keys == {
         *("kind", "model", "fingerprint", "template", "prompt"),
-        *("sampling", "labels", "bias", "temperature"),
+        *("sampling", "strip_options", "labels", "bias", "temperature", "answers"),
     }
     assert "~{{ h }}~" in saved.read_text(encoding="utf-8")
 
@@ -157,8 +157,8 @@ def test_another_schema_is_refused(saved, schema):
 
 
 def test_a_missing_file_is_bad_input(tmp_path):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
+    for path, what in ((tmp_path / "none.json", "cannot be read"), (tmp_path, "no trained network")):
+        with pytest.raises(InputError, match=what):
             load_network(path, LM)
 
 
@@ -214,12 +214,12 @@ def changed(position, **fields):
         ({"layers": []}, "another number of layers"),
         ({}, "layers"),
         (changed(1, bias=[1.0, 2.0, 3.0]), "bias"),
-        (changed(1, bias=["a", 2.0]), r"layers\.1\.bias\.0"),
+        (changed(1, bias=["a", 2.0]), r"layers\.1.*bias\.0"),
         (changed(1, temperature=-1.0), "temperature"),
-        (changed(1, prompt=3), r"layers\.1\.prompt"),
-        (changed(0, bias=[0.0, 0.0]), "layer 0"),
-        (changed(1, bais=[0.0, 0.0]), r"layers\.1\.bais"),
-        ({"layers": list(reversed(network().state_dict()["layers"]))}, "layer 0"),
+        (changed(1, prompt=3), r"layers\.1.*prompt"),
+        (changed(0, bias=[0.0, 0.0]), r"layers\.0"),
+        (changed(1, bais=[0.0, 0.0]), r"layers\.1.*bais"),
+        ({"layers": list(reversed(network().state_dict()["layers"]))}, r"layers\.0"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(state, what):

@@ -12,7 +12,7 @@ from jinja2 import Environment, meta
 
 from dln.errors import InputError
 from dln.nn import Demonstration, Prompt, Template, load_template, template_names
-from dln.nn.layers import LayerInput, render
+from dln.nn.context import LayerInput, render
 from dln.nn.template import VARIABLES
 
 EXAMPLE = {"input": "an input", "x": "the network's input", "output": "an output", "target": "a target"}
@@ -22,6 +22,7 @@ VALUES = {
     "prompt": "the prompt",
     "output": "the draft",
     "target": "the target",
+    "hs": ["the first h", "the second h"],
     "y": "the y",
     "next_prompt": "the next prompt",
     "message": "the message",
@@ -46,7 +47,9 @@ def test_every_packaged_template_renders_with_the_variables_of_its_kind(name):
     values = {key: VALUES[key] for key in VARIABLES[loaded.kind]}
     text = loaded.render(**values)
     used = meta.find_undeclared_variables(Environment(autoescape=True).parse(loaded.text))
-    for key in used - {"examples", "successes", "failures", "count"}:
+    if "hs" in used:
+        assert all(h in text for h in VALUES["hs"])
+    for key in used - {"examples", "successes", "failures", "count", "hs"}:
         assert VALUES[key] in text
     assert "{{" not in text
     assert "{%" not in text
@@ -57,7 +60,7 @@ def test_every_packaged_template_renders_with_the_variables_of_its_kind(name):
 
 @pytest.mark.parametrize("name", template_names("forward"))
 def test_a_forward_template_renders_without_a_prompt_and_leaves_no_gap(name):
-    text = load_template(name).render(prompt="", x="the x", h="the h")
+    text = load_template(name).render(prompt="", x="the x", h="the h", hs=["the h"])
     assert not text.startswith(("\n", " "))
     assert "the h" in text
 

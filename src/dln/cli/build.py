@@ -18,7 +18,7 @@ from dln.data import Dataset, Task, bundled_names, load_task
 from dln.data.splits import subsample
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
-from dln.nn import AnyLayer, LanguageLayer, Prompt, Sequential
+from dln.nn import Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import load_network, network_from_json
 from dln.train.layout import standard_network
@@ -78,7 +78,7 @@ def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequentia
     """
     wanted = config.network
     start = _starting_network(config, lm)
-    learnt = () if start is None else start.layers  # their prompts go with the templates that they were learnt under
+    learnt = () if start is None else start.prompted  # their prompts go with the templates that they were learnt under
     return standard_network(
         task,
         lm,
@@ -87,7 +87,8 @@ def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequentia
         prompts=[layer.prompt for layer in learnt] or _prompts(config),
         templates=wanted.templates or [layer.template for layer in learnt],
         hidden=wanted.hidden,
-        hidden_tokens=wanted.hidden_tokens or max((_longest(layer) for layer in learnt), default=None),
+        hidden_tokens=wanted.hidden_tokens
+        or max((layer.max_output_tokens if layer.writer else 1 for layer in learnt), default=None),
     )
 
 
@@ -145,10 +146,6 @@ def _starting_network(config: RunConfig, lm: LanguageModel) -> Sequential | None
         return None
     path = Path(source) / "network.json" if Path(source).is_dir() else Path(source)
     return best_of(load_network(path, lm)) if path.suffix == ".json" else None
-
-
-def _longest(layer: AnyLayer) -> int:
-    return layer.sampling.max_tokens if isinstance(layer, LanguageLayer) else 1
 
 
 def _prompts(config: RunConfig) -> list[Prompt]:

@@ -22,7 +22,7 @@ from dln.cli.output import duration, note, out, print_record
 from dln.data import Task
 from dln.lm.base import LanguageModel, Wrapper
 from dln.lm.prices import Quote
-from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.nn import LanguageLayer, LayerInput, Sequential
 from dln.random import Key
 from dln.train.estimate import Cost, Estimate, LayerSize, Speed, affordable, beginning, estimate, layer_sizes, reduced
 from dln.train.options import Options, dotted_names, merge_options, nested
@@ -209,9 +209,9 @@ def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
     """The model's speed at reading and drawing, and how long its texts are; about a second each."""
     inputs = list(task.train.inputs[:16])
     rows = [LayerInput(x, x) for x in inputs]
-    first, last = network.layers[0], network.layers[-1]
-    writer = first if isinstance(first, LanguageLayer) else LanguageLayer(first.lm, "think", first.prompt)
-    lm = network.layers[0].lm
+    first, last = network.prompted[0], network.prompted[-1]
+    writer = first.writer or LanguageLayer(first.lm, "think", first.prompt)
+    lm = first.lm
     writer.sample(Key(0), rows[:1], 0.7)  # the first call warms up
     began = time.perf_counter()
     drawn, count, turn = 0, 0, 0
@@ -225,10 +225,10 @@ def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
     began, read, turn = time.perf_counter(), 0, 0
     while time.perf_counter() - began < 0.5 and turn < 1000:
         scored = [f"{turn} {context}" for context in contexts]
-        if isinstance(last, ChoiceLayer):
-            last.label_log_masses(scored)
+        if last.classifier is not None:
+            last.classifier.label_log_masses(scored)
         else:
-            last.log_prob_contexts(scored, [" yes"] * len(scored))
+            lm.log_prob(scored, [" yes"] * len(scored))
         read += sum(map(lm.count_tokens, scored))
         turn += 1
     return Speed(read / max(1e-9, time.perf_counter() - began), drawing), drawn / max(1, count)

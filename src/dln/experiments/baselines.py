@@ -27,7 +27,6 @@ from dln.infer.memory import Feedback
 from dln.infer.prompts import RewriteProposal
 from dln.lm.base import Sampling
 from dln.nn import ChoiceLayer, LayerInput, Prediction, Prompt, Sequential
-from dln.nn.sequential import label_prediction
 from dln.numerics import Floats
 from dln.random import Key
 from dln.train.layout import standard_network
@@ -342,7 +341,7 @@ class _NearestPredictor:
             prompt = self.layer.prompt.with_demonstrations(shown)
             contexts.extend(self.layer.with_prompt(prompt).contexts([LayerInput(text, text)]))
         masses = self.layer.label_log_masses(contexts)
-        return [label_prediction(self.layer, row[None], ((),)) for row in masses]
+        return [self.layer.prediction(row[None], ((),)) for row in masses]
 
 
 def sentence_encoder(spec: str) -> Encoder:

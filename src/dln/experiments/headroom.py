@@ -159,11 +159,11 @@ def measure_headroom(
         found.append(_measure(f"{shots} random examples", shown, rows, targets))
     thoughts: list[Measured] = []
     network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
-    last = network.layers[1]
+    last = network.layers[1].classifier
     for n in range(draws):
         progress(f"intermediate texts, draw {n + 1} of {draws}")
         written = network.layers[0].sample(Key(seed).child("thoughts", n), rows, temperature=0.7)
-        if isinstance(last, ChoiceLayer):
+        if last is not None:
             seen = [LayerInput(row.x, h.text) for row, h in zip(rows, written, strict=True)]
             thoughts.append(_measure("thoughts", last, seen, targets))
     return Headroom(

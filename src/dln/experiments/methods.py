@@ -141,7 +141,7 @@ class LayerByLayer:
     def _on_top(self, setup: Setup, single: Sequential) -> Sequential:
         """The standard first layer below the single layer, whose examples get the texts that the first layer writes."""
         network = standard_network(setup.task, setup.lm, 2, preset=self.preset)
-        first, prompt = network.layers[0], single.layers[-1].prompt
+        first, prompt = network.prompted[0], single.prompted[-1].prompt
         shown = prompt.demonstrations
         read = [LayerInput(d.x, d.x) for d in shown]
         written = first.sample(Key(setup.seed).child("thoughts"), read, temperature=0.0) if shown else []

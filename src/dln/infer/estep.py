@@ -29,8 +29,8 @@ the choice of a `Weighting`, and so is what stands for β where h*_{l+1} cannot 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,109 +39,26 @@ from dln.errors import InputError
 from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest, draw_together
 from dln.infer.scoring_modes import scores_outputs
 from dln.lm.base import Completion, Target
-from dln.nn.layers import ChoiceLayer, LanguageLayer, LayerInput
-from dln.nn.sequential import AnyLayer, Sequential, Trace
+from dln.nn.context import parts_of
+from dln.nn.layers import Convention, Layer, LayerInput, score_pairs
+from dln.nn.sequential import Sequential, Trace
 from dln.numerics import Floats, logsumexp, softmax
 from dln.particles import Particles
 from dln.random import Key
 
 __all__ = [
-    "Convention",
     "EStep",
     "Evidence",
     "HiddenLevel",
     "Likelihood",
     "MinusProposal",
     "MutualInformation",
-    "PairScores",
     "Posterior",
     "Prior",
     "Weigher",
     "WeightTerm",
     "Weighting",
-    "score_pairs",
 ]
-
-Convention = Literal["log_prob", "mean_token_log_prob"]
-
-
-@dataclass(frozen=True, eq=False)
-class PairScores:
-    """Scores of P (input, output) pairs under N candidate layers.
-
-    Attributes:
-        log_prob: [N, P] Σ over the output's tokens, in nats.
-        mean_token_log_prob: [N, P] mean over the output's text tokens behind the burn-in, in nats per token.
-        label_log_masses: [N, P, C] of an output layer over labels, not normalised; else None.
-        targets: [P] label index of each output, where there are labels.
-    """
-
-    log_prob: Floats
-    mean_token_log_prob: Floats
-    label_log_masses: Floats | None = None
-    targets: npt.NDArray[np.int64] | None = None
-
-    def by(self, convention: Convention) -> Floats:
-        """[N, P] under the named convention."""
-        return self.log_prob if convention == "log_prob" else self.mean_token_log_prob
-
-    @property
-    def usable(self) -> npt.NDArray[np.bool_]:
-        """[N, P] whether a score is a possible log-probability: finite and not positive."""
-        return np.isfinite(self.log_prob) & (self.log_prob <= 1e-6)
-
-
-def score_pairs(
-    layers: Sequence[AnyLayer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
-) -> PairScores:
-    """log p(output_p | input_p, π_n) for all candidates n and pairs p; equal contexts are asked once.
-
-    The candidates are variants of one layer: same model, template and labels, other prompts. `burn_in` is the leading
-    fraction of a text's tokens that its mean leaves out; sums and labels are not changed by it.
-    """
-    first = layers[0]
-    if isinstance(first, ChoiceLayer):
-        return _score_labels([layer for layer in layers if isinstance(layer, ChoiceLayer)], inputs, outputs)
-    return _score_texts(first, layers, inputs, outputs, burn_in)
-
-
-def _score_texts(
-    first: LanguageLayer,
-    layers: Sequence[AnyLayer],
-    inputs: Sequence[LayerInput],
-    outputs: Sequence[Target],
-    burn_in: float,
-) -> PairScores:
-    requests: dict[tuple[str, Target], int] = {}
-    rows = [
-        [
-            requests.setdefault((context, output), len(requests))
-            for context, output in zip(contexts, outputs, strict=True)
-        ]
-        for contexts in (layer.contexts(inputs) for layer in layers)
-    ]
-    scores = first.log_prob_contexts([context for context, _ in requests], [output for _, output in requests])
-    if len(scores) != len(requests):
-        raise InputError("the model scored another number of requests", got=len(scores), expected=len(requests))
-    sums = np.array([s.log_prob if s.finite else np.nan for s in scores])
-    means = np.array([s.mean_after(burn_in) if s.finite else np.nan for s in scores])
-    positions = np.array(rows, dtype=np.int64).reshape(len(layers), len(inputs))
-    return PairScores(sums[positions], means[positions])
-
-
-def _score_labels(layers: Sequence[ChoiceLayer], inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> PairScores:
-    requests: dict[str, int] = {}
-    rows = [[requests.setdefault(c, len(requests)) for c in layer.contexts(inputs)] for layer in layers]
-    positions = np.array(rows, dtype=np.int64).reshape(len(layers), len(inputs))
-    masses = layers[0].label_log_masses(list(requests))[positions]
-    targets = np.array([layers[0].index(output) for output in outputs], dtype=np.int64)
-    normalised = np.stack([layer.normalise(row) for layer, row in zip(layers, masses, strict=True)])
-    chosen = np.take_along_axis(normalised, targets[None, :, None], axis=2)[:, :, 0]
-    return PairScores(chosen, chosen, masses, targets)
-
-
-Proposed = tuple[tuple[Completion, ...], ...]
-"""[B][K] texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +150,7 @@ class MinusProposal:
         if np.isnan(evidence.log_q).all():
             raise InputError(
                 "the model does not say how probable its own draws were, which the proposal term needs",
-                where=f"posterior weights, model {evidence.request.layer.lm.name}",
+                where=f"posterior weights, {evidence.request.layer!r}",
                 fix="leave the proposal term out (posterior_terms=likelihood,prior)",
             )
         return -evidence.log_q
@@ -258,7 +175,7 @@ class MutualInformation:
             [t for _, t in pairs],
             evidence.burn_in,
         )
-        values = np.where(scores.usable[0], scores.by(evidence.convention)[0], np.nan).reshape(size, width, size)
+        values = scores.known(evidence.convention)[0].reshape(size, width, size)
         return self.weight * (evidence.alpha - (logsumexp(values, axis=2) - np.log(size)))
 
 
@@ -329,30 +246,29 @@ class Weighting:
         alpha, known = np.full(len(flat), np.nan), scores_outputs(request.layer)
         if known:
             scores = score_pairs([request.layer], below, flat, self.burn_in)
-            alpha = np.where(scores.usable[0], scores.by(convention)[0], np.nan)
-        if scores_outputs(request.above):
+            alpha = scores.known(convention)[0]
+        above = (request.above, *request.beyond)
+        while above[0].deterministic and len(above) > 1:  # what follows from the text is what counts
+            read, above = _through(above[0], read), above[1:]
+        if scores_outputs(above[0]):
             wanted = [target for target in request.wanted for _ in range(shape[1])]
-            scores = score_pairs([request.above], read, wanted, self.burn_in)
-            beta = np.where(scores.usable[0], scores.by(convention)[0], np.nan)
+            beta = score_pairs(above[:1], read, wanted, self.burn_in).known(convention)[0]
         else:
-            beta = self._answered(request, read, [y for y in request.y for _ in range(shape[1])])
+            beta = self._answered(above, read, [y for y in request.y for _ in range(shape[1])])
         return Evidence(
             request, proposals, alpha.reshape(shape), beta.reshape(shape), log_q, convention, self.burn_in, known
         )
 
-    def _answered(self, request: HiddenRequest, read: list[LayerInput], y: list[str]) -> Floats:
+    def _answered(self, above: Sequence[Layer], read: list[LayerInput], y: list[str]) -> Floats:
         """[B · K] the worth of the answers that the layers above give from what they read."""
-        *between, top = (request.above, *request.beyond)
-        greedy = Key(0)  # at temperature 0 the seed has no effect
+        *between, top = above
         for layer in between:
-            written = layer.sample(greedy, read, 0.0)
-            read = [LayerInput(item.x, h.text) for item, h in zip(read, written, strict=True)]
+            read = _through(layer, read)
         if scores_outputs(top):
-            scores = score_pairs([top], read, y)
-            return np.where(scores.usable[0], scores.log_prob[0], np.nan)
-        answers = top.sample(greedy, read, 0.0)
+            return score_pairs([top], read, y).known("log_prob")[0]
+        answers = top.draw(read, [0] * len(read), 0.0)
         # an empty answer over labels is an input that the model could not score: excluded, not wrong
-        labels = isinstance(top, ChoiceLayer)
+        labels = top.classifier is not None
         rewards = [
             np.nan if labels and not answer.text else float(self.correct(answer.text, target))
             for answer, target in zip(answers, y, strict=True)
@@ -382,9 +298,15 @@ class Weighting:
         return kept
 
 
+def _through(layer: Layer, inputs: Sequence[LayerInput]) -> list[LayerInput]:
+    """The inputs of the layer above `layer`, which writes greedily (the seed has no effect)."""
+    written = layer.draw(inputs, [0] * len(inputs), 0.0)
+    return [LayerInput(item.x, h.text) for item, h in zip(inputs, written, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class HiddenLevel:
-    """What was proposed and weighed at one hidden level.
+    """The proposals of one hidden level and their weights.
 
     Attributes:
         proposals: [B][K] the texts, in proposal order, before equal ones are merged.
@@ -400,6 +322,38 @@ class HiddenLevel:
     beta: Floats
     weights: Floats
 
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """[B] whether some particle of an example could be weighed."""
+        return np.asarray(np.isfinite(self.weights.sum(axis=1)))
+
+    @property
+    def particles(self) -> tuple[Particles[Target], ...]:
+        """[B] q(h_l) with equal texts merged; equal weights where nothing could be weighed."""
+        weights = np.where(self.usable[:, None], self.weights, 1.0)
+        log_weights = np.log(weights, out=np.full(weights.shape, -np.inf), where=weights > 0)
+        return tuple(
+            Particles[Target](row, log_row).merged(_identity)
+            for row, log_row in zip(self.proposals, log_weights, strict=True)
+        )
+
+
+def _followed(layer: Layer, trace: Trace, position: int, below: HiddenLevel | None) -> HiddenLevel:
+    """The level of a deterministic layer: the texts that follow from those below, with the same weights."""
+    rows = [[item.h] for item in trace.inputs(position)]
+    weights = np.ones((len(rows), 1))
+    if below is not None:
+        rows, weights = [[h.text for h in row] for row in below.proposals], below.weights
+    items = [LayerInput(x, h) for x, row in zip(trace.x, rows, strict=True) for h in row]
+    drawn, width = layer.draw(items, [0] * len(items), 0.0), weights.shape[1]
+    return HiddenLevel(
+        proposals=tuple(tuple(drawn[i * width : (i + 1) * width]) for i in range(len(rows))),
+        sources=(("function",) * width,) * len(rows),
+        alpha=np.zeros(weights.shape),
+        beta=np.full(weights.shape, np.nan),
+        weights=weights,
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
@@ -414,6 +368,16 @@ class Posterior:
     levels: tuple[tuple[Particles[Target], ...], ...]
     hidden: tuple[HiddenLevel, ...]
     scored: npt.NDArray[np.bool_]
+
+    def branch(self, level: int, index: int, count: int) -> Posterior:
+        """The same posterior with one of `count` parallel texts at `level`: its marginal."""
+
+        def marginal(particles: Particles[Target]) -> Particles[Target]:
+            parts = tuple(parts_of(value, count)[index] for value in particles.values)
+            return Particles[Target](parts, particles.log_weights).merged(_identity)
+
+        rows = tuple(map(marginal, self.levels[level]))
+        return replace(self, levels=(*self.levels[:level], rows, *self.levels[level + 1 :]))
 
     def mode(self, level: int) -> list[Target]:
         """h*_l: the heaviest particle of each example."""
@@ -455,44 +419,55 @@ class EStep:
 
         Examples that `rewrite` (all, by default) leaves out keep ĥ as their only particle.
         """
-        depth = len(network)
-        levels: list[tuple[Particles[Target], ...]] = [()] * (depth + 1)
-        levels[0] = tuple(Particles[Target].point(x) for x in trace.x)
-        levels[depth] = tuple(Particles[Target].point(target) for target in y)
-        scored = np.ones(len(trace), dtype=np.bool_)
-        hidden: list[HiddenLevel] = []
+        layers, depth = network.layers, len(network)
+        inputs = tuple(Particles[Target].point(x) for x in trace.x)
+        wanted = tuple(Particles[Target].point(target) for target in y)
+        found: dict[int, HiddenLevel] = {}
+        modes: tuple[Target, ...] = tuple(y)
         for position in reversed(range(depth - 1)):
+            if layers[position].deterministic:
+                continue
             request = HiddenRequest(
-                layer=network.layers[position],
-                above=network.layers[position + 1],
+                layer=layers[position],
+                above=layers[position + 1],
                 inputs=tuple(trace.inputs(position)),
                 outputs=trace.outputs(position),
-                wanted=tuple(particles.mode for particles in levels[position + 2]),
+                wanted=modes,
                 y=tuple(y),
-                beyond=network.layers[position + 2 :],
+                beyond=layers[position + 2 :],
             )
-            draws = self._draws(key.child("hidden", position), request, rewrite)
-            level = self._weigh(request, draws)
-            usable = np.asarray(np.isfinite(level.weights.sum(axis=1)))
-            scored &= usable
-            log_weights = _log(np.where(usable[:, None], level.weights, 1.0))
-            levels[position + 1] = tuple(
-                Particles[Target](row, log_row).merged(_identity)
-                for row, log_row in zip(level.proposals, log_weights, strict=True)
-            )
-            hidden.insert(0, level)
-        return Posterior(tuple(levels), tuple(hidden), scored)
+            found[position] = self._weigh(request, self._draws(key.child("hidden", position), request, rewrite))
+            modes = tuple(particles.mode for particles in found[position].particles)
+        for position in range(depth - 1):
+            if layers[position].deterministic:
+                found[position] = _followed(layers[position], trace, position, found.get(position - 1))
+        hidden = tuple(found[position] for position in range(depth - 1))
+        scored = np.logical_and.reduce([level.usable for level in hidden], axis=0) if hidden else np.ones(len(trace))
+        levels = (inputs, *(level.particles for level in hidden), wanted)
+        return Posterior(levels, hidden, scored.astype(np.bool_))
 
     def _draws(self, key: Key, request: HiddenRequest, rewrite: Sequence[bool] | None) -> list[list[HiddenDraw]]:
         own = [HiddenDraw.of(h, "forward") for h in request.outputs]
         again = [i for i in range(len(own)) if rewrite is None or rewrite[i]]
-        drawn = draw_together(self.proposal(key, request.subset(again), self.num_hidden)) if again else []
+        drawn = self._proposed(key, request.subset(again)) if again else []
         head = 1 if self.include_forward else 0
         # an example that keeps ĥ has as many copies of it as the others have particles
         rows = [[forward] * (self.num_hidden + head) for forward in own]
         for i, row in zip(again, drawn, strict=True):
             rows[i] = [own[i]] * head + row
         return rows
+
+    def _proposed(self, key: Key, request: HiddenRequest) -> list[list[HiddenDraw]]:
+        """[B][K] draws; of parallel layers, tuples of draws that are proposed branch by branch."""
+        count, size = len(request.layer.branches), len(request.inputs)
+        if count == 1:
+            return draw_together(self.proposal(key, request, self.num_hidden))
+        asked = [self.proposal(key.child("branch", b), request.branch(b), self.num_hidden) for b in range(count)]
+        drawn = draw_together([row for rows in asked for row in rows])
+        return [
+            [HiddenDraw.joined(parts) for parts in zip(*(drawn[b * size + i] for b in range(count)), strict=True)]
+            for i in range(size)
+        ]
 
     def _weigh(self, request: HiddenRequest, draws: list[list[HiddenDraw]]) -> HiddenLevel:
         proposals = tuple(tuple(draw.completion for draw in row) for row in draws)
@@ -509,7 +484,3 @@ class EStep:
 
 def _identity(target: Target) -> tuple[str, tuple[int, ...] | None]:
     return (target, None) if isinstance(target, str) else target.identity
-
-
-def _log(weights: Floats) -> Floats:
-    return np.log(weights, out=np.full(weights.shape, -np.inf), where=weights > 0)

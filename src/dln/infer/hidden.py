@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from dln.errors import InputError
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, text_of
-from dln.nn.layers import LanguageLayer, LayerInput
-from dln.nn.sequential import AnyLayer
+from dln.nn.context import LayerInput, join, parts_of
+from dln.nn.layers import LanguageLayer, Layer
 from dln.nn.template import Template, load_template
 from dln.random import Key
 
@@ -52,10 +52,17 @@ class HiddenDraw:
         known = completion.sampling_log_probs
         return cls(completion, source, float("nan") if known is None else float(sum(known)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[HiddenDraw]) -> HiddenDraw:
+        """One draw of each of several parallel layers as one; log q is the sum over them."""
+        sources = dict.fromkeys(part.source for part in parts)
+        completion = join([part.completion for part in parts])
+        return cls(completion, " | ".join(sources), sum(part.log_q for part in parts))
+
 
 @dataclass(frozen=True)
 class HiddenAsk:
-    """A text that is to be drawn.
+    """A text to draw.
 
     Attributes:
         writer: the layer that draws it, with its sampling options.
@@ -82,7 +89,7 @@ def draw_together(rows: Rows) -> list[list[HiddenDraw]]:
         together.setdefault((id(ask.writer.lm), ask.writer.sampling), []).append(ask)
     drawn: dict[int, HiddenDraw] = {}
     for group in together.values():
-        completions = group[0].writer.draw([ask.context for ask in group], [ask.seed for ask in group])
+        completions = group[0].writer.draw_contexts([ask.context for ask in group], [ask.seed for ask in group])
         for ask, completion in zip(group, completions, strict=True):
             drawn[id(ask)] = HiddenDraw.of(completion, ask.source)
     return [[drawn[id(one)] if isinstance(one, HiddenAsk) else one for one in row] for row in rows]
@@ -95,20 +102,20 @@ class HiddenRequest:
     Attributes:
         layer: the layer whose outputs are sought.
         above: the layer that reads them.
-        inputs: what `layer` saw.
-        outputs: ĥ, what it wrote in the forward pass.
+        inputs: of `layer`.
+        outputs: ĥ, its outputs in the forward pass.
         wanted: h* of the level above (y under the output layer).
         y: the network's wanted output.
         beyond: the layers over `above`, the output layer last; empty where `above` is the output layer.
     """
 
-    layer: AnyLayer
-    above: AnyLayer
+    layer: Layer
+    above: Layer
     inputs: tuple[LayerInput, ...]
     outputs: tuple[Completion, ...]
     wanted: tuple[Target, ...]
     y: tuple[str, ...]
-    beyond: tuple[AnyLayer, ...] = ()
+    beyond: tuple[Layer, ...] = ()
 
     def subset(self, members: Sequence[int]) -> HiddenRequest:
         """The same request for some of the examples."""
@@ -120,12 +127,11 @@ class HiddenRequest:
             y=tuple(self.y[i] for i in members),
         )
 
-    @property
-    def language_layer(self) -> LanguageLayer:
-        """The layer as one that writes text (hidden layers always do)."""
-        if not isinstance(self.layer, LanguageLayer):
-            raise InputError("hidden texts come from a LanguageLayer", got=type(self.layer).__name__)
-        return self.layer
+    def branch(self, index: int) -> HiddenRequest:
+        """The same request for one of the layers side by side."""
+        branches = self.layer.branches
+        parts = [cast("Completion", parts_of(output, len(branches))[index]) for output in self.outputs]
+        return replace(self, layer=branches[index], outputs=tuple(parts))
 
 
 class HiddenProposal(Protocol):
@@ -150,7 +156,9 @@ class PriorProposal:
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
         """Texts of the layer itself."""
-        layer = request.language_layer
+        layer = request.layer.writer
+        if layer is None:
+            return _own_draws(key, request, num, self.temperature)
         contexts = [context for context in layer.contexts(request.inputs) for _ in range(num)]
         return _ask(key, _writer(layer, self.temperature, self.lm), contexts, num, "prior")
 
@@ -170,8 +178,10 @@ class LabelledPriorProposal:
     lm: LanguageModel | None = None
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
-        """Texts of the layer under a prompt that names the label."""
-        layer = request.language_layer
+        """Texts of the layer under a prompt that names the label; of the prior, for a layer that takes no prompt."""
+        layer = request.layer.writer
+        if layer is None:
+            return _own_draws(key, request, num, self.temperature)
         template = load_template(self.template, "hidden")
         contexts: list[str] = []
         for item, y in zip(request.inputs, request.y, strict=True):
@@ -197,23 +207,27 @@ class EditProposal:
     template: Template | str = "hidden_edit"
 
     def __call__(self, key: Key, request: HiddenRequest, num: int) -> Rows:
-        """Edited texts; the model is asked with another hint for each."""
+        """Edited texts, each under another hint; of the prior, for a layer that takes no prompt."""
+        layer = request.layer.writer
+        if layer is None:
+            return _own_draws(key, request, num, self.sampling.temperature)
         template = load_template(self.template, "hidden")
         messages = template.messages or ("",)
-        lm = self.lm or request.layer.lm
+        lm = self.lm or layer.lm
+        above = request.above.prompted
         contexts = [
             template.render(
                 x=item.x,
-                h=item.h,
-                prompt=request.layer.prompt.instruction,
+                h=item.text,
+                prompt=layer.prompt.instruction,
                 output=output.text,
                 target=text_of(wanted),
                 y=y,
-                next_prompt=request.above.prompt.instruction,
+                next_prompt="" if above is None else above.prompt.instruction,
                 message=messages[k % len(messages)],
             )
             for item, output, wanted, y in zip(
-                map(request.language_layer.reads, request.inputs),
+                map(layer.reads, request.inputs),
                 request.outputs,
                 request.wanted,
                 request.y,
@@ -221,7 +235,7 @@ class EditProposal:
             )
             for k in range(num)
         ]
-        longest = max(self.sampling.max_tokens, request.language_layer.sampling.max_tokens)
+        longest = max(self.sampling.max_tokens, layer.sampling.max_tokens)
         stop = self.sampling.stop or template.stop
         editor = LanguageLayer(lm, sampling=replace(self.sampling, max_tokens=longest, stop=stop))
         return _ask(key, editor, contexts, num, "edit")
@@ -262,6 +276,13 @@ class MixtureProposal:
 def _ask(key: Key, writer: LanguageLayer, contexts: Sequence[str], num: int, source: str) -> Rows:
     asks = [HiddenAsk(writer, c, seed, source) for c, seed in zip(contexts, key.seeds(len(contexts)), strict=True)]
     return [asks[i : i + num] for i in range(0, len(asks), num)]
+
+
+def _own_draws(key: Key, request: HiddenRequest, num: int, temperature: float) -> Rows:
+    """Draws of a layer that no model can be told to write for."""
+    inputs = [item for item in request.inputs for _ in range(num)]
+    draws = request.layer.draw(inputs, key.seeds(len(inputs)), temperature)
+    return [[HiddenDraw.of(h, "prior") for h in draws[i : i + num]] for i in range(0, len(draws), num)]
 
 
 def _writer(layer: LanguageLayer, temperature: float, lm: LanguageModel | None) -> LanguageLayer:

@@ -37,10 +37,11 @@ from dln.errors import InputError
 from dln.infer.estep import Posterior
 from dln.infer.objective import Candidates
 from dln.lm.base import Completion, Target, text_of
+from dln.nn.context import LayerInput, parts_of
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.layers import LayerInput
+from dln.nn.layers import Layer
 from dln.nn.prompt import Demonstration, Prompt
-from dln.nn.sequential import AnyLayer, Sequential, Trace
+from dln.nn.sequential import Sequential, Trace, forward
 from dln.numerics import Floats, softmax
 from dln.particles import Particles
 from dln.random import Key
@@ -113,12 +114,15 @@ class Reservoir:
             merged.append(tuple(together[max(0, len(together) - limit) :]))
         return Reservoir(tuple(merged))
 
-    def outside(self, position: int, inputs: Collection[str]) -> tuple[Demonstration, ...]:
-        """Examples of one layer whose input is none of `inputs`."""
+    def outside(
+        self, position: int, inputs: Collection[str], branch: int = 0, count: int = 1
+    ) -> tuple[Demonstration, ...]:
+        """Examples of one layer, or of one of its `count` branches, whose input is none of `inputs`."""
         if not self.layers:
             return ()
         excluded = set(inputs)
-        return tuple(d for d in self.layers[position] if d.x not in excluded)
+        kept = (d for d in self.layers[position] if d.x not in excluded)
+        return tuple(replace(d, y=text_of(parts_of(d.y, count)[branch])) for d in kept)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ def layer_feedback(
     correct: Sequence[bool],
     labelled: Sequence[Demonstration],
     reservoir: Reservoir,
+    branch: int = 0,
+    count: int = 1,
 ) -> Feedback:
     """The triples {h below, ĥ, h*} of one layer, with worked examples that are not scored in this step.
 
@@ -161,11 +167,13 @@ def layer_feedback(
         correct: [B] whether each prediction was right.
         labelled: examples outside the batch as the last layer sees them (see `labelled_examples`).
         reservoir: worked examples of earlier batches, for all but a last layer that has labelled ones.
+        branch: of parallel layers, which one; trace and posterior hold its texts.
+        count: how many layers are side by side.
     """
     items = trace.inputs(position)
     wanted = [text_of(target) for target in posterior.mode(position + 1)]
     last = position == len(trace.hidden) - 1
-    examples = (tuple(labelled) if last else ()) or reservoir.outside(position, trace.x)
+    examples = (tuple(labelled) if last else ()) or reservoir.outside(position, trace.x, branch, count)
     if not examples:
         # nothing from elsewhere yet: half of the batch is shown and not scored, the other half judges
         order = key.child("pool", position).generator().permutation(len(trace))
@@ -176,7 +184,7 @@ def layer_feedback(
 
 
 def labelled_examples(
-    key: Key, below: Sequence[AnyLayer], pool: Sequence[tuple[str, str]], size: int
+    key: Key, below: Sequence[Layer], pool: Sequence[tuple[str, str]], size: int
 ) -> tuple[Demonstration, ...]:
     """Labelled pairs as the layer above `below` sees them: (x, what `below` writes about x, y).
 
@@ -189,7 +197,7 @@ def labelled_examples(
     chosen = [pool[int(i)] for i in order]
     if not chosen:
         return ()
-    written = Sequential(below).sample(key.child("labelled"), [x for x, _ in chosen], temperature=0.0).predictions
+    written = forward(key.child("labelled"), below, [x for x, _ in chosen], 0.0).predictions
     return tuple(Demonstration(x, h, y) for (x, y), h in zip(chosen, written, strict=True))
 
 
@@ -241,13 +249,13 @@ class Replay:
         together = [*(e for e in self.examples if e.x not in fresh), *fresh.values()]
         return Replay(tuple(together[max(0, len(together) - limit) :]))
 
-    def joined(self, situation: Candidates) -> Candidates:
-        """The output layer's situation with the earlier examples behind those of the batch."""
-        batch = set(situation.trace.x)
+    def joined(self, candidates: Candidates) -> Candidates:
+        """The output layer's candidates with the earlier examples behind those of the batch."""
+        batch = set(candidates.trace.x)
         earlier = [example for example in self.examples if example.x not in batch]
-        if not earlier or not situation.is_output:
-            return situation
-        trace, posterior, depth = situation.trace, situation.posterior, situation.depth
+        if not earlier or not candidates.is_output:
+            return candidates
+        trace, posterior, depth = candidates.trace, candidates.posterior, candidates.depth
         levels: list[tuple[Particles[Target], ...]] = []
         hidden: list[tuple[Completion, ...]] = []
         for level in range(depth + 1):
@@ -257,11 +265,11 @@ class Replay:
                 hidden.append((*trace.hidden[level - 1], *(Completion(text_of(p.mode)) for p in added)))
         yes = np.ones(len(earlier), dtype=np.bool_)
         return replace(
-            situation,
+            candidates,
             trace=Trace((*trace.x, *(example.x for example in earlier)), tuple(hidden)),
             posterior=replace(posterior, levels=tuple(levels), scored=np.concatenate([posterior.scored, yes])),
-            correct=np.concatenate([situation.correct, yes]),
-            counted=np.concatenate([situation.counted, yes]),
+            correct=np.concatenate([candidates.correct, yes]),
+            counted=np.concatenate([candidates.counted, yes]),
         )
 
 

@@ -17,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.errors import InputError
-from dln.infer.estep import Convention, score_pairs
 from dln.infer.memory import Feedback
 from dln.infer.objective import Candidates, Objective, Stopped, comparable
 from dln.infer.prompts import PromptProposal, Proposal, screen
-from dln.nn.layers import ChoiceLayer, LayerInput
+from dln.nn.layers import Convention, Layer, LayerInput, PromptedLayer, score_pairs
 from dln.nn.prompt import Prompt
-from dln.nn.sequential import AnyLayer
 from dln.numerics import Floats, kl_divergence
 from dln.random import Key
 
@@ -59,7 +57,7 @@ class BestByMargin:
     z: float = 1.0
 
     def __call__(self, scores: Floats, per_example: Floats) -> int:
-        """The incumbent unless somebody is clearly better."""
+        """The incumbent unless a candidate is clearly better."""
         used = comparable(np.isfinite(per_example))
         count = int(used.sum())
         if count < 2:
@@ -74,7 +72,7 @@ class BestByMargin:
 class Penalty(Protocol):
     """A number per candidate that is subtracted from its score."""
 
-    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+    def __call__(self, candidates: Candidates, fitted: tuple[Layer, ...]) -> Floats:
         """[N] penalties, given the candidates as proposed and as fitted."""
         ...
 
@@ -95,13 +93,13 @@ class TrustRegion:
     trust_factor: float
     min_depth: int = 1
 
-    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+    def __call__(self, candidates: Candidates, fitted: tuple[Layer, ...]) -> Floats:
         """[N]; zeros for hidden layers and for networks of fewer than `min_depth` layers."""
         if not candidates.is_output or self.trust_factor == 0 or candidates.depth < self.min_depth:
             return np.zeros(len(candidates.layers))
-        layers = [layer for layer in fitted if isinstance(layer, ChoiceLayer)]
-        incumbent = candidates.layers[0]
-        if len(layers) != len(fitted) or not isinstance(incumbent, ChoiceLayer):
+        layers = [layer.classifier for layer in fitted if layer.classifier is not None]
+        incumbent = candidates.layers[0].classifier
+        if len(layers) != len(fitted) or incumbent is None:
             raise InputError(
                 "the trust region compares label distributions and needs a ChoiceLayer on top",
                 where="inference.trust_factor",
@@ -146,7 +144,7 @@ class Exploration:
         """λ_t = weight · max(0, 1 − t / total_steps) where annealed, else weight."""
         return self.weight * max(0.0, 1.0 - step / self.total_steps) if self.annealed else self.weight
 
-    def __call__(self, candidates: Candidates, fitted: tuple[AnyLayer, ...]) -> Floats:
+    def __call__(self, candidates: Candidates, fitted: tuple[Layer, ...]) -> Floats:
         """[N]; zeros for the output layer and where everything was right."""
         strength = self.at(candidates.step)
         wrong = np.flatnonzero(~candidates.correct & candidates.counted)
@@ -171,7 +169,7 @@ def _known(means: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class LayerInfo:
-    """One M-step: who stood for election, with which scores, and who won.
+    """One M-step: the candidates, their scores and the winner.
 
     Attributes:
         position: the layer, 0-based.
@@ -186,11 +184,13 @@ class LayerInfo:
         missing: [B + E] examples that should have been used but could not be scored.
         stopped: [N] where a candidate left the race, None for those that stayed; empty without a race.
         share: pairs that were scored, as a part of all pairs of all candidates.
+        branch: of parallel layers, which one, 0-based.
+        row: the number of layers before this one, those side by side counted one by one.
     """
 
     position: int
     proposals: tuple[Proposal, ...]
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
     objective: Floats
     penalties: Floats
     scores: Floats
@@ -200,9 +200,11 @@ class LayerInfo:
     missing: npt.NDArray[np.bool_]
     stopped: tuple[Stopped | None, ...] = ()
     share: float = 1.0
+    branch: int = 0
+    row: int = 0
 
-    def runners_up(self, num: int) -> tuple[AnyLayer, ...]:
-        """The `num` best candidates beside the winner, best first; nobody who left the race or has no score."""
+    def runners_up(self, num: int) -> tuple[Layer, ...]:
+        """The `num` best candidates beside the winner, best first; none that left the race or has no score."""
         stayed = [stopped is None for stopped in self.stopped] or [True] * len(self.layers)
         finite = np.isfinite(self.scores)
         best = [int(i) for i in np.argsort(-self.scores, kind="stable") if i != self.winner and finite[i] and stayed[i]]
@@ -236,38 +238,44 @@ class MStep:
     longest: str = ""
 
     def __call__(
-        self, key: Key, situation: Candidates, feedback: Feedback, remembered: tuple[Prompt, ...]
-    ) -> tuple[AnyLayer, tuple[LayerInfo, ...]]:
+        self,
+        key: Key,
+        layer: PromptedLayer,
+        incumbent: Candidates,
+        feedback: Feedback,
+        remembered: tuple[Prompt, ...],
+    ) -> tuple[PromptedLayer, tuple[LayerInfo, ...]]:
         """The improved layer and one `LayerInfo` per repetition (none for a frozen layer).
 
         Args:
             key: randomness of the step.
-            situation: the layer as the only candidate, with the posterior it is judged under.
+            layer: the present layer.
+            incumbent: the same as the only candidate, with the posterior it is judged under.
             feedback: what the proposals learn from.
             remembered: the memory's prompts of this layer; they are candidates too.
         """
-        layer = situation.layers[0]
-        seen = [*feedback.inputs, *situation.pairs.inputs]
-        h = max((item.h for item in seen), key=len, default="") if situation.position else self.longest
+        seen = [*feedback.inputs, *incumbent.pairs.inputs]
+        h = max((item.h for item in seen), key=len, default="") if incumbent.position else self.longest
         seen.append(LayerInput(self.longest, h))
         infos: list[LayerInfo] = []
-        for repeat in range(self.repeats(situation.position, situation.depth)):
-            address = key.child("prompts", situation.position, repeat)
+        for repeat in range(self.repeats(incumbent.position, incumbent.depth)):
+            branch = ("branch", incumbent.branch) if incumbent.beside is not None else ()
+            address = key.child("prompts", incumbent.position, repeat, *branch)
             memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
             informed = replace(feedback, memory=tuple(proposal.prompt for proposal in memory))
             drawn = self.proposal(address, layer, informed, self.num_prompts)
             kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens, seen)
-            kept = _leave_judges(kept, layer, situation, dropped)
+            kept = _leave_judges(kept, layer, incumbent, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)
             candidates = replace(
-                situation,
+                incumbent,
                 key=address,
                 layers=(layer, *(layer.with_prompt(p.prompt) for p in kept)),
-                counted=situation.counted & _unseen(proposals, situation),
+                counted=incumbent.counted & _unseen(proposals, incumbent),
             )
             info = self._choose(candidates, proposals, dict(dropped))
             infos.append(info)
-            layer = info.layers[info.winner]
+            layer = info.layers[info.winner].prompted or layer
         return layer, tuple(infos)
 
     def repeats(self, position: int, depth: int) -> int:
@@ -290,6 +298,8 @@ class MStep:
         scores = scored.scores - penalties
         return LayerInfo(
             position=candidates.position,
+            branch=candidates.branch,
+            row=candidates.row,
             proposals=proposals,
             layers=scored.layers,
             objective=scored.scores,
@@ -305,15 +315,15 @@ class MStep:
 
 
 def _leave_judges(
-    proposals: list[Proposal], layer: AnyLayer, situation: Candidates, dropped: Counter[str]
+    proposals: list[Proposal], layer: PromptedLayer, candidates: Candidates, dropped: Counter[str]
 ) -> list[Proposal]:
     """Drop the proposals whose demonstrations would leave less than a quarter of the batch to judge."""
     kept: list[Proposal] = []
     shown = {d.x for d in layer.prompt.demonstrations}
     for proposal in proposals:
         more = shown | {d.x for d in proposal.prompt.demonstrations}
-        judges = sum(x not in more for x in situation.trace.x)
-        if more != shown and 4 * judges < len(situation.trace):
+        judges = sum(x not in more for x in candidates.trace.x)
+        if more != shown and 4 * judges < len(candidates.trace):
             dropped["shows the batch"] += 1
             continue
         shown = more
@@ -321,7 +331,7 @@ def _leave_judges(
     return kept
 
 
-def _unseen(proposals: tuple[Proposal, ...], situation: Candidates) -> npt.NDArray[np.bool_]:
+def _unseen(proposals: tuple[Proposal, ...], candidates: Candidates) -> npt.NDArray[np.bool_]:
     """[B] examples that no candidate shows among its demonstrations: only those may judge."""
     shown = {d.x for proposal in proposals for d in proposal.prompt.demonstrations}
-    return np.array([x not in shown for x in situation.trace.x], dtype=np.bool_)
+    return np.array([x not in shown for x in candidates.trace.x], dtype=np.bool_)

@@ -33,17 +33,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator
-from dln.infer.estep import Convention, PairScores, Posterior, score_pairs
+from dln.infer.estep import Posterior
 from dln.lm.base import Target, text_of
-from dln.nn.layers import ChoiceLayer, LanguageLayer, LayerInput
-from dln.nn.sequential import AnyLayer, Sequential, Trace
+from dln.nn.layers import Convention, Layer, LayerInput, PairScores, score_pairs
+from dln.nn.sequential import Sequential, Trace
 from dln.numerics import Floats, logsumexp
 from dln.random import Key
 
@@ -80,10 +80,13 @@ class Candidates:
         counted: [B] examples that may be used (scored in the E-step, in no candidate's demonstrations).
         step: number of the training step, 0-based.
         above: the present network's layers over this one, the output layer last.
+        beside: the present `Parallel` that the candidates are for; trace and posterior hold the texts of their branch.
+        branch: which of its branches.
+        row: the number of layers before this one, those side by side counted one by one.
     """
 
     key: Key
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
     position: int
     depth: int
     trace: Trace
@@ -91,7 +94,16 @@ class Candidates:
     correct: npt.NDArray[np.bool_]
     counted: npt.NDArray[np.bool_]
     step: int
-    above: tuple[AnyLayer, ...] = ()
+    above: tuple[Layer, ...] = ()
+    beside: Layer | None = None
+    branch: int = 0
+    row: int = 0
+
+    @property
+    def whole(self) -> tuple[Layer, ...]:
+        """[N] the candidates together with the layers beside them, whose prompts stay as they are."""
+        beside = self.beside
+        return self.layers if beside is None else tuple(beside.with_branch(self.branch, one) for one in self.layers)
 
     @property
     def pairs(self) -> Pairs:
@@ -130,7 +142,7 @@ class Scored:
         share: pairs that were scored, as a part of all pairs of all candidates.
     """
 
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
     per_example: Floats
     stopped: tuple[Stopped | None, ...] = ()
     share: float = 1.0
@@ -256,7 +268,7 @@ class NoiseContrastive:
                 outputs.extend(above.values)
                 spans.setdefault(int(i), []).append((float(w), slice(start, len(outputs)), above.weights))
         scores = score_pairs(candidates.layers, inputs, outputs, self.burn_in)
-        values = np.where(scores.usable, scores.by(self.convention), np.nan)
+        values = scores.known(self.convention)
         terms = np.full((len(candidates.layers), size), np.nan)
         for i, parts in spans.items():
             terms[:, i] = sum(
@@ -290,16 +302,15 @@ class Accuracy:
             raise InputError("the accuracy objective is for the output layer", where="inference.hidden_objective")
         pairs = candidates.pairs
         size = len(candidates.trace)
-        first = candidates.layers[0]
-        layers = candidates.layers
-        if isinstance(first, ChoiceLayer) and first.answers == "scored":
+        layers, first = candidates.layers, candidates.layers[0].classifier
+        if first is not None and first.answers == "scored":
             scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
             layers, _, answers = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
             rows = [
                 [
                     # an empty draw is an input that the model could not score: excluded, not wrong
                     float(self.correct(c.text, first.names[first.index(target)])) if c.text else np.nan
-                    for c, target in zip(first.draw(candidates.key, row, 0.0), pairs.outputs, strict=True)
+                    for c, target in zip(first.draw_labels(row, [0] * len(row), 0.0), pairs.outputs, strict=True)
                 ]
                 for row in answers
             ]
@@ -315,8 +326,8 @@ class Accuracy:
 
 
 def calibrated(
-    calibrator: Calibrator, layers: Sequence[AnyLayer], scores: PairScores, pairs: Pairs, convention: Convention
-) -> tuple[tuple[AnyLayer, ...], Floats, Floats]:
+    calibrator: Calibrator, layers: Sequence[Layer], scores: PairScores, pairs: Pairs, convention: Convention
+) -> tuple[tuple[Layer, ...], Floats, Floats]:
     """Candidates with fitted output numbers, and what those say of the pairs.
 
     Returns:
@@ -325,13 +336,14 @@ def calibrated(
         fitted to its example. Without labels C is 0.
     """
     if scores.label_log_masses is None or scores.targets is None:
-        values = np.where(scores.usable, scores.by(convention), np.nan)
+        values = scores.known(convention)
         return tuple(layers), values, np.zeros((*values.shape, 0))
     usable = comparable(scores.usable)
     values = np.full(scores.log_prob.shape, np.nan)
     rows = np.full(scores.label_log_masses.shape, np.nan)
-    fitted: list[AnyLayer] = []
-    for n, (layer, masses) in enumerate(zip(_choices(layers), scores.label_log_masses, strict=True)):
+    fitted: list[Layer] = []
+    choices = [layer.classifier for layer in layers if layer.classifier is not None]
+    for n, (layer, masses) in enumerate(zip(choices, scores.label_log_masses, strict=True)):
         if not scores.usable[n].any():
             rows[n] = layer.normalise(masses)
             fitted.append(layer)
@@ -345,10 +357,6 @@ def calibrated(
         rows[n, ~usable] = calibration.layer.normalise(masses[~usable])
         fitted.append(calibration.layer)
     return tuple(fitted), values, rows
-
-
-def _choices(layers: Sequence[AnyLayer]) -> list[ChoiceLayer]:
-    return [layer for layer in layers if isinstance(layer, ChoiceLayer)]
 
 
 @dataclass(frozen=True)
@@ -429,14 +437,18 @@ class _Drawn:
         seen, targets = candidates.trace.inputs(candidates.position), candidates.posterior.mode(candidates.depth)
         rows = [seen[i] for i in examples for _ in range(samples)]
         inputs = rows * len(candidates.layers)
-        contexts = [context for layer in candidates.layers for context in layer.contexts(rows)]
-        chain = cast("tuple[LanguageLayer, ...]", (candidates.layers[0], *candidates.above[:-1]))
-        for level, layer in enumerate(chain):
+        whole = candidates.whole
+
+        def seeds(level: int) -> list[int]:
             # a seed is a function of the example and the draw: not of the candidate, nor of who is scored beside it
             key = candidates.key.child("downstream", level)
-            seeds = [key.integer(i, m) for i in examples for m in range(samples)] * len(candidates.layers)
-            drawn = layer.draw(contexts if level == 0 else layer.contexts(inputs), seeds, temperature)
+            return [key.integer(i, m) for i in examples for m in range(samples)]
+
+        drawn = [h for row in whole[0].draw_each(whole, rows, seeds(0), temperature) for h in row]
+        for level, layer in enumerate(candidates.above[:-1], 1):
             inputs = [LayerInput(item.x, h.text) for item, h in zip(inputs, drawn, strict=True)]
+            drawn = layer.draw(inputs, seeds(level) * len(whole), temperature)
+        inputs = [LayerInput(item.x, h.text) for item, h in zip(inputs, drawn, strict=True)]
         wanted = [targets[i] for i in examples for _ in range(samples)] * len(candidates.layers)
         return cls((len(candidates.layers), len(examples), samples), examples, inputs, wanted)
 
@@ -452,7 +464,7 @@ class _Drawn:
         return Scored(candidates.layers, rows)
 
 
-def _top(candidates: Candidates) -> AnyLayer:
+def _top(candidates: Candidates) -> Layer:
     if candidates.is_output or not candidates.above:
         raise InputError(
             "what a layer leads to can only be looked at below the output layer",
@@ -486,12 +498,15 @@ def elbo(network: Sequential, trace: Trace, posterior: Posterior) -> float:
     """
     shown = {d.x for prompt in network.parameters() for d in prompt.demonstrations}
     counted = posterior.scored & np.array([x not in shown for x in trace.x], dtype=np.bool_)
-    total = np.array([sum(level[i].entropy for level in posterior.levels) for i in range(len(trace))])
-    for position, layer in enumerate(network.layers):
+    # the text of a deterministic layer has no probability of its own, and no entropy
+    random = [position for position, layer in enumerate(network.layers) if not layer.deterministic]
+    levels = [posterior.levels[position + 1] for position in random]
+    total = np.array([sum(level[i].entropy for level in levels) for i in range(len(trace))])
+    for position in random:
+        layer = network.layers[position]
         pairs = Pairs.of(position, trace, posterior, counted)
         scores = score_pairs([layer], pairs.inputs, pairs.outputs)
-        values = np.where(scores.usable, scores.log_prob, np.nan)
-        total = total + pairs.sum_by_example(values, len(trace))[0]
+        total = total + pairs.sum_by_example(scores.known("log_prob"), len(trace))[0]
     known = np.isfinite(total)
     return float(total[known].mean()) if known.any() else float("nan")
 

@@ -31,9 +31,8 @@ import numpy as np
 from dln.errors import ContextLengthError, InputError
 from dln.infer.memory import Feedback
 from dln.lm.base import LanguageModel, Sampling
-from dln.nn.layers import ChoiceLayer, LanguageLayer, LayerInput
+from dln.nn.layers import LanguageLayer, LayerInput, PromptedLayer
 from dln.nn.prompt import Demonstration, Prompt
-from dln.nn.sequential import AnyLayer
 from dln.nn.template import Template, load_template
 from dln.random import Key
 
@@ -72,7 +71,7 @@ class Proposal:
 class PromptProposal(Protocol):
     """q(π | feedback)."""
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """About `num` proposals (fewer where there is nothing to propose from)."""
         ...
 
@@ -96,7 +95,7 @@ class MixturePrompts:
         if self.shares is not None and not (min(self.shares) >= 0 and 0 < sum(self.shares) < float("inf")):
             raise InputError("the shares of a mixture must be ≥ 0 and not all 0", got=self.shares)
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """Proposals of all ways, `num` together."""
         shares = self.shares or (1.0,) * len(self.proposals)
         total = sum(shares)
@@ -111,7 +110,7 @@ class MixturePrompts:
 
 
 def screen(
-    proposals: Sequence[Proposal], layer: AnyLayer, max_tokens: int, inputs: Sequence[LayerInput] = ()
+    proposals: Sequence[Proposal], layer: PromptedLayer, max_tokens: int, inputs: Sequence[LayerInput] = ()
 ) -> tuple[list[Proposal], Counter[str]]:
     """Drop what cannot be a prompt, and count why.
 
@@ -141,18 +140,14 @@ def screen(
     return kept, dropped
 
 
-def _fits(layer: AnyLayer, inputs: Sequence[LayerInput]) -> bool:
+def _fits(layer: PromptedLayer, inputs: Sequence[LayerInput]) -> bool:
     """Whether the longest input, the prompt and the output together fit the model's context."""
     limit = layer.lm.capabilities.context_length
     if limit is None or not inputs:
         return True
     (context,) = layer.contexts([max(inputs, key=lambda item: len(item.x) + len(item.h))])
-    if isinstance(layer, ChoiceLayer):
-        output = max(layer.lm.count_tokens(word) for label in layer.labels for word in label.split("|"))
-    else:
-        output = layer.sampling.max_tokens
     # the chat frame around the text is not counted by count_tokens: 64 tokens are left for it
-    return layer.lm.count_tokens(context) + output + 64 <= limit
+    return layer.lm.count_tokens(context) + layer.max_output_tokens + 64 <= limit
 
 
 def fixed_lines(template: Template, shortest: int = 24) -> tuple[str, ...]:
@@ -185,7 +180,7 @@ class DemonstrationProposal:
         if not self.sizes or min(self.sizes) < 1:
             raise InputError("demonstration counts must be 1 or more", where="demonstrations", got=self.sizes)
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """`num` candidates; none if the pool is empty."""
         if not feedback.pool:
             return []
@@ -206,7 +201,7 @@ class DemonstrationProposal:
             proposals.append(Proposal(prompt, "demonstrations", detail))
         return proposals
 
-    def _fitting(self, layer: AnyLayer) -> Callable[[list[Demonstration]], list[Demonstration]]:
+    def _fitting(self, layer: PromptedLayer) -> Callable[[list[Demonstration]], list[Demonstration]]:
         """Leaves out what does not fit any more, example by example."""
         length = layer.lm.capabilities.context_length
         if length is None:
@@ -271,7 +266,7 @@ class WordingProposal:
 
     wordings: tuple[tuple[str, str], ...] = WORDINGS
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """At most `num` candidates in random order; none for a layer whose template has no names to choose."""
         usual = layer.template.wording
         if usual is None:
@@ -348,7 +343,7 @@ class RewriteProposal:
     max_examples: int = 20
     from_memory: bool = False
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """`num` rewritten instructions."""
         template = load_template(self.template, "backward")
         return [
@@ -368,7 +363,7 @@ class SequenceProposal(RewriteProposal):
     template: Template | str = "backward_sequence"
     count: int = 3
 
-    def __call__(self, key: Key, layer: AnyLayer, feedback: Feedback, num: int) -> list[Proposal]:
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
         """`num` rewritten instructions from about num / count answers."""
         template = load_template(self.template, "backward")
         answers = _ask(self, template, key, layer, feedback, -(-num // self.count), count=self.count)
@@ -388,7 +383,7 @@ def _ask(
     proposal: RewriteProposal,
     template: Template,
     key: Key,
-    layer: AnyLayer,
+    layer: PromptedLayer,
     feedback: Feedback,
     num: int,
     count: int,
@@ -411,7 +406,7 @@ def _ask(
         for i, (base, message) in enumerate(plans)
     ]
     writer = LanguageLayer(lm, sampling=sampling)
-    draws = writer.sample_contexts(key.child("rewrite"), contexts)
+    draws = writer.draw_contexts(contexts, key.child("rewrite").seeds(len(contexts)))
     return [
         (draw.text, base, message if base is layer.prompt else f"{message} (from memory)".strip())
         for draw, (base, message) in zip(draws, plans, strict=True)
@@ -429,7 +424,7 @@ def _context(
     lm: LanguageModel,
     sampling: Sampling,
     template: Template,
-    layer: AnyLayer,
+    layer: PromptedLayer,
     feedback: Feedback,
     chosen: list[int],
     message: str,
@@ -468,14 +463,14 @@ def _tells(feedback: Feedback, example: int) -> bool:
     return feedback.correct[example] or feedback.outputs[example].strip() != feedback.wanted[example].strip()
 
 
-def _students(layer: AnyLayer, feedback: Feedback) -> list[Student]:
+def _students(layer: PromptedLayer, feedback: Feedback) -> list[Student]:
     """[B] the examples with all that the layer reads."""
     reads = layer.template.variables
     # a first layer's h is x itself: nothing is shown twice
     both = layer.template.residual and any(item.h != item.x for item in feedback.inputs)
-    inputs = [layer.reads(item) if isinstance(layer, LanguageLayer) else item for item in feedback.inputs]
+    inputs = [layer.reads(item) for item in feedback.inputs]
     return [
-        Student(item.h if "h" in reads else item.x, item.x if both else "", output, wanted)
+        Student(item.text if reads & {"h", "hs"} else item.x, item.x if both else "", output, wanted)
         for item, output, wanted in zip(inputs, feedback.outputs, feedback.wanted, strict=True)
     ]
 

@@ -31,7 +31,8 @@ import numpy.typing as npt
 from dln.errors import InputError
 from dln.infer.objective import Candidates, Objective, Scored, Stopped, comparable
 from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper, text_of
-from dln.nn.sequential import AnyLayer, Sequential
+from dln.nn.layers import Layer
+from dln.nn.sequential import Sequential
 from dln.numerics import Floats
 
 __all__ = ["BehindLeader", "Race", "Recall", "Recalled", "StoppingRule"]
@@ -120,18 +121,18 @@ class Recalled:
     models: tuple[tuple[LanguageModel, Recall], ...]
 
     @classmethod
-    def of(cls, layers: Sequence[AnyLayer]) -> Recalled:
+    def of(cls, layers: Sequence[Layer]) -> Recalled:
         """One memory per model object; layers that share a model share its memory, and one that has one keeps it."""
-        distinct = {id(layer.lm): layer.lm for layer in layers if not isinstance(layer.lm, Recall)}
+        distinct = {id(lm): lm for layer in layers for lm in layer.models if not isinstance(lm, Recall)}
         return cls(tuple((lm, Recall(lm)) for lm in distinct.values()))
 
-    def remembering(self, layer: AnyLayer) -> AnyLayer:
-        """The layer with its model's memory in front."""
-        return next((replace(layer, lm=front) for lm, front in self.models if lm is layer.lm), layer)
+    def remembering(self, layer: Layer) -> Layer:
+        """The layer with a memory in front of each of its models."""
+        return layer.map_models(lambda own: next((front for lm, front in self.models if lm is own), own))
 
-    def plain(self, layer: AnyLayer) -> AnyLayer:
-        """The layer with its own model again."""
-        return next((replace(layer, lm=lm) for lm, front in self.models if front is layer.lm), layer)
+    def plain(self, layer: Layer) -> Layer:
+        """The layer with its own models again."""
+        return layer.map_models(lambda own: next((lm for lm, front in self.models if front is own), own))
 
     def remembering_network(self, network: Sequential) -> Sequential:
         """All layers with memory."""

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dln.lm.base import ScoringMode
-from dln.nn.layers import ChoiceLayer
-from dln.nn.sequential import AnyLayer, Sequential
+from dln.nn.layers import Layer
+from dln.nn.sequential import Sequential
 
 __all__ = ["ScoringModes", "scores_outputs"]
 
@@ -52,14 +52,14 @@ class ScoringModes:
     @classmethod
     def of(cls, network: Sequential) -> ScoringModes:
         """The best scoring modes that the capabilities of the network's models allow."""
-        below, top = network.layers[:-1], network.layers[-1]
-        unscored = [layer for layer in below if not layer.lm.capabilities.scores_targets]
-        output = _output(top)
+        top, output = network.layers[-1], network.layers[-1].scoring_mode
+        below = [layer for layer in network.layers[:-1] if not layer.deterministic]
+        unscored = [layer for layer in below if not scores_outputs(layer)]
         lost = _lost_output(top, output)
         if not below:
             return cls(None, None, output, lost)
         if not unscored and output != "accuracy":
-            worst = next((layer.lm.capabilities.text_scoring for layer in below), "target scoring")
+            worst = below[0].scoring_mode
             return cls(worst, worst, output, lost)
         judged = "accuracy" if output == "accuracy" else "Monte-Carlo"
         answer = "answer correctness" if output == "accuracy" else "answer likelihood"
@@ -81,20 +81,17 @@ class ScoringModes:
         return replace(self, lost=(*self.lost, what))
 
 
-def scores_outputs(layer: AnyLayer) -> bool:
-    """Whether what the layer puts out has a log-probability: its labels, or any text."""
-    return _output(layer) != "accuracy"
+def scores_outputs(layer: Layer) -> bool:
+    """Whether outputs of the layer have log-probabilities: its labels, or any text."""
+    return layer.scoring_mode != "accuracy"
 
 
-def _output(layer: AnyLayer) -> ScoringMode:
-    can = layer.lm.capabilities
-    if isinstance(layer, ChoiceLayer):
-        return can.label_scoring
-    return can.text_scoring if can.scores_targets else "accuracy"
+def _names(layers: Sequence[Layer]) -> str:
+    return ", ".join(dict.fromkeys(m.name for layer in layers for m in layer.models)) or ", ".join(map(repr, layers))
 
 
-def _lost_hidden(unscored: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
-    names = ", ".join(dict.fromkeys(layer.lm.name for layer in unscored))
+def _lost_hidden(unscored: Sequence[Layer], judged: str) -> tuple[str, ...]:
+    names = _names(unscored)
     why = f"{names} cannot score given texts" if names else "the output has no log-probability"
     answer = "whether the answer that they lead to is right" if judged == "accuracy" else "log p of the wanted output"
     how = "the part of right answers" if judged == "accuracy" else "log p of the wanted output"
@@ -105,10 +102,10 @@ def _lost_hidden(unscored: Sequence[AnyLayer], judged: str) -> tuple[str, ...]:
     )
 
 
-def _lost_output(layer: AnyLayer, mode: ScoringMode) -> tuple[str, ...]:
+def _lost_output(layer: Layer, mode: ScoringMode) -> tuple[str, ...]:
     if mode == "accuracy":
         return (
-            f"outputs are judged by accuracy: {layer.lm.name} returns no log-probability of them, "
+            f"outputs are judged by accuracy: {_names([layer])} returns no log-probability of them, "
             "and prompts tie more often",
         )
     return (CENSORED[mode],) if mode in CENSORED else ()

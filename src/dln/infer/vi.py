@@ -19,7 +19,7 @@ import numpy as np
 
 from dln.errors import RunFailed
 from dln.infer.calibrate import Calibrator, FixedOutput
-from dln.infer.estep import Convention, EStep, Posterior, Weigher, Weighting
+from dln.infer.estep import EStep, Posterior, Weigher, Weighting
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.memory import Replay, Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
 from dln.infer.mstep import Best, LayerInfo, MStep, Penalty, Selector
@@ -28,6 +28,7 @@ from dln.infer.prompts import DemonstrationProposal, MixturePrompts, PromptPropo
 from dln.infer.race import Recalled
 from dln.infer.scoring_modes import ScoringModes
 from dln.lm.base import Target
+from dln.nn.layers import Convention, Layer
 from dln.nn.prompt import Demonstration
 from dln.nn.sequential import Sequential, Trace
 from dln.particles import Particles
@@ -232,24 +233,12 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     improved = network
     steps: list[LayerInfo] = []
     for l, layer in enumerate(network.layers):  # noqa: E741  # the paper's letter
-        situation = Candidates(
-            key=key,
-            layers=(layer,),
-            position=l,
-            depth=len(network),
-            trace=trace,
-            posterior=posterior,
-            correct=np.array(correct, dtype=np.bool_),
-            counted=posterior.scored,
-            step=state.step,
-            above=network.layers[l + 1 :],
-        )
         labelled = _labelled(key, network, l, batch, vi)
-        feedback = layer_feedback(key, l, trace, posterior, correct, labelled, state.reservoir)
-        remembered = tuple(snapshot.prompts[l] for snapshot in state.memory)
-        best, infos = vi.m_step(key, state.replay.joined(situation), feedback, remembered)
-        improved = improved.with_layer(l, best)
-        steps.extend(infos)
+        for b in range(len(layer.branches)):
+            step = _Step(key, replace(state, network=network), trace, posterior, correct, labelled)
+            best, infos = step.improve(vi.m_step, l, b)
+            improved = improved.with_layer(l, improved.layers[l].with_branch(b, best))
+            steps.extend(infos)
 
     info = Info(
         trace=trace,
@@ -270,6 +259,58 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         ),
         info,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What every M-step of a step reads: the present network and its posterior."""
+
+    key: Key
+    state: State
+    trace: Trace
+    posterior: Posterior
+    correct: list[bool]
+    labelled: tuple[Demonstration, ...]
+
+    def improve(self, m_step: MStep, position: int, branch: int) -> tuple[Layer, tuple[LayerInfo, ...]]:
+        """One layer, or one of several side by side, and its M-steps; a layer without a prompt stays as it is."""
+        network, layer = self.state.network, self.state.network.layers[position]
+        present, count = layer.branches[branch].prompted, len(layer.branches)
+        if present is None:
+            return layer.branches[branch], ()
+        trace, posterior = self.trace, self.posterior
+        if count > 1:
+            trace = trace.branch(position, branch, count)
+            posterior = posterior.branch(position + 1, branch, count)
+        incumbent = Candidates(
+            key=self.key,
+            layers=(present,),
+            position=position,
+            depth=len(network),
+            trace=trace,
+            posterior=posterior,
+            correct=np.array(self.correct, dtype=np.bool_),
+            counted=posterior.scored,
+            step=self.state.step,
+            above=network.layers[position + 1 :],
+            beside=layer if count > 1 else None,
+            branch=branch,
+            row=sum(len(below.branches) for below in network.layers[:position]) + branch,
+        )
+        feedback = layer_feedback(
+            self.key,
+            position,
+            trace,
+            posterior,
+            self.correct,
+            self.labelled,
+            self.state.reservoir,
+            branch,
+            count,
+        )
+        others = (snapshot.network.layers[position].branches[branch].prompted for snapshot in self.state.memory)
+        remembered = tuple(other.prompt for other in others if other is not None)
+        return m_step(self.key, present, self.state.replay.joined(incumbent), feedback, remembered)
 
 
 def _skipped(trace: Trace, batch: Batch, vi: VariationalInference) -> Info:

@@ -1,26 +1,33 @@
-"""Language layers and networks: frozen values whose learnable parameters are prompts."""
+"""Layers and networks: frozen values whose learnable parameters are prompts."""
 
+from dln.nn.context import SEPARATOR, LayerInput
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, LayerInput
+from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, PromptedLayer
+from dln.nn.parallel import FunctionLayer, Parallel, function_layer
 from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.saving import load_network, load_state_dict, save_network
 from dln.nn.sequential import AnyLayer, Prediction, Sequential, Trace
 from dln.nn.template import Template, load_template, template_names
 
 __all__ = [
+    "SEPARATOR",
     "AnyLayer",
     "AnyNetwork",
     "ChoiceLayer",
     "Demonstration",
     "Ensemble",
+    "FunctionLayer",
     "LanguageLayer",
     "Layer",
     "LayerInput",
+    "Parallel",
     "Prediction",
     "Prompt",
+    "PromptedLayer",
     "Sequential",
     "Template",
     "Trace",
+    "function_layer",
     "load_network",
     "load_state_dict",
     "load_template",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, overload
+from typing import overload
 
 import numpy as np
 
@@ -174,11 +174,6 @@ def _check_members(members: tuple[Sequential, ...]) -> None:
             expected="a list of networks",
             fix="dln.Ensemble([network, …])",
         )
-    for position, member in enumerate(cast("Sequence[object]", members)):
-        if not isinstance(member, Sequential):
-            raise InputError(
-                "a member must be a network", where=f"member {position}", got=repr(member), expected="a Sequential"
-            )
     labels = members[0].labels
     for position, member in enumerate(members):
         if member.labels != labels:

@@ -1,137 +1,425 @@
-"""A language layer is a conditional distribution over texts: p(h_l | F(h_{l-1}, x, π_l)).
+"""Layers: conditional distributions over texts, p(output | x, h), and the contract that all of them keep.
 
-The model is fixed, the prompt π is the parameter. Layers are frozen values: `with_prompt` returns
-another layer.
+`Layer` is what networks, inference and training use. One method is required, `draw`; everything else has a default
+that is right for a layer without a prompt and without a model. A `PromptedLayer` is a language model with a template
+and a prompt π, the learnable parameter: p(h_l | F(h_{l-1}, x, π_l)). `LanguageLayer` writes free text; `ChoiceLayer`
+chooses one of C labels:
 
-The output layer over a closed label set: p(y|x,π) ∝ exp(log p_LM(y|x,π) / T + b_y).
+    p(y|x,π) ∝ exp(log p_LM(y|x,π) / T + b_y)
 
-Small models prefer a label whatever the input. The bias b removes that preference and the
-temperature T sets how sure the layer is; both are fitted together with the prompt
-(`dln.infer.calibrate`), so that a prompt is ranked by what it knows. With b = 0 and T = 1 this is
-the model's own distribution, renormalised over the labels.
+Small models prefer a label whatever the input. The bias b removes that preference and the temperature T sets how
+sure the layer is; both are fitted together with the prompt (`dln.infer.calibrate`). With b = 0 and T = 1 this is the
+model's own distribution, renormalised over the labels.
+
+Layers are frozen values: `with_prompt` returns another layer.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import html
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from dln.answers import labels_said
 from dln.arguments import NonNegative, Positive, checked, did_you_mean
 from dln.errors import InputError
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, text_of
+from dln.io import dump, parse
+from dln.lm.base import Completion, LanguageModel, Sampling, ScoringMode, Target, TokenLogProbs, text_of
 from dln.lm.load import as_lm
+from dln.nn.context import LayerInput, render, without_options
+from dln.nn.prediction import Hidden, Prediction, text_prediction
 from dln.nn.prompt import Prompt, as_prompt
-from dln.nn.template import Template, load_template, names_of
+from dln.nn.template import Template, load_template
 from dln.numerics import Floats, log_softmax, logsumexp
 from dln.random import Key
 
-__all__ = ["FREE_TOKENS", "Answers", "ChoiceLayer", "LanguageLayer", "Layer", "LayerInput", "render", "without_options"]
+__all__ = [
+    "FREE_TOKENS",
+    "Answers",
+    "ChoiceLayer",
+    "Convention",
+    "LanguageLayer",
+    "Layer",
+    "LayerInput",
+    "PairScores",
+    "PromptedLayer",
+    "score_pairs",
+]
 
-LayerT = TypeVar("LayerT", bound="Layer")
+Convention = Literal["log_prob", "mean_token_log_prob"]
+"""How outputs are scored: the sum over tokens (a log-likelihood), or the mean per token (the paper's ranking score)."""
+
+Load = Callable[[str], LanguageModel]
+"""From the name of a model in a file to the model."""
 
 
-@checked
-@dataclass(frozen=True, slots=True)
-class LayerInput:
-    """What a layer sees: the network's input x and the previous layer's output h (h_0 = x)."""
+@dataclass(frozen=True, eq=False)
+class PairScores:
+    """Scores of P (input, output) pairs under N variants of a layer.
 
-    x: str
-    h: str
+    Attributes:
+        log_prob: [N, P] Σ over the output's tokens, in nats.
+        mean_token_log_prob: [N, P] mean over the output's text tokens behind the burn-in, in nats per token.
+        label_log_masses: [N, P, C] of an output layer over labels, not normalised; else None.
+        targets: [P] label index of each output, where there are labels.
+    """
 
+    log_prob: Floats
+    mean_token_log_prob: Floats
+    label_log_masses: Floats | None = None
+    targets: npt.NDArray[np.int64] | None = None
 
-class Layer(Protocol):
-    """What inference needs of a layer, whatever its output space."""
+    def by(self, convention: Convention) -> Floats:
+        """[N, P] under the named convention."""
+        return self.log_prob if convention == "log_prob" else self.mean_token_log_prob
+
+    def known(self, convention: Convention) -> Floats:
+        """[N, P] under the named convention, NaN where a score is unusable."""
+        return np.where(self.usable, self.by(convention), np.nan)
 
     @property
-    def lm(self) -> LanguageModel:
-        """The model that draws and scores."""
-        ...
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """[N, P] whether a score is a possible log-probability: finite and not positive."""
+        return np.isfinite(self.log_prob) & (self.log_prob <= 1e-6)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[TokenLogProbs]], burn_in: float) -> PairScores:
+        """From [N][P] token scores."""
+        sums = [[s.log_prob if s.finite else np.nan for s in row] for row in rows]
+        means = [[s.mean_after(burn_in) if s.finite else np.nan for s in row] for row in rows]
+        return cls(np.array(sums, dtype=np.float64), np.array(means, dtype=np.float64))
+
+
+def score_pairs(
+    layers: Sequence[Layer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
+) -> PairScores:
+    """log p(output_p | input_p, π_n) for all variants n of one layer and pairs p, in one request to the model.
+
+    Args:
+        layers: [N] variants of one layer: same model, template and labels, other prompts.
+        inputs: [P].
+        outputs: [P].
+        burn_in: leading fraction of a text's tokens that its mean leaves out; sums and labels are not changed by it.
+    """
+    return layers[0].score(layers, inputs, outputs, burn_in)
+
+
+class Layer(ABC):
+    """A conditional distribution over texts: the contract between layers, networks and training.
+
+    A subclass is a frozen value. It implements `draw`. It also implements `log_prob` if it can score given texts, or
+    sets `deterministic` if its output is a function of its input; a layer that does neither is trained around: the
+    layers below it are judged by the answers that they lead to. A dataclass whose fields are plain data is saved and
+    loaded by its qualified name and its fields.
+    """
+
+    deterministic: ClassVar[bool] = False
+    """Whether the output is a function of the input; nothing is inferred about such an output."""
+
+    @abstractmethod
+    def draw(
+        self, inputs: Sequence[LayerInput], seeds: Sequence[int], temperature: float | None = None
+    ) -> list[Completion]:
+        """One output per input and seed; `temperature` overrides the layer's own, and 0 is greedy."""
+
+    def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
+        """log p(output | input), pair by pair, in nats: 0 or −∞ for a deterministic layer.
+
+        Raises:
+            InputError: the layer cannot score given texts.
+        """
+        if not self.deterministic:
+            raise InputError("this layer cannot score given texts", where=type(self).__name__)
+        own = self.draw(inputs, [0] * len(inputs), 0.0)
+        values = [0.0 if o.text == text_of(given) else -np.inf for o, given in zip(own, outputs, strict=True)]
+        return [TokenLogProbs(np.array([value]), 1) for value in values]
 
     @property
-    def template(self) -> Template:
-        """F: how input and prompt become a context."""
-        ...
+    def scoring_mode(self) -> ScoringMode:
+        """How given outputs are scored; "accuracy" where they cannot be, or need not be (a deterministic layer)."""
+        return "accuracy" if type(self).log_prob is Layer.log_prob else "target scoring"
 
     @property
-    def prompt(self) -> Prompt:
-        """π, the learnable parameter."""
-        ...
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The language models of the layer."""
+        return ()
 
-    def with_prompt(self: LayerT, prompt: Prompt | str) -> LayerT:
-        """The same layer under another prompt."""
-        ...
+    def map_models(self, change: Callable[[LanguageModel], LanguageModel]) -> Self:
+        """The same layer with `change` applied to each of its models."""
+        return self
 
-    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
-        """F(h, x, π) for each input."""
-        ...
+    @property
+    def branches(self) -> tuple[Layer, ...]:
+        """The layers side by side that make up this one: itself, unless it is a `Parallel`."""
+        return (self,)
+
+    def with_branch(self, index: int, branch: Layer) -> Layer:
+        """The same layer with one of its `branches` exchanged."""
+        return branch
+
+    @property
+    def prompted(self) -> PromptedLayer | None:
+        """The layer itself if it has a prompt to train."""
+        return None
+
+    @property
+    def writer(self) -> LanguageLayer | None:
+        """The layer itself if it writes free text with a language model that can be told what to write."""
+        return None
+
+    @property
+    def classifier(self) -> ChoiceLayer | None:
+        """The layer itself if its outputs are labels."""
+        return None
+
+    @property
+    def max_output_tokens(self) -> int:
+        """The longest output, in tokens of its model; 0 where that is not known."""
+        return 0
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The learnable parameters."""
+        return tuple(branch.prompt for branch in map(_prompted, self.branches) if branch is not None)
+
+    def with_prompts(self, prompts: Sequence[Prompt | str]) -> Layer:
+        """The same layer under other prompts, one for each of `prompts`."""
+        layer: Layer = self
+        remaining = iter(prompts)
+        for index, branch in enumerate(map(_prompted, self.branches)):
+            if branch is not None:
+                layer = layer.with_branch(index, branch.with_prompt(next(remaining)))
+        return layer
 
     def sample(
         self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
     ) -> list[Completion]:
-        """One draw h ~ p(·|input, π) per input; `temperature` overrides the layer's own."""
-        ...
+        """One output h ~ p(·|input) per input."""
+        return self.draw(inputs, key.seeds(len(inputs)), temperature)
 
-    def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
-        """log p(output | input, π), pair by pair, in nats."""
-        ...
+    def draw_each(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[LayerInput],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+    ) -> list[list[Completion]]:
+        """[N][P] one output per variant of this layer and input, with the same seeds for all variants."""
+        return [layer.draw(inputs, seeds, temperature) for layer in layers]
+
+    def score(
+        self, layers: Sequence[Layer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
+    ) -> PairScores:
+        """Scores of pairs under variants of this layer (see `score_pairs`)."""
+        return PairScores.of([layer.log_prob(inputs, outputs) for layer in layers], burn_in)
+
+    def answer(
+        self, inputs: Sequence[LayerInput], hidden: Sequence[Hidden], seeds: Sequence[int], temperature: float
+    ) -> list[Prediction]:
+        """Predictions of the layer as the last one.
+
+        Args:
+            inputs: [N · S] S draws of the layers below for each of N network inputs.
+            hidden: [N] the hidden texts of these draws.
+            seeds: [N · S].
+            temperature: of the answers.
+        """
+        texts = [answer.text for answer in self.draw(inputs, seeds, temperature)]
+        size = len(texts) // max(1, len(hidden))
+        return [text_prediction(texts[i * size : (i + 1) * size], group) for i, group in enumerate(hidden)]
+
+    def state(self) -> dict[str, Any]:
+        """What training changes, as plain data."""
+        return {}
+
+    def with_state(self, state: Mapping[str, Any], where: str) -> Layer:
+        """The same layer with what `state` holds.
+
+        Raises:
+            InputError: naming `where` and the field that does not fit.
+        """
+        if state:
+            raise InputError("the state has parameters for a layer that has none", where=where, got=", ".join(state))
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer as plain data with a `kind`, which is its qualified name."""
+        if not is_dataclass(self):
+            raise InputError(
+                "this layer cannot be saved",
+                where=type(self).__name__,
+                got="a class that is no dataclass",
+                expected="a dataclass with fields of plain data, or methods `to_json` and `from_json`",
+            )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"kind": f"{type(self).__module__}:{type(self).__qualname__}", "parameters": dump(values)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], load: Load, where: str) -> Layer:
+        """The inverse of `to_json`; `load` gives a model by its name."""
+        return parse(cls, data.get("parameters", {}), where)
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
 
-def render(template: Template, prompt: Prompt, item: LayerInput) -> str:
-    """One context: the instruction, the demonstrations in the template's own form, then the input.
+def _prompted(layer: Layer) -> PromptedLayer | None:
+    return layer.prompted
 
-    A demonstration is the same template without prompt, followed by its output: what the model reads
-    before the question has the very form that the question has. A chat model reads them within its
-    user's turn, so the template's own separator stands before the output there too.
+
+def by_name(name: str, where: str) -> object:
+    """The object with the qualified name `module:name`.
 
     Raises:
-        InputError: the prompt names input and output, and the template has no place for the names.
+        InputError: there is no such module or no such object in it.
     """
-    names = _names(template, prompt)
-    shown = [
-        template.render(prompt="", x=d.x, h=d.h, **names).lstrip("\n") + template.target_prefix + d.y
-        for d in prompt.demonstrations
-    ]
-    text = "\n\n".join(part for part in (prompt.instruction, *shown) if part)
-    return template.render(prompt=text, x=item.x, h=item.h, **names)
-
-
-def without_options(text: str) -> str:
-    r"""The question of a multiple-choice text: what stands before the first line that begins with "Options:".
-
-    A text without such a line, or with nothing before it, stays as it is.
-
-    >>> without_options("Is it late?\nOptions:\n- yes\n- no")
-    'Is it late?'
-    """
-    found = _OPTIONS.search(text)
-    question = text[: found.start()].strip() if found else ""
-    return question or text
-
-
-_OPTIONS = re.compile(r"^[ \t]*Options:", re.MULTILINE)
-
-
-def _names(template: Template, prompt: Prompt) -> dict[str, str]:
-    if template.wording is None and prompt.wording is not None:
+    module, _, path = name.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            "this template has no place for a prompt's names of input and output",
-            where=f"template {template.name}",
-            got=" → ".join(prompt.wording),
-            fix="a template with a wording (classify), or a prompt without one",
-        )
-    return names_of(prompt.wording)
+            "the code of this layer cannot be imported",
+            where=where,
+            got=name,
+            expected="module:name of a layer that can be imported here",
+            fix="install its package, or start in the directory of its module",
+        ) from error
+    return found
 
 
 @checked
 @dataclass(frozen=True, eq=False, init=False)
-class LanguageLayer:
+class PromptedLayer(Layer):
+    """A language model with a template and a prompt, the learnable parameter.
+
+    Attributes:
+        lm: the language model.
+        template: F: how input and prompt become a context.
+        prompt: π.
+    """
+
+    lm: LanguageModel
+    template: Template
+    prompt: Prompt
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """A layer of its own with the same model: models are resources, and are shared."""
+        return replace(self, prompt=copy.deepcopy(self.prompt, memo), template=copy.deepcopy(self.template, memo))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r})"
+
+    @property
+    def prompted(self) -> PromptedLayer:
+        """The layer itself."""
+        return self
+
+    @property
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The language model."""
+        return (self.lm,)
+
+    def map_models(self, change: Callable[[LanguageModel], LanguageModel]) -> Self:
+        """The same layer with another model."""
+        changed = change(self.lm)
+        return self if changed is self.lm else replace(self, lm=changed)
+
+    @property
+    def target_prefix(self) -> str:
+        """What stands between context and output: nothing for a chat model, which has its own turn."""
+        return "" if self.lm.capabilities.chat else self.template.target_prefix
+
+    def with_prompt(self, prompt: Prompt | str) -> Self:
+        """The same layer under another prompt."""
+        return replace(self, prompt=as_prompt(prompt))
+
+    def reads(self, item: LayerInput) -> LayerInput:
+        """The part of an input that the layer reads: all of it."""
+        return item
+
+    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
+        """F(h, x, π) for each input."""
+        return [render(self.template, self.prompt, item) for item in inputs]
+
+    def state(self) -> dict[str, Any]:
+        """The prompt."""
+        return {"prompt": self.prompt.to_json()}
+
+    def with_state(self, state: Mapping[str, Any], where: str) -> Self:
+        """The same layer under the prompt of `state`."""
+        if "bias" in state:
+            raise InputError(
+                "the state has a bias for a layer that has none",
+                where=where,
+                expected="the state of a network with the same layers",
+            )
+        return self.with_prompt(parse(PromptState, dict(state), where).prompt)
+
+    def _check_pairs(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> None:
+        if len(inputs) != len(outputs):
+            raise InputError("inputs and outputs differ in number", got=(len(inputs), len(outputs)))
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """The parameters of a layer in a state."""
+
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class ChoiceState(PromptState):
+    """The parameters of a `ChoiceLayer` in a state."""
+
+    bias: list[float] | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class LanguageRecord:
+    """A `LanguageLayer` in a file."""
+
+    model: str
+    fingerprint: str
+    template: Template
+    prompt: Prompt
+    sampling: Sampling
+    strip_options: bool = False
+    kind: Literal["language"] = "language"
+
+
+Answers = Literal["scored", "free"]
+"""How labels are predicted: the most probable one, or the one that a freely written answer says."""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """A `ChoiceLayer` in a file."""
+
+    model: str
+    fingerprint: str
+    template: Template
+    prompt: Prompt
+    labels: list[str]
+    bias: list[float]
+    temperature: float
+    answers: Answers = "scored"
+    kind: Literal["choice"] = "choice"
+
+
+@checked
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class LanguageLayer(PromptedLayer):
     """A layer whose outputs are free texts.
 
     Args:
@@ -146,9 +434,6 @@ class LanguageLayer:
         InputError: an argument of another kind, or no such model or template.
     """
 
-    lm: LanguageModel
-    template: Template
-    prompt: Prompt
     sampling: Sampling
     strip_options: bool
 
@@ -171,58 +456,63 @@ class LanguageLayer:
         ):
             object.__setattr__(self, name, value)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> LanguageLayer:
-        """A layer of its own with the same model: models are resources, and are shared."""
-        return replace(self, prompt=copy.deepcopy(self.prompt, memo), template=copy.deepcopy(self.template, memo))
-
-    def __repr__(self) -> str:
-        return f"LanguageLayer({self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r})"
+    @property
+    def writer(self) -> LanguageLayer:
+        """The layer itself."""
+        return self
 
     @property
-    def target_prefix(self) -> str:
-        """What stands between context and output: nothing for a chat model, which has its own turn."""
-        return "" if self.lm.capabilities.chat else self.template.target_prefix
+    def scoring_mode(self) -> ScoringMode:
+        """How the model scores given texts."""
+        can = self.lm.capabilities
+        return can.text_scoring if can.scores_targets else "accuracy"
 
-    def with_prompt(self, prompt: Prompt | str) -> LanguageLayer:
-        """The same layer under another prompt."""
-        return replace(self, prompt=as_prompt(prompt))
+    @property
+    def max_output_tokens(self) -> int:
+        """The longest output, in tokens."""
+        return self.sampling.max_tokens
 
     def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
         """F(h, x, π) for each input."""
         prompt = self.prompt
         if self.strip_options:
-            shown = [replace(d, x=without_options(d.x), h=without_options(d.h)) for d in prompt.demonstrations]
-            prompt = replace(prompt, demonstrations=tuple(shown))
+            stripped = [replace(d, x=without_options(d.x), h=without_options(d.h)) for d in prompt.demonstrations]
+            prompt = prompt.with_demonstrations(stripped)
         return [render(self.template, prompt, self.reads(item)) for item in inputs]
 
     def reads(self, item: LayerInput) -> LayerInput:
-        """What the layer reads of an input: all of it, or all but the options of a question."""
+        """The part of an input that the layer reads: all of it, or all but the options of a question."""
         return LayerInput(without_options(item.x), without_options(item.h)) if self.strip_options else item
 
-    def sample(
-        self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
+    def draw(
+        self, inputs: Sequence[LayerInput], seeds: Sequence[int], temperature: float | None = None
     ) -> list[Completion]:
-        """One draw per input. The shown text is stripped; the ids stay as drawn."""
-        return self.sample_contexts(key, self.contexts(inputs), temperature)
+        """One text per input and seed, stripped; the ids stay as drawn."""
+        return self.draw_contexts(self.contexts(inputs), seeds, temperature)
 
-    def sample_contexts(
-        self, key: Key, contexts: Sequence[str], temperature: NonNegative | None = None
+    def draw_contexts(
+        self, contexts: Sequence[str], seeds: Sequence[int], temperature: float | None = None
     ) -> list[Completion]:
         """The same for contexts that are rendered already (a proposal's, for example)."""
-        return self.draw(contexts, key.seeds(len(contexts)), temperature)
-
-    def draw(
-        self, contexts: Sequence[str], seeds: Sequence[int], temperature: NonNegative | None = None
-    ) -> list[Completion]:
-        """The same with a seed per context."""
         sampling = self.sampling if temperature is None else replace(self.sampling, temperature=temperature)
         draws = self.lm.sample(contexts, sampling, seeds)
         return [draw.with_text(draw.text.strip()) for draw in draws]
 
+    def draw_each(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[LayerInput],
+        seeds: Sequence[int],
+        temperature: float | None = None,
+    ) -> list[list[Completion]]:
+        """One request for all variants."""
+        contexts = [context for layer in layers for context in cast(LanguageLayer, layer).contexts(inputs)]
+        draws = self.draw_contexts(contexts, list(seeds) * len(layers), temperature)
+        return [draws[i : i + len(inputs)] for i in range(0, len(inputs) * len(layers), max(1, len(inputs)))]
+
     def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
         """log p(output | input, π): sampled outputs on their ids, plain texts tokenised alone."""
-        if len(inputs) != len(outputs):
-            raise InputError("inputs and outputs differ in number", got=(len(inputs), len(outputs)))
+        self._check_pairs(inputs, outputs)
         return self.log_prob_contexts(self.contexts(inputs), outputs)
 
     def log_prob_contexts(self, contexts: Sequence[str], outputs: Sequence[Target]) -> list[TokenLogProbs]:
@@ -237,9 +527,31 @@ class LanguageLayer:
 
         return self.lm.log_prob(contexts, [target(output) for output in outputs])
 
+    def score(
+        self, layers: Sequence[Layer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
+    ) -> PairScores:
+        """One request for all variants; equal pairs are asked once."""
+        requests: dict[tuple[str, Target], int] = {}
+        rows = [
+            [requests.setdefault(pair, len(requests)) for pair in zip(contexts, outputs, strict=True)]
+            for contexts in (cast(LanguageLayer, layer).contexts(inputs) for layer in layers)
+        ]
+        scores = self.log_prob_contexts([context for context, _ in requests], [output for _, output in requests])
+        if len(scores) != len(requests):
+            raise InputError("the model scored another number of requests", got=len(scores), expected=len(requests))
+        return PairScores.of([[scores[i] for i in row] for row in rows], burn_in)
 
-Answers = Literal["scored", "free"]
-"""How labels are predicted: the most probable one, or the one that a freely written answer says."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the model is named."""
+        model, fingerprint = self.lm.name, self.lm.fingerprint()
+        return dump(LanguageRecord(model, fingerprint, self.template, self.prompt, self.sampling, self.strip_options))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], load: Load, where: str) -> LanguageLayer:
+        """The inverse of `to_json`."""
+        r = parse(LanguageRecord, dict(data), where)
+        return cls(load(r.model), r.template, r.prompt, r.sampling, r.strip_options)
+
 
 FREE_TOKENS = 20
 """Longest free answer (the original's limit): one that begins with a label says it at once."""
@@ -250,7 +562,7 @@ MASS_TOLERANCE = 0.05
 
 @checked
 @dataclass(frozen=True, eq=False, init=False)
-class ChoiceLayer:
+class ChoiceLayer(PromptedLayer):
     """A layer whose output is one of C labels.
 
     Args:
@@ -271,9 +583,6 @@ class ChoiceLayer:
             ones, or another number of biases.
     """
 
-    lm: LanguageModel
-    template: Template
-    prompt: Prompt
     labels: tuple[str, ...]
     bias: Floats
     temperature: float
@@ -338,35 +647,32 @@ class ChoiceLayer:
                 fix=f"bias={[0.0] * len(self.labels)}, or leave it out",
             )
 
-    def __deepcopy__(self, memo: dict[int, object]) -> ChoiceLayer:
-        """A layer of its own with the same model: models are resources, and are shared."""
-        return replace(self, prompt=copy.deepcopy(self.prompt, memo), template=copy.deepcopy(self.template, memo))
-
     def __repr__(self) -> str:
-        what = f"{self.lm.name!r}, {self.template.name!r}, {self.prompt.abridged()!r}"
-        return f"ChoiceLayer({what}, {len(self.labels)} labels)"
+        return f"{super().__repr__()[:-1]}, {len(self.labels)} labels)"
+
+    @property
+    def classifier(self) -> ChoiceLayer:
+        """The layer itself."""
+        return self
+
+    @property
+    def scoring_mode(self) -> ScoringMode:
+        """How the model scores labels."""
+        return self.lm.capabilities.label_scoring
+
+    @property
+    def max_output_tokens(self) -> int:
+        """The longest label, in tokens."""
+        return max(self.lm.count_tokens(word) for label in self.labels for word in label.split("|"))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The canonical label names, without their other wordings."""
+        """The label names, without their other verbalizers."""
         return tuple(label.split("|")[0] for label in self.labels)
-
-    @property
-    def target_prefix(self) -> str:
-        """What stands between context and label: nothing for a chat model, which has its own turn."""
-        return "" if self.lm.capabilities.chat else self.template.target_prefix
-
-    def with_prompt(self, prompt: Prompt | str) -> ChoiceLayer:
-        """The same layer under another prompt (bias and temperature are kept)."""
-        return replace(self, prompt=as_prompt(prompt))
 
     def with_calibration(self, bias: Sequence[float] | Floats, temperature: Positive) -> ChoiceLayer:
         """The same layer with another bias b and temperature T."""
         return replace(self, bias=np.asarray(bias, dtype=np.float64), temperature=temperature)
-
-    def contexts(self, inputs: Sequence[LayerInput]) -> list[str]:
-        """F(h, x, π) for each input."""
-        return [render(self.template, self.prompt, item) for item in inputs]
 
     def index(self, target: Target) -> int:
         """Position of a label given by its name or by one of its wordings.
@@ -409,25 +715,25 @@ class ChoiceLayer:
         """[N, C] log p(y | input, π), normalised over labels, in nats."""
         return self.normalise(self.label_log_masses(self.contexts(inputs)))
 
-    def sample(
-        self, key: Key, inputs: Sequence[LayerInput], temperature: NonNegative | None = None
+    def draw(
+        self, inputs: Sequence[LayerInput], seeds: Sequence[int], temperature: float | None = None
     ) -> list[Completion]:
         """One label per input; `temperature` None or 0 takes the most probable one, else it divides log p.
 
         With free answers it is the temperature of the text.
         """
         if self.answers == "free":
-            return self.write(self.contexts(inputs), key.seeds(len(inputs)), temperature or 0.0)
-        return self.draw(key, self.label_log_probs(inputs), temperature or 0.0)
+            return self.write(self.contexts(inputs), seeds, temperature or 0.0)
+        return self.draw_labels(self.label_log_probs(inputs), seeds, temperature or 0.0)
 
-    def draw(self, key: Key, log_probs: Floats, temperature: float) -> list[Completion]:
+    def draw_labels(self, log_probs: Floats, seeds: Sequence[int], temperature: float) -> list[Completion]:
         """Labels drawn from [N, C] normalised log-probabilities.
 
         A row that is not finite gives an empty completion, which equals no label: it is counted as
         wrong and as unscored, never as a label.
         """
         draws: list[Completion] = []
-        for row, seed in zip(log_probs, key.seeds(len(log_probs)), strict=True):
+        for row, seed in zip(log_probs, seeds, strict=True):
             if np.isnan(row).any():
                 draws.append(Completion("", model=self.lm.fingerprint()))
                 continue
@@ -466,7 +772,85 @@ class ChoiceLayer:
 
     def log_prob(self, inputs: Sequence[LayerInput], outputs: Sequence[Target]) -> list[TokenLogProbs]:
         """log p(label | input, π) as one "token": both scoring conventions agree on it."""
-        if len(inputs) != len(outputs):
-            raise InputError("inputs and outputs differ in number", got=(len(inputs), len(outputs)))
+        self._check_pairs(inputs, outputs)
         rows = self.label_log_probs(inputs)
         return [TokenLogProbs(row[self.index(o)][None], 1) for row, o in zip(rows, outputs, strict=True)]
+
+    def score(
+        self, layers: Sequence[Layer], inputs: Sequence[LayerInput], outputs: Sequence[Target], burn_in: float = 0.0
+    ) -> PairScores:
+        """One request for all variants; equal contexts are asked once."""
+        variants = [cast(ChoiceLayer, layer) for layer in layers]
+        requests: dict[str, int] = {}
+        rows = [[requests.setdefault(c, len(requests)) for c in layer.contexts(inputs)] for layer in variants]
+        positions = np.array(rows, dtype=np.int64).reshape(len(layers), len(inputs))
+        masses = self.label_log_masses(list(requests))[positions]
+        targets = np.array([self.index(output) for output in outputs], dtype=np.int64)
+        normalised = np.stack([layer.normalise(row) for layer, row in zip(variants, masses, strict=True)])
+        chosen = np.take_along_axis(normalised, targets[None, :, None], axis=2)[:, :, 0]
+        return PairScores(chosen, chosen, masses, targets)
+
+    def answer(
+        self, inputs: Sequence[LayerInput], hidden: Sequence[Hidden], seeds: Sequence[int], temperature: float
+    ) -> list[Prediction]:
+        """The most probable labels, or with free answers the label that most greedy answers say."""
+        contexts, count = self.contexts(inputs), len(hidden)
+        if self.answers == "free":
+            texts = [answer.text for answer in self.write(contexts, [0] * len(contexts))]
+            size = len(texts) // max(1, count)
+            groups = [texts[i * size : (i + 1) * size] for i in range(count)]
+            return [text_prediction(group, h, self.names) for group, h in zip(groups, hidden, strict=True)]
+        masses = self.label_log_masses(contexts).reshape(count, len(inputs) // max(1, count), len(self.labels))
+        return [self.prediction(rows, h) for rows, h in zip(masses, hidden, strict=True)]
+
+    def prediction(self, masses: Floats, hidden: Hidden, label_log_probs: Floats | None = None) -> Prediction:
+        """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats.
+
+        `label_log_probs`, [S, C] normalised over labels, replace those of the layer (cross-fitted ones, for example).
+        """
+        # a draw without a finite score says nothing about the label: it is left out of the mean
+        usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
+        if not usable.any():
+            return Prediction("", {}, hidden, None, 0)
+        rows = self.normalise(masses[usable]) if label_log_probs is None else label_log_probs[usable]
+        log_probs = logsumexp(rows, axis=0) - np.log(usable.sum())
+        probabilities = np.exp(log_softmax(log_probs))
+        return Prediction(
+            label=self.names[int(np.argmax(log_probs))],
+            probabilities={name: float(p) for name, p in zip(self.names, probabilities, strict=True)},
+            hidden=hidden,
+            label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
+            draws=int(usable.sum()),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The prompt, the bias and the temperature."""
+        return super().state() | {"bias": self.bias.tolist(), "temperature": self.temperature}
+
+    def with_state(self, state: Mapping[str, Any], where: str) -> ChoiceLayer:
+        """The same layer with the prompt and, where `state` has them, the bias and the temperature."""
+        values = parse(ChoiceState, dict(state), where)
+        changed = self.with_prompt(values.prompt)
+        return changed if values.bias is None else changed.with_calibration(values.bias, values.temperature)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the model is named."""
+        return dump(
+            ChoiceRecord(
+                self.lm.name,
+                self.lm.fingerprint(),
+                self.template,
+                self.prompt,
+                list(self.labels),
+                [float(b) for b in self.bias],
+                self.temperature,
+                self.answers,
+            )
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], load: Load, where: str) -> ChoiceLayer:
+        """The inverse of `to_json`."""
+        r = parse(ChoiceRecord, dict(data), where)
+        layer = cls(load(r.model), r.template, r.prompt, r.labels, answers=r.answers)
+        return layer.with_calibration(r.bias, r.temperature)

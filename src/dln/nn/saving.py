@@ -15,20 +15,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
-
-from pydantic import Field
+from typing import Any, cast
 
 from dln.arguments import checked, did_you_mean, shown
 from dln.errors import CorruptDataError, InputError
-from dln.io import dump, parse
-from dln.lm.base import LanguageModel, Sampling
+from dln.io import parse
+from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm, load_lm
 from dln.nn.ensemble import AnyNetwork, Ensemble
-from dln.nn.layers import Answers, ChoiceLayer, LanguageLayer
-from dln.nn.prompt import Prompt
-from dln.nn.sequential import AnyLayer, Sequential
-from dln.nn.template import Template
+from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, Load, by_name
+from dln.nn.parallel import FunctionLayer, Parallel
+from dln.nn.sequential import Sequential
 
 __all__ = [
     "SCHEMA",
@@ -166,7 +163,7 @@ def network_to_json(network: AnyNetwork) -> dict[str, object]:
     if isinstance(network, Ensemble):
         pairs = zip(network.weights, network.members, strict=True)
         return {"members": [{"weight": float(weight), **network_to_json(member)} for weight, member in pairs]}
-    return {"layers": [dump(_record(layer)) for layer in network.layers]}
+    return {"layers": [layer.to_json() for layer in network.layers]}
 
 
 @checked
@@ -199,25 +196,42 @@ def network_from_json(
 
     if "members" in data:
         file = parse(EnsembleRecord, {"members": data["members"]}, where)
-        networks = [_network(member.layers, load) for member in file.members]
+        networks = [_network(m.layers, load, f"{where}: members.{i}") for i, m in enumerate(file.members)]
         try:
             return Ensemble(networks, [member.weight for member in file.members])
         except InputError as error:
             place = f"{where}: {error.where}"
             raise InputError(error.message, where=place, got=error.got, expected=error.expected) from error
-    return _network(parse(NetworkRecord, {"layers": data.get("layers")}, where).layers, load)
+    return _network(parse(NetworkRecord, {"layers": data.get("layers")}, where).layers, load, where)
 
 
-def _network(records: Sequence[LanguageRecord | ChoiceRecord], load: Callable[[str], LanguageModel]) -> Sequential:
-    layers: list[AnyLayer] = []
-    for record in records:
-        model = load(record.model)
-        if isinstance(record, ChoiceRecord):
-            layer = ChoiceLayer(model, record.template, record.prompt, record.labels, answers=record.answers)
-            layers.append(layer.with_calibration(record.bias, record.temperature))
-        else:
-            layers.append(LanguageLayer(model, record.template, record.prompt, record.sampling, record.strip_options))
-    return Sequential(layers)
+KINDS: dict[str, type[Layer]] = {"language": LanguageLayer, "choice": ChoiceLayer, "function": FunctionLayer}
+"""The classes of layers by their names in files; other layers are named by `module:class`."""
+
+
+def layer_from_json(data: Mapping[str, Any], load: Load, where: str) -> Layer:
+    """A layer from what its `to_json` gave.
+
+    Raises:
+        InputError: naming `where` and the field that is wrong.
+    """
+    kind = str(data.get("kind"))
+    if kind == "parallel":
+        branches = parse(list[dict[str, Any]], data.get("branches"), f"{where}.branches")
+        return Parallel(layer_from_json(one, load, f"{where}.branches.{b}") for b, one in enumerate(branches))
+    found: object = KINDS.get(kind) or (by_name(kind, where) if ":" in kind else None)
+    if not (isinstance(found, type) and issubclass(found, Layer)):
+        raise InputError(
+            f"there is no kind of layer {kind!r}",
+            where=where,
+            got=kind,
+            expected=f"one of {', '.join(KINDS)}, parallel, or module:name of a subclass of dln.Layer",
+        )
+    return found.from_json(data, load, where)
+
+
+def _network(records: Sequence[Mapping[str, Any]], load: Load, where: str) -> Sequential:
+    return Sequential(layer_from_json(record, load, f"{where}: layers.{i}") for i, record in enumerate(records))
 
 
 @checked
@@ -236,54 +250,15 @@ def load_state_dict(network: Sequential, state: Mapping[str, object]) -> Sequent
             expected=f"{len(network)} layers",
             fix="the state_dict of a network with the same layers",
         )
-    layers: list[AnyLayer] = []
-    for position, (layer, values) in enumerate(zip(network.layers, parameters, strict=True)):
-        changed = layer.with_prompt(values.prompt)
-        if values.bias is not None:
-            if not isinstance(changed, ChoiceLayer):
-                raise InputError(
-                    "the state has a bias for a layer that has none",
-                    where=f"state_dict, layer {position}",
-                    expected="the state of a network with the same layers",
-                )
-            changed = changed.with_calibration(values.bias, values.temperature)
-        layers.append(changed)
-    return Sequential(layers)
-
-
-@dataclass(frozen=True)
-class LanguageRecord:
-    """A `LanguageLayer` in a file."""
-
-    model: str
-    fingerprint: str
-    template: Template
-    prompt: Prompt
-    sampling: Sampling
-    strip_options: bool = False
-    kind: Literal["language"] = "language"
-
-
-@dataclass(frozen=True)
-class ChoiceRecord:
-    """A `ChoiceLayer` in a file."""
-
-    model: str
-    fingerprint: str
-    template: Template
-    prompt: Prompt
-    labels: list[str]
-    bias: list[float]
-    temperature: float
-    answers: Answers = "scored"
-    kind: Literal["choice"] = "choice"
+    pairs = zip(network.layers, parameters, strict=True)
+    return Sequential(layer.with_state(values, f"state_dict: layers.{i}") for i, (layer, values) in enumerate(pairs))
 
 
 @dataclass(frozen=True)
 class NetworkRecord:
     """The layers of a network in a file."""
 
-    layers: list[Annotated[LanguageRecord | ChoiceRecord, Field(discriminator="kind")]]
+    layers: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -301,35 +276,10 @@ class EnsembleRecord:
 
 
 @dataclass(frozen=True)
-class ParameterRecord:
-    """One layer's parameters in a state."""
-
-    prompt: Prompt
-    bias: list[float] | None = None
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
 class StateRecord:
     """The parameters of a network in a state."""
 
-    layers: list[ParameterRecord]
-
-
-def _record(layer: AnyLayer) -> LanguageRecord | ChoiceRecord:
-    model, fingerprint = layer.lm.name, layer.lm.fingerprint()
-    if isinstance(layer, ChoiceLayer):
-        return ChoiceRecord(
-            model,
-            fingerprint,
-            layer.template,
-            layer.prompt,
-            list(layer.labels),
-            [float(b) for b in layer.bias],
-            layer.temperature,
-            layer.answers,
-        )
-    return LanguageRecord(model, fingerprint, layer.template, layer.prompt, layer.sampling, layer.strip_options)
+    layers: list[dict[str, Any]]
 
 
 def _digest(body: Mapping[str, object]) -> str:

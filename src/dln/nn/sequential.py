@@ -5,9 +5,8 @@ Prediction: greedy through the hidden layers, or averaged over draws of them.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast, overload
 
 import numpy as np
@@ -15,70 +14,19 @@ import numpy as np
 from dln.arguments import Count, NonNegative, Seed, checked, shown
 from dln.errors import InputError
 from dln.lm.base import Completion
-from dln.nn.layers import Answers, ChoiceLayer, LanguageLayer, LayerInput
+from dln.nn.context import SEPARATOR, LayerInput, parts_of
+from dln.nn.layers import Answers, Layer, PromptedLayer
+from dln.nn.prediction import Prediction, Vote
 from dln.nn.prompt import Prompt
-from dln.numerics import Floats, log_softmax, logsumexp
+from dln.numerics import Floats
 from dln.random import Key
 
-__all__ = ["AnyLayer", "Prediction", "Sequential", "Trace", "Vote", "free_prediction", "label_prediction", "predict"]
+__all__ = ["AnyLayer", "Prediction", "Sequential", "Trace", "Vote", "forward"]
+
+AnyLayer = Layer
 
 
-@dataclass(frozen=True)
-class Vote:
-    """What one member of an ensemble says of an input.
-
-    Attributes:
-        member: its position in the ensemble, from 0.
-        weight: w_m, its weight in the ensemble.
-        label: as of a prediction; empty if it could not score the input, and then it does not count.
-        probabilities: as of a prediction.
-    """
-
-    member: int
-    weight: float
-    label: str
-    probabilities: dict[str, float]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain data for records and answers."""
-        return {"weight": self.weight, "label": self.label, "probabilities": self.probabilities}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says of one input.
-
-    Attributes:
-        label: the most probable label, or the text of a free-text output layer; empty if unscored.
-        probabilities: per label; for free text and free answers the frequency of each answer.
-        hidden: the hidden texts, one tuple (h_1 … h_{L-1}) per draw.
-        label_mass: mean mass the model put on all labels together, before normalising (a diagnostic:
-            near zero means that the model does not see the question as one about these labels).
-        draws: how many hidden draws were averaged.
-        members: of an ensemble, what each member says; empty for one network. Not looked at by `==`: two
-            predictions are equal if they say the same, whoever said it.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    hidden: tuple[tuple[str, ...], ...] = ()
-    label_mass: float | None = None
-    draws: int = 1
-    members: tuple[Vote, ...] = field(default=(), compare=False)
-
-    @property
-    def scored(self) -> bool:
-        """False if the model returned no finite score for this input."""
-        return bool(self.label)
-
-    def __str__(self) -> str:
-        probability = self.probabilities.get(self.label)
-        return self.label if probability is None else f"{self.label} ({probability:.2f})"
-
-
-def predict(
-    layers: Sequence[LanguageLayer | ChoiceLayer], x: Sequence[str], samples: int | None, key: Key
-) -> list[Prediction]:
+def _predict(layers: Sequence[Layer], x: Sequence[str], samples: int | None, key: Key) -> list[Prediction]:
     """p(y|x) ≈ (1/S) Σ_s p(y | h^s), h^s ~ p(h|x) at temperature 1; one greedy chain if `samples` is None.
 
     The draws for an input depend on the key and the input alone, not on the inputs beside it.
@@ -93,73 +41,23 @@ def predict(
     draws, temperature = (1, 0.0) if samples is None else (samples, 1.0)
     rows = [LayerInput(text, text) for text in x for _ in range(draws)]
     chains: list[tuple[str, ...]] = [()] * len(rows)
+
+    def seeds(position: int) -> list[int]:
+        address = key.child("layer", position)
+        return [address.integer("draw", row.x, i % draws) for i, row in enumerate(rows)]
+
     for position, layer in enumerate(layers[:-1]):
-        hidden = _draw(layer, key.child("layer", position), rows, draws, temperature)
-        rows = [LayerInput(row.x, h.text) for row, h in zip(rows, hidden, strict=True)]
-        chains = [(*chain, h.text) for chain, h in zip(chains, hidden, strict=True)]
+        hidden = [h.text for h in layer.draw(rows, seeds(position), temperature)]
+        rows = [LayerInput(row.x, h) for row, h in zip(rows, hidden, strict=True)]
+        chains = [(*chain, h.replace(SEPARATOR, "\n\n")) for chain, h in zip(chains, hidden, strict=True)]
     groups = [tuple(chains[i * draws : (i + 1) * draws]) for i in range(len(x))]
-    last = layers[-1]
-    if isinstance(last, ChoiceLayer) and last.answers == "free":
-        texts = [answer.text for answer in last.write(last.contexts(rows), [0] * len(rows))]
-        return [free_prediction(last, texts[i * draws : (i + 1) * draws], group) for i, group in enumerate(groups)]
-    if isinstance(last, ChoiceLayer):
-        masses = last.label_log_masses(last.contexts(rows)).reshape(len(x), draws, len(last.labels))
-        return [label_prediction(last, m, g) for m, g in zip(masses, groups, strict=True)]
-    answers = _draw(last, key.child("layer", len(layers) - 1), rows, draws, temperature)
-    return [_from_texts([a.text for a in answers[i * draws : (i + 1) * draws]], groups[i]) for i in range(len(x))]
-
-
-def label_prediction(
-    layer: ChoiceLayer, masses: Floats, hidden: tuple[tuple[str, ...], ...], label_log_probs: Floats | None = None
-) -> Prediction:
-    """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats.
-
-    `label_log_probs`, [S, C] normalised over labels, stand in for those of the layer (cross-fitted ones, say).
-    """
-    # a draw without a finite score says nothing about the label: it is left out of the mean
-    usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
-    if not usable.any():
-        return Prediction("", {}, hidden, None, 0)
-    rows = layer.normalise(masses[usable]) if label_log_probs is None else label_log_probs[usable]
-    log_probs = logsumexp(rows, axis=0) - np.log(usable.sum())
-    probabilities = np.exp(log_softmax(log_probs))
-    return Prediction(
-        label=layer.names[int(np.argmax(log_probs))],
-        probabilities={name: float(p) for name, p in zip(layer.names, probabilities, strict=True)},
-        hidden=hidden,
-        label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
-        draws=int(usable.sum()),
-    )
-
-
-def free_prediction(layer: ChoiceLayer, texts: Sequence[str], hidden: tuple[tuple[str, ...], ...]) -> Prediction:
-    """The most frequent of free answers (the first of equals), with the frequency of each label and other answer."""
-    found = _from_texts(texts, hidden)
-    return replace(found, probabilities=dict.fromkeys(layer.names, 0.0) | found.probabilities)
-
-
-def _draw(
-    layer: LanguageLayer | ChoiceLayer, key: Key, rows: Sequence[LayerInput], draws: int, temperature: float
-) -> list[Completion]:
-    if isinstance(layer, ChoiceLayer):
-        raise InputError("a ChoiceLayer can only be the last layer", got=layer.names)
-    seeds = [key.integer("draw", row.x, i % draws) for i, row in enumerate(rows)]
-    return layer.draw(layer.contexts(rows), seeds, temperature)
-
-
-def _from_texts(texts: Sequence[str], hidden: tuple[tuple[str, ...], ...]) -> Prediction:
-    counts = Counter(texts)
-    best = counts.most_common(1)[0][0]
-    return Prediction(best, {text: n / len(texts) for text, n in counts.items()}, hidden, None, len(texts))
-
-
-AnyLayer = LanguageLayer | ChoiceLayer
+    return layers[-1].answer(rows, groups, seeds(len(layers) - 1), temperature)
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One forward pass: the inputs x and every layer's outputs ĥ_1 … ĥ_L = ŷ, per example."""
+    """A forward pass: the inputs x and every layer's outputs ĥ_1 … ĥ_L = ŷ, per example."""
 
     x: tuple[str, ...]
     hidden: tuple[tuple[Completion, ...], ...]
@@ -168,13 +66,18 @@ class Trace:
         return len(self.x)
 
     def inputs(self, layer: int) -> list[LayerInput]:
-        """What layer `layer` (0-based) saw: (x, ĥ of the layer below)."""
+        """The inputs of layer `layer` (0-based): (x, ĥ of the layer below)."""
         if layer == 0:
             return [LayerInput(x, x) for x in self.x]
         return [LayerInput(x, h.text) for x, h in zip(self.x, self.hidden[layer - 1], strict=True)]
 
+    def branch(self, layer: int, index: int, count: int) -> Trace:
+        """The same pass with the outputs of one of the `count` layers side by side at `layer` (0-based)."""
+        own = tuple(cast(Completion, parts_of(h, count)[index]) for h in self.hidden[layer])
+        return Trace(self.x, (*self.hidden[:layer], own, *self.hidden[layer + 1 :]))
+
     def outputs(self, layer: int) -> tuple[Completion, ...]:
-        """What layer `layer` (0-based) put out."""
+        """The outputs of layer `layer` (0-based)."""
         return self.hidden[layer]
 
     @property
@@ -183,21 +86,31 @@ class Trace:
         return tuple(completion.text for completion in self.hidden[-1])
 
 
+def forward(key: Key, layers: Sequence[Layer], x: Sequence[str], temperature: float | None = None) -> Trace:
+    """A forward pass: ĥ_l ~ p(· | ĥ_{l-1}, π_l), layer after layer; `temperature` overrides every layer's own."""
+    trace = Trace(tuple(x), ())
+    for position, layer in enumerate(layers):
+        drawn = layer.sample(key.child("layer", position), trace.inputs(position), temperature)
+        trace = Trace(trace.x, (*trace.hidden, tuple(drawn)))
+    return trace
+
+
 @checked
 @dataclass(frozen=True, eq=False, init=False)
 class Sequential:
-    """Stacked language layers.
+    """A stack of layers.
 
     Args:
         layers: first to last, as one iterable or as separate arguments.
 
     Raises:
-        InputError: no layer, something that is no layer, or a `ChoiceLayer` below the top.
+        InputError: no layer, something that is no layer, a `ChoiceLayer` below another layer, a `Parallel` as the
+            last layer, or one with a deterministic branch above another layer.
     """
 
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
 
-    def __init__(self, *layers: LanguageLayer | ChoiceLayer | Iterable[Any]) -> None:
+    def __init__(self, *layers: Layer | Iterable[Any]) -> None:
         flat = _flat(layers)
         if not flat:
             raise InputError(
@@ -207,47 +120,62 @@ class Sequential:
                 expected="a LanguageLayer or a ChoiceLayer",
                 fix='dln.Sequential(dln.ChoiceLayer("smollm2", labels=["negative", "positive"]))',
             )
-        for position, layer in enumerate(flat[:-1]):
-            if isinstance(layer, ChoiceLayer):
-                raise InputError(
-                    "a ChoiceLayer can only be the last layer",
-                    where=f"Sequential, layer {position}",
-                    got=f"a ChoiceLayer below {len(flat) - 1 - position} other layers",
-                    expected="a LanguageLayer",
-                    fix="put the ChoiceLayer last",
-                )
+        _check_order(flat)
         object.__setattr__(self, "layers", tuple(flat))
 
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, position: int) -> Layer:
+        return self.layers[position]
+
     def __repr__(self) -> str:
         rows = "".join(f"  ({position}) {layer!r}\n" for position, layer in enumerate(self.layers))
         return f"Sequential(\n{rows})"
 
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{i}</th><td>{layer._repr_html_()}</td></tr>" for i, layer in enumerate(self.layers, 1))  # pyright: ignore[reportPrivateUsage]
+        return f"<table><caption>Sequential, {len(self)} layers</caption>{''.join(rows)}</table>"
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Label names of the output layer; None where it writes free text."""
-        last = self.layers[-1]
-        return last.names if isinstance(last, ChoiceLayer) else None
+        last = self.layers[-1].classifier
+        return None if last is None else last.names
+
+    @property
+    def prompted(self) -> tuple[PromptedLayer, ...]:
+        """The layers with a prompt, those side by side one by one."""
+        found = (branch.prompted for layer in self.layers for branch in layer.branches)
+        return tuple(layer for layer in found if layer is not None)
 
     def parameters(self) -> tuple[Prompt, ...]:
-        """π_1 … π_L."""
-        return tuple(layer.prompt for layer in self.layers)
+        """π_1 … π_L: the prompts of all layers that have one, and of all branches of parallel layers."""
+        return tuple(layer.prompt for layer in self.prompted)
 
     def with_prompts(self, prompts: Sequence[Prompt | str]) -> Sequential:
         """The same network under other prompts."""
-        if len(prompts) != len(self.layers):
+        count = len(self.parameters())
+        if len(prompts) != count:
             raise InputError(
                 "one prompt per layer is needed",
                 where="Sequential.with_prompts, argument 'prompts'",
                 got=f"{len(prompts)} prompts",
-                expected=f"{len(self.layers)} prompts",
-                fix=f"give a list of {len(self.layers)}",
+                expected=f"{count} prompts",
+                fix=f"give a list of {count}",
             )
-        return Sequential(layer.with_prompt(p) for layer, p in zip(self.layers, prompts, strict=True))
+        layers: list[Layer] = []
+        start = 0
+        for layer in self.layers:
+            end = start + len(layer.prompts)
+            layers.append(layer.with_prompts(prompts[start:end]))
+            start = end
+        return Sequential(layers)
 
-    def with_layer(self, position: int, layer: AnyLayer) -> Sequential:
+    def with_layer(self, position: int, layer: Layer) -> Sequential:
         """The same network with one layer (0-based) exchanged."""
         if not 0 <= position < len(self.layers):
             raise InputError(
@@ -265,8 +193,8 @@ class Sequential:
         Raises:
             InputError: the output layer writes free text, or there is no such way.
         """
-        last = self.layers[-1]
-        if not isinstance(last, ChoiceLayer):
+        last = self.layers[-1].classifier
+        if last is None:
             raise InputError(
                 "only an output layer over labels can answer freely or by score",
                 where="answers",
@@ -280,11 +208,7 @@ class Sequential:
 
         `temperature` overrides every layer's own; layers are greedy by default.
         """
-        trace = Trace(tuple(x), ())
-        for position, layer in enumerate(self.layers):
-            drawn = layer.sample(key.child("layer", position), trace.inputs(position), temperature)
-            trace = Trace(trace.x, (*trace.hidden, tuple(drawn)))
-        return trace
+        return forward(key, self.layers, x, temperature)
 
     def log_prob(self, trace: Trace) -> Floats:
         """[B] Σ_l log p(h_l | h_{l-1}, π_l): the joint log-probability of complete traces, in nats."""
@@ -317,23 +241,46 @@ class Sequential:
         Without `samples` the hidden texts are the greedy ones. With `samples=S`, S chains of hidden
         texts are drawn at temperature 1 and p(y|x) = (1/S) Σ_s p(y | h^s) is averaged over them.
         """
-        return predict(self.layers, x, samples, Key(seed).child("predict"))
+        return _predict(self.layers, x, samples, Key(seed).child("predict"))
 
     def state_dict(self) -> dict[str, object]:
         """The parameters as plain data: prompts, and the output layer's bias and temperature."""
-        rows: list[dict[str, object]] = []
-        for layer in self.layers:
-            row: dict[str, object] = {"prompt": layer.prompt.to_json()}
-            if isinstance(layer, ChoiceLayer):
-                row |= {"bias": layer.bias.tolist(), "temperature": layer.temperature}
-            rows.append(row)
-        return {"layers": rows}
+        return {"layers": [layer.state() for layer in self.layers]}
 
 
-def _flat(items: Iterable[object]) -> list[AnyLayer]:
-    flat: list[AnyLayer] = []
+def _check_order(layers: Sequence[Layer]) -> None:
+    last = len(layers) - 1
+    for position, layer in enumerate(layers):
+        where = f"Sequential, layer {position}"
+        if layer.classifier is not None and position < last:
+            raise InputError(
+                "a ChoiceLayer can only be the last layer",
+                where=where,
+                got=f"a ChoiceLayer below {last - position} other layers",
+                expected="a LanguageLayer",
+                fix="put the ChoiceLayer last",
+            )
+        if len(layer.branches) > 1 and position == last:
+            raise InputError(
+                "parallel layers cannot be the last layer",
+                where=where,
+                got=f"{len(layer.branches)} texts as the answer",
+                expected="a layer above that makes one answer of them",
+                fix='a ChoiceLayer with template="classify_several" above',
+            )
+        if position and not layer.deterministic and any(branch.deterministic for branch in layer.branches):
+            raise InputError(
+                "a function beside other layers can only stand in the first layer",
+                where=where,
+                got=repr(layer),
+                expected="a function that is a layer of its own",
+            )
+
+
+def _flat(items: Iterable[object]) -> list[Layer]:
+    flat: list[Layer] = []
     for item in items:
-        if isinstance(item, LanguageLayer | ChoiceLayer):
+        if isinstance(item, Layer):
             flat.append(item)
         elif isinstance(item, Iterable) and not isinstance(item, str | Mapping):
             flat.extend(_flat(cast("Iterable[object]", item)))
@@ -342,7 +289,7 @@ def _flat(items: Iterable[object]) -> list[AnyLayer]:
                 "this is no layer",
                 where="Sequential, argument 'layers'",
                 got=shown(cast(object, item)),
-                expected="a LanguageLayer or a ChoiceLayer",
+                expected="a LanguageLayer, a ChoiceLayer or another dln.Layer",
                 fix='dln.ChoiceLayer("smollm2", labels=["negative", "positive"])',
             )
     return flat

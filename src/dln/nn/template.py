@@ -29,7 +29,7 @@ __all__ = ["Kind", "Template", "load_template", "names_of", "template_names"]
 Kind = Literal["forward", "hidden", "backward"]
 
 VARIABLES: dict[Kind, frozenset[str]] = {
-    "forward": frozenset({"x", "h", "prompt", "input_name", "output_name"}),
+    "forward": frozenset({"x", "h", "hs", "prompt", "input_name", "output_name"}),
     "hidden": frozenset({"x", "h", "prompt", "output", "target", "y", "next_prompt", "message"}),
     "backward": frozenset({"prompt", "examples", "successes", "failures", "message", "count"}),
 }
@@ -88,12 +88,12 @@ class Template:
                 expected=sorted(VARIABLES[self.kind]),
                 fix=f"did you mean {close!r}?" if close else f"name one of {', '.join(sorted(VARIABLES[self.kind]))}",
             )
-        if self.kind == "forward" and not used & {"x", "h"}:
+        if self.kind == "forward" and not used & {"x", "h", "hs"}:
             raise InputError(
                 "a forward template must show the layer its input",
                 where=f"template {self.name}, argument 'text'",
                 got=shown(self.text),
-                expected="{{ x }} (the network's input) or {{ h }} (the layer's own) in the text",
+                expected="{{ x }} (the network's input), {{ h }} (the layer's own) or hs (of parallel layers)",
                 fix="{{ prompt }}\\nInput: {{ x }}\\nLabel:",
             )
         if (self.wording is not None) != bool(used & {"input_name", "output_name"}):
@@ -107,8 +107,8 @@ class Template:
 
     @property
     def residual(self) -> bool:
-        """Whether the layer sees the network's input beside its own (names both `x` and `h`)."""
-        return {"x", "h"} <= self.variables
+        """Whether the layer sees the network's input beside its own (names `x`, and `h` or `hs`)."""
+        return "x" in self.variables and bool(self.variables & {"h", "hs"})
 
     @property
     def variables(self) -> frozenset[str]:

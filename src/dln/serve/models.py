@@ -18,9 +18,9 @@ from typing import Any
 from dln.errors import InputError
 from dln.lm.base import Completion, LanguageModel, Sampling
 from dln.lm.local.engine import TokenLevel
-from dln.nn import ChoiceLayer, LanguageLayer, Prediction, Sequential
+from dln.nn import Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of, members_of
-from dln.nn.sequential import Vote, free_prediction
+from dln.nn.prediction import Vote, text_prediction
 from dln.random import Key
 from dln.serve.batching import Answer, Batcher, Served, all_of, check_choices, finite
 from dln.serve.fields import ChatRequest, Common, CompletionRequest, Refusal
@@ -157,7 +157,7 @@ class NetworkModel:
         self._network = network
         self.name = name
         self._best = best_of(network)
-        layers = [layer for member in members_of(network) for layer in member.layers]
+        layers = [layer for member in members_of(network) for layer in member.prompted]
         self.root = f"{_kind(network)} on {layers[0].lm.name}"
         lengths = [layer.lm.capabilities.context_length for layer in layers]
         self.max_model_len = min((n for n in lengths if n is not None), default=None)
@@ -215,7 +215,7 @@ class NetworkModel:
         if any(not one.text and self._network.labels is not None for one in said):
             raise Refusal(500, "the model gave no finite score for this input", None, "not_finite")
         choices = [{"index": i, **choice(one), "finish_reason": "stop"} for i, one in enumerate(said)]
-        lm = self._best.layers[-1].lm
+        lm = self._best.prompted[-1].lm
         return Answer(
             choices, sum(map(lm.count_tokens, inputs)), sum(lm.count_tokens(one.text) for one in said if one.text)
         )
@@ -230,8 +230,8 @@ class NetworkModel:
             run = partial(_sample_network, network, request.temperature)
             return await all_of(self.batcher, object(), run, items)
         # requests with the same length limit and number of samples share a batch
-        layers = [layer for member in members_of(network) for layer in member.layers]
-        limit = tuple(layer.sampling for layer in layers if isinstance(layer, LanguageLayer))
+        writers = [layer.writer for member in members_of(network) for layer in member.prompted]
+        limit = tuple(layer.sampling for layer in writers if layer is not None)
         key = ("predict", samples, limit)
         return await all_of(self.batcher, key, partial(_predict, network, samples), items)
 
@@ -281,14 +281,16 @@ def _shortened(network: Sequential, length: int) -> Sequential:
     Raises:
         Refusal: a label is longer.
     """
-    last = network.layers[-1]
-    if isinstance(last, ChoiceLayer):
-        longest = max(map(last.lm.count_tokens, last.names))
+    last, choice = network.layers[-1].writer, network.layers[-1].classifier
+    if choice is not None:
+        longest = max(map(choice.lm.count_tokens, choice.names))
         if length < longest:
             raise Refusal(400, f"labels of this network have up to {longest} tokens", "max_tokens", "invalid_value")
         return network
     if length < 1:
         raise Refusal(400, "max_tokens must be 1 or more", "max_tokens", "invalid_value")
+    if last is None:
+        return network
     shorter = replace(last.sampling, max_tokens=min(length, last.sampling.max_tokens))
     return network.with_layer(len(network) - 1, replace(last, sampling=shorter))
 
@@ -328,12 +330,12 @@ def _sample_network(network: AnyNetwork, temperature: float, items: Sequence[tup
     found: list[_Said] = []
     for x, seed in items:
         drawn = network.pick(Key(seed).child("member")) if isinstance(network, Ensemble) else network
-        last, trace = drawn.layers[-1], drawn.sample(Key(seed), [x], temperature)
+        last, trace = drawn.layers[-1].classifier, drawn.sample(Key(seed), [x], temperature)
         hidden = tuple(texts[0].text for texts in trace.hidden[:-1])
         probabilities: dict[str, float] = {}
-        if isinstance(last, ChoiceLayer) and last.answers == "free":
-            probabilities = free_prediction(last, trace.predictions, (hidden,)).probabilities
-        elif isinstance(last, ChoiceLayer):
+        if last is not None and last.answers == "free":
+            probabilities = text_prediction(trace.predictions, (hidden,), last.names).probabilities
+        elif last is not None:
             row = last.label_log_probs(trace.inputs(len(drawn) - 1))[0]
             probabilities = {name: math.exp(value) for name, value in zip(last.names, row.tolist(), strict=True)}
         found.append(_Said(trace.predictions[0], (hidden,), probabilities, None))

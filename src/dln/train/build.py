@@ -126,7 +126,10 @@ def prepared(network: Sequential, options: Options) -> Sequential:
     """
     if options.strip_options_for_hidden:
         for position, layer in enumerate(network.layers[:-1]):
-            network = network.with_layer(position, replace(layer, strip_options=True))
+            for index, branch in enumerate(layer.branches):
+                if branch.writer is not None:
+                    stripped = replace(branch.writer, strip_options=True)
+                    network = network.with_layer(position, network[position].with_branch(index, stripped))
     return network if options.answers == "scored" else network.with_answers(options.answers)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dln.data import Dataset, Example
 from dln.errors import ContextLengthError
-from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, PromptedLayer, Sequential
 from dln.nn.layers import FREE_TOKENS
 from dln.train.options import Options
 
@@ -42,14 +42,14 @@ def check_room(network: Sequential, *datasets: Iterable[Example]) -> None:
         ContextLengthError: naming the first example whose input or label does not fit, and how many more.
     """
     examples = [example for dataset in datasets for example in dataset]
-    for position, layer in enumerate(network.layers):
+    for position, layer in _prompted(network):
         limit = layer.lm.capabilities.context_length
         if limit is None:
             continue
-        if isinstance(layer, ChoiceLayer):
-            _check_labels(layer, examples, limit)
-        below = network.layers[position - 1] if position else None
-        reserve = _output_tokens(layer) + _FRAME + (0 if below is None else _output_tokens(below))
+        if layer.classifier is not None:
+            _check_labels(layer.classifier, examples, limit)
+        below = network.layers[position - 1].max_output_tokens if position else 0
+        reserve = layer.max_output_tokens + _FRAME + below
         long = [(example, n) for example in examples if (n := _tokens(layer, example, position, limit - reserve))]
         if long:
             example, tokens = long[0]
@@ -63,14 +63,13 @@ def check_room(network: Sequential, *datasets: Iterable[Example]) -> None:
             )
 
 
-def _output_tokens(layer: AnyLayer) -> int:
-    """The most tokens that the layer's output may have."""
-    if isinstance(layer, ChoiceLayer):
-        return max(layer.lm.count_tokens(word) for label in layer.labels for word in label.split("|"))
-    return layer.sampling.max_tokens
+def _prompted(network: Sequential) -> list[tuple[int, PromptedLayer]]:
+    """The layers with a prompt, those side by side too, and their positions."""
+    pairs = [(position, branch.prompted) for position, layer in enumerate(network) for branch in layer.branches]
+    return [(position, layer) for position, layer in pairs if layer is not None]
 
 
-def _tokens(layer: AnyLayer, example: Example, position: int, room: int) -> int:
+def _tokens(layer: PromptedLayer, example: Example, position: int, room: int) -> int:
     """Tokens of the layer's context if they are more than `room`, else 0."""
     (context,) = layer.contexts([LayerInput(example.input, "" if position else example.input)])
     if len(context.encode("utf-8", errors="replace")) <= room:  # a token has at least one byte
@@ -352,13 +351,12 @@ def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = N
         written: mean tokens of a hidden text or free answer; default half of the longest.
     """
     if written is None:
-        writers = [layer for layer in network.layers if isinstance(layer, LanguageLayer)]
-        written = max((layer.sampling.max_tokens for layer in writers), default=0) / 2
+        written = max((layer.max_output_tokens for _, layer in _prompted(network) if layer.writer), default=0) / 2
     stride = max(1, len(dataset) // SHOWN)
     shown = [dataset[i] for i in range(0, len(dataset), stride)][:SHOWN]
     text = " ".join(["word"] * max(1, round(written)))
     sizes: list[LayerSize] = []
-    for position, layer in enumerate(network.layers):
+    for position, layer in _prompted(network):
         rows = [LayerInput(e.input, text if position else e.input) for e in shown]
         last = position == len(network) - 1
         outputs = [e.target if last else text for e in shown]
@@ -372,21 +370,21 @@ def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = N
             ],
         )
         bare = _mean(layer, layer.with_prompt(Prompt(layer.prompt.instruction)).contexts(rows))
-        choice = isinstance(layer, ChoiceLayer)
-        words = [w for label in layer.labels for w in label.split("|")] if isinstance(layer, ChoiceLayer) else []
+        choice = layer.classifier
+        words = [] if choice is None else [w for label in choice.labels for w in label.split("|")]
         sizes.append(
             LayerSize(
                 context=plain,
                 demonstration=with_one - bare,
-                written=written if not choice else _mean(layer, outputs),
-                labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if choice else None,
+                written=written if choice is None else _mean(layer, outputs),
+                labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if words else None,
                 prompt=layer.lm.count_tokens(layer.prompt.instruction),
             )
         )
     return sizes
 
 
-def _mean(layer: AnyLayer, texts: list[str]) -> float:
+def _mean(layer: PromptedLayer, texts: list[str]) -> float:
     return sum(map(layer.lm.count_tokens, texts)) / len(texts)
 
 

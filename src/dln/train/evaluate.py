@@ -21,9 +21,10 @@ from dln.data import Dataset, Example, FunctionMetric, Metric, NamedMetric, Scor
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator
 from dln.lm.meter import Meter
-from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
+from dln.nn import LayerInput, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, members_of
-from dln.nn.sequential import free_prediction, label_prediction
+from dln.nn.prediction import text_prediction
+from dln.nn.sequential import forward
 from dln.random import Key
 from dln.train.build import calibrator
 from dln.train.events import ComparedRecord, Evaluated, ResultRecord
@@ -388,13 +389,13 @@ class Validation:
 
 def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator) -> Validation:
     """Measure `network` on `dev`, with one forward pass."""
-    last = network.layers[-1]
-    if not isinstance(last, ChoiceLayer):
+    last = network.layers[-1].classifier
+    if last is None:
         return Validation(network, evaluate(network, dev, metric=metric), None)
     items = [LayerInput(x, x) for x in dev.inputs]
     hidden: list[tuple[str, ...]] = [()] * len(items)
     if len(network) > 1:
-        trace = Sequential(network.layers[:-1]).sample(Key(0).child("validate"), dev.inputs, temperature=0.0)
+        trace = forward(Key(0).child("validate"), network.layers[:-1], dev.inputs, 0.0)
         items = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
         hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(items))]
     masses = last.label_log_masses(last.contexts(items))
@@ -409,12 +410,12 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
     judged[usable] = calibration.log_prob
     if fitted.answers == "free":
         texts = [answer.text for answer in fitted.write(fitted.contexts(items), [0] * len(items))]
-        predictions = tuple(free_prediction(fitted, [text], (h,)) for text, h in zip(texts, hidden, strict=True))
+        predictions = tuple(text_prediction([text], (h,), fitted.names) for text, h in zip(texts, hidden, strict=True))
     else:
         rows = fitted.normalise(masses)
         rows[usable] = calibration.label_log_probs
         predictions = tuple(
-            label_prediction(fitted, m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
+            fitted.prediction(m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
         )
     right = graded(metric, network.labels)
     scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
@@ -477,6 +478,6 @@ def fitted_initial(
     initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options
 ) -> Sequential | None:
     """The initial network with its output layer fitted on the dev set, or None where nothing is fitted."""
-    if dev is None or options.inference.output_layer == "fixed" or not isinstance(initial.layers[-1], ChoiceLayer):
+    if dev is None or options.inference.output_layer == "fixed" or initial.layers[-1].classifier is None:
         return None
     return validate(initial, dev, metric, calibrator(options.inference)).network

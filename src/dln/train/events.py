@@ -16,7 +16,6 @@ from dln.infer import vi
 from dln.infer.mstep import LayerInfo
 from dln.infer.objective import Stopped
 from dln.infer.scoring_modes import ScoringModes
-from dln.nn import ChoiceLayer
 
 __all__ = [
     "AnyEvent",
@@ -463,7 +462,7 @@ def _hidden(info: vi.Info) -> list[HiddenRecord]:
 
 def _layer(info: LayerInfo) -> LayerRecord:
     return LayerRecord(
-        layer=info.position,
+        layer=info.row,
         candidates=[
             CandidateRecord(
                 prompt=proposal.prompt.to_json(),
@@ -472,8 +471,8 @@ def _layer(info: LayerInfo) -> LayerRecord:
                 objective=_number(objective),
                 penalty=float(penalty),
                 score=_number(score),
-                bias=layer.bias.tolist() if isinstance(layer, ChoiceLayer) else None,
-                temperature=layer.temperature if isinstance(layer, ChoiceLayer) else None,
+                bias=None if layer.classifier is None else layer.classifier.bias.tolist(),
+                temperature=None if layer.classifier is None else layer.classifier.temperature,
                 stopped=None if stopped is None else _stopped(stopped),
             )
             for proposal, layer, objective, penalty, score, stopped in zip(

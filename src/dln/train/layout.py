@@ -19,7 +19,7 @@ from dln.arguments import Count, Size, checked
 from dln.data import Task
 from dln.errors import InputError
 from dln.lm.base import LanguageModel, Sampling
-from dln.nn import AnyLayer, ChoiceLayer, Demonstration, LanguageLayer, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Layer, Prompt, Sequential
 from dln.nn.template import Template
 
 __all__ = ["COPY", "DECOMPOSE", "Hidden", "copyable", "deepened", "staged", "standard_network", "usual_template"]
@@ -57,7 +57,7 @@ def deepened(
     Raises:
         InputError: there are no inputs, or one has several lines: the copy would end after the first.
     """
-    first = network.layers[0]
+    first = network.prompted[0]
     texts = [text for text in dict.fromkeys(map(str.strip, inputs)) if text]
     several = [text for text in texts if "\n" in text]
     if several or not texts:
@@ -167,7 +167,7 @@ def standard_network(
     if last_template:
         templates[-1] = last_template
     thoughts = Sampling(max_tokens=hidden_tokens or (_PAPER_TOKENS if preset == "paper" else _TOKENS))
-    layers: list[AnyLayer] = [
+    layers: list[Layer] = [
         LanguageLayer(lm, template, prompt, thoughts)
         for template, prompt in zip(templates[:-1], prompts[:-1], strict=True)
     ]

@@ -148,7 +148,7 @@ def provenance(
         **({"algorithm": algorithm} if algorithm is not None else {}),
         "options": options.model_dump(mode="json"),
         "network": network_to_json(network),
-        "models": {layer.lm.name: layer.lm.fingerprint() for layer in network.layers},
+        "models": {lm.name: lm.fingerprint() for layer in network for lm in layer.models},
         "data_hash": hashlib.sha256(content.encode()).hexdigest(),
         "versions": _versions(),
         "threads": None if threads is None else threads.count,
