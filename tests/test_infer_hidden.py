@@ -257,10 +257,10 @@ def test_a_mixture_of_nothing_is_refused(proposals, weights):
         MixtureProposal(proposals, weights)
 
 
-def test_hidden_texts_do_not_come_from_an_output_layer():
+def test_only_a_language_layer_is_one():
     request = request_of(network())
     with pytest.raises(InputError, match="LanguageLayer"):
-        PriorProposal()(Key(0), replace(request, layer=request.above), 1)
+        _ = replace(request, layer=request.above).language_layer
 
 
 # ---------------------------------------------------------------- E-step

@@ -127,6 +127,17 @@ class HiddenRequest:
             y=tuple(self.y[i] for i in members),
         )
 
+    @property
+    def language_layer(self) -> LanguageLayer:
+        """The layer as one that writes text with a language model.
+
+        Raises:
+            InputError: it is another kind of layer.
+        """
+        if self.layer.writer is None:
+            raise InputError("hidden texts come from a LanguageLayer", got=type(self.layer).__name__)
+        return self.layer.writer
+
     def branch(self, index: int) -> HiddenRequest:
         """The same request for one of the layers side by side."""
         branches = self.layer.branches
