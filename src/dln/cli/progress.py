@@ -63,7 +63,9 @@ class Board:
             self._durations.append(event.seconds)
             if event.elbo is not None:
                 self.elbos.append(event.elbo)
-            self.prompts = [_prompt(layer) for layer in cast(list[dict[str, Any]], event.parameters["layers"])]
+            rows = cast(list[dict[str, Any]], event.parameters["layers"])
+            layers = [branch for row in rows for branch in cast(list[dict[str, Any]], row.get("branches") or [row])]
+            self.prompts = [_prompt(layer) for layer in layers if "prompt" in layer]
             self.phase = f"step {event.step + 1}"
         elif isinstance(event, Validated):
             self.dev_accuracy = event.result.accuracy

@@ -166,14 +166,15 @@ def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
 
 
 def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters) -> Layer:
-    template = Template.from_json(data["template"], f"events: layer {number - 1}")
+    known = data.get("template")
+    template = None if known is None else Template.from_json(known, f"events: layer {number - 1}")
     return Layer(
         number=number,
         kind=str(data.get("kind", "")),
         model=str(data.get("model", "")),
         fingerprint=str(data.get("fingerprint", "")),
-        template=f"{template.name}@{template.version}",
-        residual=template.residual,
+        template="" if template is None else f"{template.name}@{template.version}",
+        residual=template is not None and template.residual,
         labels=tuple(label.split("|")[0] for label in data.get("labels") or ()),
         parameters=now,
         initial=then.prompt,

@@ -374,7 +374,8 @@ def best_validation(events: Sequence[Event]) -> Validated | None:
 
 def layers_of(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the layers of a network file or of a `state_dict`."""
-    return cast(list[dict[str, Any]], data.get("layers") or [])
+    rows = cast(list[dict[str, Any]], data.get("layers") or [])
+    return [branch for row in rows for branch in cast(list[dict[str, Any]], row.get("branches") or [row])]
 
 
 def _state(events: Sequence[Event]) -> tuple[State, str | None]:
