@@ -25,9 +25,8 @@ from dln.cli.models import LengthOnly
 from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
-from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
+from dln.nn import LayerInput, PromptedLayer, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
-from dln.nn.layers import Layer
 from dln.train.evaluate import Interval
 from dln.train.run import read_events, read_meta
 from dln.view.report import write_report
@@ -248,7 +247,7 @@ def _one(trained: AnyNetwork) -> Sequential:
 def _layers(network: Sequential) -> list[dict[str, Any]]:
     """Every layer as plain data; `context` is the text for the model, with names in braces for what is filled in."""
     rows: list[dict[str, Any]] = []
-    for number, layer in enumerate(network.layers, 1):
+    for number, layer in enumerate(network.prompted, 1):
         (context,) = layer.contexts([LayerInput("{input}", _below(number))])
         row = {"layer": number, "model": layer.lm.name, "prompt": layer.prompt.to_json(), "context": context}
         rows.append({**row, **_decoding(layer)})
@@ -260,14 +259,15 @@ def _below(number: int) -> str:
     return "{input}" if number == 1 else f"{{output {number - 1}}}"
 
 
-def _decoding(layer: Layer) -> dict[str, Any]:
+def _decoding(layer: PromptedLayer) -> dict[str, Any]:
     """How an output is read from the model."""
-    if isinstance(layer, ChoiceLayer):
-        bias = {name: float(b) for name, b in zip(layer.names, layer.bias, strict=True)}
+    choice = layer.classifier
+    if choice is not None:
+        bias = {name: float(b) for name, b in zip(choice.names, choice.bias, strict=True)}
         stop = list(layer.template.stop)
-        return {"labels": bias, "temperature": layer.temperature, "max_tokens": _LABEL_TOKENS, "stop": stop}
-    if isinstance(layer, LanguageLayer):
-        sampling = layer.sampling
+        return {"labels": bias, "temperature": choice.temperature, "max_tokens": _LABEL_TOKENS, "stop": stop}
+    if layer.writer is not None:
+        sampling = layer.writer.sampling
         return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}
     return {}
 
@@ -319,7 +319,7 @@ def predict(text, complete):
 def _module(network: Sequential) -> str:
     """A Python module that fills in the prompts and calls a function of the user's."""
     steps = ["    output = text"]
-    for layer in network.layers:
+    for layer in network.prompted:
         (context,) = layer.contexts([LayerInput(_INPUT, _HIDDEN)])
         names = {_INPUT: "text", _HIDDEN: "output"}
         pieces: list[str] = [""]
