@@ -1,12 +1,8 @@
-"""Proposals for hidden texts: q(h | what the layer saw, what it wrote, what is wanted above).
+"""Proposals for hidden texts: q(h | input and output of the layer, wanted output of the layer above).
 
-A new idea is one new class with `__call__(key, request, num) -> [B][num]` texts to be drawn (`HiddenAsk`), or drawn.
-
-Draws of hidden texts: what a proposal asks for, and drawing all of it at once.
-
-A proposal says what is to be drawn, under which seed, and does not draw. So whatever several proposals want for all
-examples of a batch is one request to a model: as many rows side by side as there are texts, and not a handful at a
-time. A draw depends on its context and seed alone, and not on what it is drawn with.
+An own proposal is a class with `__call__(key, request, num) -> [B][num]`. It returns texts, or requests for texts
+(`HiddenAsk`: a context and a seed). `draw_together` draws the requests of all proposals and examples of a batch with
+one request per model; a draw depends on its context and seed alone.
 """
 
 from __future__ import annotations

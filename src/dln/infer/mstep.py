@@ -1,10 +1,9 @@
 """The M-step of one layer: propose prompts, score them under the posterior, keep the best.
 
-π ← argmax_n  s^n − penalties^n ,   n = 0 is the present prompt
+    π ← argmax_n  s^n − penalties^n ,   n = 0 is the present prompt
 
-Which candidate becomes the next prompt. A tie keeps the incumbent, which is candidate 0.
-
-What is taken off a candidate's objective: the trust region and the exploration reward.
+A `Selector` chooses the winner (a tie keeps the incumbent); a `Penalty` is subtracted from each candidate's objective:
+the trust region and the exploration reward.
 """
 
 from __future__ import annotations

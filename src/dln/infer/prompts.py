@@ -1,20 +1,9 @@
-"""Proposals for prompts: q(π | what went right and wrong), and the screening of what they give.
+"""Proposals for prompts, q(π | feedback), and the screening of candidates.
 
-The language model's own rewrites are the paper's backward pass. Demonstrations are there because
-small models write poor instructions but use examples well. A new idea is one new class with
-`__call__(key, layer, feedback, num) -> list of proposals`.
-
-Demonstration proposals: a candidate is the instruction plus verbatim labelled examples.
-
-Small models write poor instructions but use examples well. Examples come from a pool that is not
-scored in the same step, so that a prompt cannot win by containing the answers.
-
-Wording proposals: the present prompt with other names for input and output.
-
-Whether a model reads "Input: … Label:" or "Review: … Sentiment:" can matter more to a small one than any
-instruction. The names are a discrete parameter of the prompt like the rest, chosen by the same objective.
-
-The paper's backward pass: a language model reads successes and errors and writes a better instruction.
+Rewrites are the paper's backward pass: a language model reads successes and errors and writes another instruction.
+Demonstrations are verbatim labelled examples, because small models write poor instructions but use examples well;
+they come from a pool that is not scored in the same step. Wording proposals exchange the field names of input and
+output. An own proposal is a class with `__call__(key, layer, feedback, num) -> list of proposals`.
 """
 
 from __future__ import annotations

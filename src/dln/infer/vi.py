@@ -5,9 +5,9 @@
     3. M-step    π_l ← argmax_n  E_q[log p(h_l | h_{l-1}, π^n)] − penalties^n,   π^0 the present prompt
 
 With one layer there is nothing hidden and this is DLN-1 (paper, Algorithm 1); with two it is DLN-2
-(Algorithm 2); with more it is Algorithm 3 of Appendix E. There is no other path.
-
-What goes into a training step and what comes out: the batch, the state, and what is said of the step.
+(Algorithm 2); with more it is Algorithm 3 of Appendix E. There is no other path. Layers side by side
+(`dln.nn.Parallel`) are one layer in the E-step, which weighs tuples of their texts, and are improved one by one in the
+M-step.
 """
 
 from __future__ import annotations
