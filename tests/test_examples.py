@@ -25,7 +25,7 @@ WITH_MODEL = {"quickstart.py"}
 ELSEWHERE = {"demo.py"}
 """`make demo`: minutes long."""
 OWN = sorted(e.stem for e in EXAMPLES if e.name.startswith("your_own_") and e.name != "your_own_csv.py")
-KILLED = ("your_own_objective",)
+KILLED = ("your_own_layer", "your_own_objective")
 ENDS = {"your_own_callback_and_stopper": "stopper"}
 
 
