@@ -1,11 +1,17 @@
-"""Stilted phrases stay out of the pages and the report."""
+"""Stilted phrases stay out of the pages, the source, the help texts and the report."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "dln"
@@ -124,7 +130,22 @@ IN_REPORTS = ("wanted",)
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.*"))]
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The words of a file; of Python its strings and comments, adjacent strings joined as the program joins them."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        yield text
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    yield " ".join(token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT)
 
 
 def found(phrases: list[str] | tuple[str, ...], text: str) -> list[str]:
@@ -137,9 +158,37 @@ def found(phrases: list[str] | tuple[str, ...], text: str) -> list[str]:
     ]
 
 
+def help_texts(command: Any, path: tuple[str, ...] = ("dln",)) -> Iterator[tuple[str, str]]:
+    """(place, help) of a command, its parameters and its subcommands."""
+    yield " ".join(path), f"{command.help or ''} {command.short_help or ''} {command.epilog or ''}"
+    for parameter in command.params:
+        yield f"{' '.join(path)} {parameter.name}", getattr(parameter, "help", None) or ""
+    for name, child in getattr(command, "commands", {}).items():
+        yield from help_texts(child, (*path, name))
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_pages(page: Path):
     assert not found([*PHRASES, *ON_PAGES], page.read_text(encoding="utf-8"))
+
+
+def test_source():
+    files = [path for path in sorted(SOURCE.rglob("*")) if path.suffix in {".py", ".yaml", ".j2"}]
+    assert len(files) > 50
+    places = {
+        path.relative_to(ROOT).as_posix(): phrases
+        for path in files
+        if (phrases := sorted({phrase for text in texts_of(path) for phrase in found(PHRASES, text)}))
+    }
+    assert not places
+
+
+def test_help_of_every_command():
+    from dln.cli.main import app
+
+    texts = dict(help_texts(typer.main.get_command(app)))
+    assert {"dln", "dln train", "dln train steps", "dln bench paper"} <= set(texts)
+    assert not {place: phrases for place, text in texts.items() if (phrases := found(PHRASES, text))}
 
 
 def test_templates_of_the_report():

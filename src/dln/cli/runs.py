@@ -187,7 +187,7 @@ def _together_table(together: Together) -> Table:
 
 
 def _mean(value: Interval | None, factor: float = 1) -> str:
-    """`mean ± half of the 95 % interval`; one run has no interval."""
+    """`mean ± half-width of the 95 % CI`; one run has no interval."""
     if value is None:
         return "–"
     digits, unit = (1, " %") if factor == 100 else (3, "")
