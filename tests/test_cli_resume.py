@@ -67,7 +67,7 @@ def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(cli: Shell, number: 
     assert "Traceback" not in said
     events = read_events(cli.folder / "runs/cut/events.jsonl")
     done = of_kind(events, StepDone)[-1].step
-    assert said.strip().splitlines()[-1] == f"interrupted after step {done}; go on with: dln resume runs/cut"
+    assert said.strip().splitlines()[-1] == f"interrupted after step {done}; resume with: dln resume runs/cut"
     assert of_kind(events, Interrupted)
     states = {row["run"]: row["state"] for row in cli("runs", "--json").records}
     assert states["cut"].startswith("interrupted")

@@ -25,7 +25,7 @@ from dln.data.readers import INPUT_NAMES, read_csv, read_jsonl
 from dln.errors import InputError
 from dln.io import read_text
 from dln.nn import Prediction
-from dln.nn.ensemble import members_of
+from dln.nn.ensemble import AnyNetwork, members_of
 from dln.nn.sequential import Vote
 from dln.train import conclude, fitted_initial
 from dln.train.estimate import check_room
@@ -107,8 +107,12 @@ def evaluate(
         return
     names = (against.name if against is not None else "before", network.name if against is not None else "after")
     out().print(evaluation_table(event, names))
-    for name, evaluated in zip(names, (before, after), strict=True):
-        several = None if evaluated is None else ensemble_line(evaluated)
+    _print_ensembles(zip(names, (before, after), strict=True))
+
+
+def _print_ensembles(named: Iterable[tuple[str, AnyNetwork | None]]) -> None:
+    for name, network in named:
+        several = None if network is None else ensemble_line(network)
         if several is not None:
             out().print(safe(f"{name}: {several}"))
 
