@@ -61,7 +61,7 @@ def together(cli: Shell) -> Ensemble:
 
 def test_predict_shows_every_member_with_its_weight(cli: Shell, together: Ensemble):
     done = cli("predict", "runs/three", *X, "--json")
-    assert "3 prompts answer together" in done.err
+    assert "ensemble of 3 prompts" in done.err
     for record, expected in zip(done.records, together.predict_many(X), strict=True):
         assert record["label"] == expected.label
         assert record["probabilities"] == pytest.approx(expected.probabilities)
@@ -79,7 +79,7 @@ def test_predict_shows_every_member_with_its_weight(cli: Shell, together: Ensemb
 def test_one_network_is_shown_as_before(cli: Shell):
     done = cli("predict", "runs/one", X[0], "--json")
     assert done.records[0]["members"] == []
-    assert "answer together" not in done.err + cli("eval", "runs/one").out
+    assert "ensemble of" not in done.err + cli("eval", "runs/one").out
     assert "answer together" not in (cli.folder / "runs/one/report.html").read_text("utf-8")
 
 
@@ -89,7 +89,7 @@ def test_eval_evaluates_them_together_and_says_so(cli: Shell, together: Ensemble
     rows = [(row["x"], row["after"]) for row in record["examples"]]
     assert [label for _, label in rows] == [p.label for p in together.predict_many([x for x, _ in rows])]
     shown = cli("eval", "runs/three").out
-    assert "3 prompts answer together" in shown
+    assert "ensemble of 3 prompts" in shown
     assert all(f"{weight:.3f}" in shown for weight in together.weights)
 
 
@@ -101,7 +101,7 @@ def test_eval_compares_one_with_several(cli: Shell, together: Ensemble):
     back = cli("eval", "runs/one", "--against", "runs/three/network.json", "--json").records[0]
     assert (back["members"], back["before"]) == (1, record["after"])
     shown = cli("eval", "runs/one", "--against", "runs/three").out
-    assert "three: 3 prompts answer together" in shown
+    assert "three: ensemble of 3 prompts" in shown
 
 
 def test_the_final_test_is_of_all_together(cli: Shell, together: Ensemble):
@@ -121,7 +121,7 @@ def test_a_run_stopped_before_its_final_test_goes_on_with_the_same_networks(cli:
     (run / "report.html").unlink()
     done = cli("resume", "runs/three")
     assert done.code == 0, done.err
-    assert "3 prompts answer together" in done.out
+    assert "ensemble of 3 prompts" in done.out
     again, before = of_kind(read_events(run / "events.jsonl"), Evaluated), of_kind(whole, Evaluated)
     timeless = {"time", "seconds", "usage"}
     assert [e.model_dump(exclude=timeless) for e in again] == [e.model_dump(exclude=timeless) for e in before]
