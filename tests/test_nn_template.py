@@ -78,7 +78,7 @@ def test_names_are_sorted_by_kind_and_together_complete():
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(InputError, match=r"template=classify_residual$"):
+    with pytest.raises(InputError, match="did you mean 'classify_residual'"):
         load_template("clasify_residual")
 
 
@@ -103,8 +103,8 @@ def test_a_path_works_wherever_a_name_does(tmp_path, as_text):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("name: mine\nversion: 1\nkind: forward\ntext: '{% if %}'", ["mine", "does not parse"]),
-        ("name: mine\nversion: 1\nkind: forward\ntext: '{{ secret }}'", ["mine", "secret"]),
+        ("name: mine\nversion: 1\nkind: forward\ntext: '{% if %}'", ["does not parse"]),
+        ("name: mine\nversion: 1\nkind: forward\ntext: '{{ secret }}'", ["secret"]),
         ("name: mine\nversion: 1\nkind: sideways\ntext: ''", ["kind", "sideways"]),
         ("name: mine\nversion: 1\nkind: forward\ntext: ''\nstops: []", ["stops"]),
         ("name: mine\nversion: one\nkind: forward\ntext: ''", ["version", "one"]),
