@@ -25,7 +25,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -40,7 +40,8 @@ from dln.lm.base import Completion, LanguageModel, Sampling, Target
 from dln.lm.local.engine import TransformersLM
 from dln.lm.local.plan import Plan
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, LayerInput, Prompt, Sequential
-from dln.nn.sequential import AnyLayer, Trace
+from dln.nn.layers import PromptedLayer
+from dln.nn.sequential import Trace
 from dln.numerics import Floats
 from dln.random import Key
 from dln.train import resolve_options
@@ -280,7 +281,7 @@ def instructions(base: str, count: int) -> list[Prompt]:
     ]
 
 
-def default_prompts(layer: AnyLayer, subject: Subject, batch: int, count: int) -> list[Prompt]:
+def default_prompts(layer: PromptedLayer, subject: Subject, batch: int, count: int) -> list[Prompt]:
     """`count` candidates of an output layer in the proportions of the default preset, the layer's own prompt first.
 
     Demonstrations are real examples outside the batch.
@@ -343,7 +344,7 @@ class TwoLayers:
     targets: tuple[str, ...]
     draws: tuple[tuple[HiddenDraw, ...], ...]
     posterior: Posterior
-    candidates: tuple[tuple[AnyLayer, ...], ...]
+    candidates: tuple[tuple[PromptedLayer, ...], ...]
     hidden_tokens: float
 
     def situation(self, position: int, batch: int | None = None, prompts: int | None = None) -> Candidates:
@@ -439,7 +440,7 @@ def two_layers(
         targets=targets,
         draws=draws,
         posterior=_weighed(network, trace, draws, targets, unpruned.e_step.weighting),
-        candidates=tuple(_candidates(layer, prompts) for layer in network.layers),
+        candidates=tuple(_candidates(cast(PromptedLayer, layer), prompts) for layer in network.layers),
         hidden_tokens=float(np.mean([len(draw.completion.token_ids or ()) for row in draws for draw in row])),
     )
 
@@ -466,6 +467,6 @@ def _weighed(
     return e_step(Key(0), network, trace, targets)
 
 
-def _candidates(layer: AnyLayer, count: int) -> tuple[AnyLayer, ...]:
+def _candidates(layer: PromptedLayer, count: int) -> tuple[PromptedLayer, ...]:
     others = instructions(layer.prompt.instruction, count - 1)
     return (layer, *(layer.with_prompt(prompt) for prompt in others))

@@ -156,10 +156,12 @@ def _forbid_unknown(kind: object, seen: set[type]) -> None:
         if found in seen:
             continue
         seen.add(found)
-        if dataclasses.is_dataclass(found) and "__pydantic_config__" not in vars(found):
-            setattr(found, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - not a field
-        for hint in _fields(found).values():
-            _forbid_unknown(cast(object, hint), seen)
+        hints = list(_fields(found).values())
+        structure: Any = found
+        if not issubclass(structure, BaseModel) and "__pydantic_config__" not in vars(structure):
+            structure.__pydantic_config__ = ConfigDict(extra="forbid")
+        for hint in hints:
+            _forbid_unknown(hint, seen)
 
 
 @cache

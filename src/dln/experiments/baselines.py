@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from dln.infer.memory import Feedback
 from dln.infer.prompts import RewriteProposal
 from dln.lm.base import Sampling
 from dln.nn import ChoiceLayer, LayerInput, Prediction, Prompt, Sequential
+from dln.nn.layers import PromptedLayer
 from dln.numerics import Floats
 from dln.random import Key
 from dln.train.layout import standard_network
@@ -182,8 +183,8 @@ def best_of(
     judges = subsample(setup.task.train, induction.judged_on, setup.seed)
     best, best_score = network, None
     for judged, instruction in enumerate(instructions):
-        layers = network.layers
-        candidate = network.with_layer(len(layers) - 1, layers[-1].with_prompt(Prompt(instruction)))
+        last = cast(PromptedLayer, network.layers[-1])
+        candidate = network.with_layer(len(network) - 1, last.with_prompt(Prompt(instruction)))
         try:
             score = log_likelihood(candidate, list(judges.inputs), list(judges.targets))
         except BudgetReached:

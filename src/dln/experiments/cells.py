@@ -496,7 +496,7 @@ def _on(lm: LanguageModel, network: AnyNetwork | None) -> AnyNetwork | None:
     """The same network or ensemble on the meter of another cell."""
 
     def moved(one: Sequential) -> Sequential:
-        return Sequential(replace(layer, lm=lm) for layer in one.layers)
+        return Sequential(layer.map_models(lambda _: lm) for layer in one.layers)
 
     if isinstance(network, Ensemble):
         return network.each(moved)

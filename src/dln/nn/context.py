@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dln.arguments import checked
 from dln.errors import InputError
@@ -18,6 +19,8 @@ from dln.nn.prompt import Prompt
 from dln.nn.template import Template, names_of
 
 __all__ = ["SEPARATOR", "Joint", "LayerInput", "join", "parts_of", "render", "without_options"]
+
+T = TypeVar("T")
 
 SEPARATOR = "\n\x1e\n"
 """Between the texts of parallel layers: the record separator of ASCII on a line of its own."""
@@ -65,7 +68,7 @@ def join(parts: Sequence[Completion]) -> Joint:
     )
 
 
-def _chained(rows: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+def _chained(rows: Sequence[tuple[T, ...] | None]) -> tuple[T, ...] | None:
     known = [row for row in rows if row is not None]
     return tuple(value for row in known for value in row) if len(known) == len(rows) else None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Parallel(Layer):
         """The weakest mode of the branches that draw at random."""
         modes: tuple[ScoringMode, ...] = get_args(ScoringMode)
         used = [layer.scoring_mode for layer in self.layers if not layer.deterministic]
-        return max(used, key=modes.index, default="accuracy")
+        return modes[max(map(modes.index, used))] if used else "accuracy"
 
     @property
     def models(self) -> tuple[LanguageModel, ...]:
@@ -121,8 +121,9 @@ class Parallel(Layer):
 
     def with_state(self, state: Mapping[str, Any], where: str) -> Parallel:
         """The same branches with their states."""
-        states: Any = state.get("branches")
-        if set(state) != {"branches"} or not isinstance(states, list) or len(states) != len(self):
+        given = state.get("branches")
+        states = cast("list[Mapping[str, Any]]", given if isinstance(given, list) else [])
+        if set(state) != {"branches"} or len(states) != len(self):
             raise InputError(
                 "the state is not one of parallel layers",
                 where=where,
@@ -184,7 +185,7 @@ class FunctionLayer(Layer):
         """The function's text of each input; seeds and temperature have no effect."""
         drawn: list[Completion] = []
         for item in inputs:
-            text: object = self.function(item.x, item.text)
+            text = cast(object, self.function(item.x, item.text))
             if not isinstance(text, str):
                 raise InputError(
                     "the function of a layer must return a text",
