@@ -232,6 +232,7 @@ def test_a_workload_has_every_candidate_input_and_hidden_text(setting, tiny):
     assert all(c.count("Label:") == 1 for c in plain.contexts)
 
 
+@pytest.mark.slow
 def test_scoring_reports_what_was_measured(setting, tiny):
     result = measure_scoring(tiny, setting.workload(prompts=2, batch=2, hidden=2), repeat=2)
     machine = result.machine

@@ -23,10 +23,10 @@ DATA = Dataset.from_pairs(
     [(f"text number {i} of a box of {i * 7 % 13} tiles", LABELS[i % 2]) for i in range(90)], LABELS
 )
 TRAIN, DEV, TEST = DATA[:50], DATA[50:70], DATA[70:]
-CASES: list[tuple[int, str, dict[str, Any]]] = [
+CASES = [
     (1, "default", {}),
-    (2, "default", {}),
-    (3, "default", {"inference": {"num_hidden": 2}}),
+    pytest.param(2, "default", {}, marks=pytest.mark.slow),
+    pytest.param(3, "default", {"inference": {"num_hidden": 2}}, marks=pytest.mark.slow),
     (2, "paper", {"inference": {"num_prompts": 6}}),
     (2, "default", {"inference": {"layer_steps": [1, 0]}}),
     (1, "default", {"val_every": 1, "inference": {"prompt_proposals": {"demonstrations": 1}, "demonstrations": [3]}}),

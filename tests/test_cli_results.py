@@ -40,7 +40,7 @@ def prompts_of(run: Path) -> list[object]:
     return [event.parameters for event in of_kind(current(read_events(run / "events.jsonl")), StepDone)]
 
 
-@pytest.mark.parametrize("stopped", ["finished", "network lost"])
+@pytest.mark.parametrize("stopped", ["finished", pytest.param("network lost", marks=pytest.mark.slow)])
 def test_a_run_is_extended_to_what_a_longer_run_would_have_been(cli: Shell, stopped: str):
     """Without annealed terms the steps that were done are those of the longer run."""
     assert cli(*TRAIN, "--run-dir", "runs/short").code == 0

@@ -56,7 +56,9 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"step {step} was not reached: {process.poll()}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(cli: Shell, number: signal.Signals, code: int):
     assert cli(*WORDS, "--run-dir", "runs/whole", "--cache", "whole.sqlite").code == 0
     process = cli.process(*WORDS, "--run-dir", "runs/cut")

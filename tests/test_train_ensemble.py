@@ -130,7 +130,7 @@ def test_the_network_file_holds_what_answers(whole):
     assert again.predict_many(x) == result.predictor.predict_many(x)
 
 
-@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("memory", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_how_many_answer_together_changes_no_step(tmp_path, memory):
     one = train(tmp_path / "one", memory=memory, steps=4)
     many = train(tmp_path / "many", memory=memory, steps=4, ensemble=5)
@@ -139,7 +139,9 @@ def test_how_many_answer_together_changes_no_step(tmp_path, memory):
     assert (one.predictor is one.network, one.ensemble, finished(tmp_path / "one").members) == (True, None, [])
 
 
-@pytest.mark.parametrize("count", [3, 6, 10])
+@pytest.mark.parametrize(
+    "count", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_after_a_stop_the_same_networks_answer(tmp_path, whole, count):
     run_dir = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

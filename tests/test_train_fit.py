@@ -79,7 +79,9 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("count", range(1, 11))
+@pytest.mark.parametrize(
+    "count", [n if n in (1, 4, 9) else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 11)]
+)
 def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, count):
     run_dir = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
