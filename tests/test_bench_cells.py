@@ -318,14 +318,14 @@ def test_a_budget_of_all_cells_ends_the_command_with_the_table_so_far(cli: Shell
     words += ["--seeds", "1", *FLAGS]
     done = cli(*words, "--max-tokens", "2000")
     assert done.code == 4
-    assert "2 of 3 cells are finished and kept in bench" in done.err
-    assert "the same command goes on" in done.err
+    assert "2 of 3 cells are finished and stored in bench" in done.err
+    assert "the same command resumes" in done.err
     partial = (cli.folder / "bench" / "table.md").read_text(encoding="utf-8")
     assert "| 0-shot |" in partial
     assert "| dln-1 |" not in partial
     rest = cli(*words)
     assert rest.code == 0
-    assert "3 cells, 2 of them known, 1 to be made" in rest.err
+    assert "3 cells, 2 of them done, 1 to compute" in rest.err
     assert "| dln-1 |" in rest.out
 
 
@@ -341,8 +341,8 @@ def test_ctrl_c_keeps_finished_cells_and_says_how_to_go_on(cli: Shell):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "1 of 2 cells are finished and kept in bench" in said
-    assert "the same command goes on" in said
+    assert "1 of 2 cells are finished and stored in bench" in said
+    assert "the same command resumes" in said
     assert "Traceback" not in said
 
 

@@ -161,7 +161,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_with_debug(cli: Shell, monkeypat
         (["train", "--task", "questions", "--csv", "x.csv"], "more than one task"),
         (["train", "--csv", "missing.csv"], "missing.csv"),
         (["train", "--csv", "mail.csv", "--target", "knd"], "did you mean 'kind'?"),
-        (["train", "--task", "subj"], "data that is not part of this program"),
+        (["train", "--task", "subj"], "is not bundled with dln"),
         (["train", "--task", "questions", "--lm", "smollm3"], "did you mean smollm2?"),
         (["train", "--task", "questions", "--preset", "papers"], "there is no preset 'papers'"),
         (["train", "--task", "questions", "--set", "stepps=3"], "did you mean steps?"),

@@ -111,7 +111,7 @@ def test_the_final_test_is_of_all_together(cli: Shell, together: Ensemble):
     assert [e.after for e in tested.examples] == [
         p.label for p in together.predict_many([e.x for e in tested.examples])
     ]
-    assert "3 prompts answering together" in (cli.folder / "runs/three/report.html").read_text("utf-8")
+    assert "ensemble of 3 networks" in (cli.folder / "runs/three/report.html").read_text("utf-8")
 
 
 def test_a_run_stopped_before_its_final_test_goes_on_with_the_same_networks(cli: Shell):
@@ -141,7 +141,7 @@ def test_an_estimate_counts_the_answers_of_all(cli: Shell):
 def test_the_report_lists_them(cli: Shell, together: Ensemble):
     assert cli("report", "runs/three").code == 0
     page = (cli.folder / "runs/three/report.html").read_text("utf-8")
-    assert "3 prompts answer together" in page
+    assert "ensemble of 3 networks" in page
     for weight in together.weights:
         assert f"{100 * weight:.1f}" in page
 

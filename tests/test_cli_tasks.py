@@ -36,5 +36,5 @@ def test_a_directory_of_data_that_the_bundled_task_does_not_need_is_no_mistake(c
 def test_data_that_is_missing_is_asked_for_by_its_flag(cli: Shell, words: tuple[object, ...]):
     done = cli(*words)
     assert done.code == 2
-    assert "data that is not part of this program" in done.err
+    assert "is not bundled with dln" in done.err
     assert "--data path/to/data" in done.err

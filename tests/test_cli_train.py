@@ -203,6 +203,8 @@ def test_eval_compares_with_the_initial_or_another_network(cli: Shell):
     assert own["fitted"] == json.loads(recorded.model_dump_json())["fitted"]
     other = cli("eval", "runs/a", "--against", "runs/b/network.json", "--json").records[0]
     assert other["before"]["n"] == own["after"]["n"] == 12
-    alone = cli("eval", "runs/a/network.json", "--csv", "mail.csv", "--size", 5, "--split", "dev", "--json").records[0]
+    alone = cli(
+        "eval", "runs/a/network.json", "--csv", "mail.csv", "--dev-size", 5, "--split", "dev", "--json"
+    ).records[0]
     assert (alone["split"], alone["after"]["n"], alone["before"]) == ("dev", 5, None)
     assert "paired test" in cli("eval", "runs/a", "--samples", 2).out

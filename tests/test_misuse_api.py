@@ -438,7 +438,7 @@ MODELS: list[Case] = [
     ("'max_concurrency'", call(dln.load_lm, "vllm/a", base_url="http://localhost:1/v1", max_concurrency=0)),
     ("'base_url'", call(dln.load_lm, "vllm/a", base_url=5)),
     ("'headers'", call(dln.load_lm, "vllm/a", base_url="http://localhost:1/v1", headers="a: b")),
-    ("'best_rung'", call(dln.load_lm, "vllm/a", base_url="http://localhost:1/v1", best_rung="topk")),
+    ("'best_scoring_mode'", call(dln.load_lm, "vllm/a", base_url="http://localhost:1/v1", best_rung="topk")),
 ]
 
 
@@ -530,6 +530,7 @@ EXEMPT |= {
     "WeightTerm",
 }
 EXEMPT |= {"Calibration", "Candidates", "Evidence", "Feedback", "HiddenDraw", "HiddenRequest", "Proposal", "Scored"}
+EXEMPT |= {"Layer"}  # a contract, whose methods users write
 EXEMPT |= {"Capabilities", "Completion", "ExpectedLogProb", "FixedOutput", "History", "Key", "Progress"}
 """Errors, protocols, the options (which check themselves), values that the library alone makes, and those that the
 training step and its parts hand each other thousands of times."""

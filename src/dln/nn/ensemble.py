@@ -50,6 +50,14 @@ class Ensemble:
     weights: Floats
 
     def __init__(self, members: Iterable[Sequential], weights: Sequence[float] | Floats | None = None) -> None:
+        if isinstance(members, Sequential):  # which iterates over its layers
+            raise InputError(
+                "the argument 'members' cannot be used",
+                where="Ensemble",
+                got="one Sequential",
+                expected="a list of Sequential objects",
+                fix="dln.Ensemble([network, …])",
+            )
         chosen = tuple(members)
         _check_members(chosen)
         given = np.full(len(chosen), 1.0 / len(chosen)) if weights is None else np.array(weights, dtype=np.float64)

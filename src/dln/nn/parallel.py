@@ -226,6 +226,7 @@ class FunctionLayer(Layer):
         return found
 
 
+@checked
 def function_layer(function: TextFunction) -> FunctionLayer:
     """Make a layer of a function of x and h (decorator).
 

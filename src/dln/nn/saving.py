@@ -226,6 +226,7 @@ def layer_from_json(data: Mapping[str, Any], load: Load, where: str) -> Layer:
             where=where,
             got=kind,
             expected=f"one of {', '.join(KINDS)}, parallel, or module:name of a subclass of dln.Layer",
+            fix=f"did you mean {close!r}?" if (close := did_you_mean(kind, KINDS)) else "save the network again",
         )
     return found.from_json(data, load, where)
 
