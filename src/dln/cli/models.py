@@ -249,7 +249,7 @@ def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None
     """Every model as Cached(Metered(engine)), so that only what is computed counts.
 
     Raises:
-        DlnError: a model cannot be had, or the cache cannot be opened.
+        DlnError: a model is unavailable, or the cache cannot be opened.
     """
     limits, meter = config.budget, meter or Meter()
     budget = Budget(

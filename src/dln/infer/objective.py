@@ -203,7 +203,7 @@ class Pairs:
 def comparable(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """[N, M] → [M]: what is usable for every candidate, those aside that are usable nowhere.
 
-    A candidate that cannot be scored at all is out of the election; it must not spoil it for the others.
+    A candidate without any finite score is left out, so that the other candidates can still be compared.
     """
     nowhere = ~usable.any(axis=1, keepdims=True)
     return np.asarray((usable | nowhere).all(axis=0) & ~nowhere.all(), dtype=np.bool_)
