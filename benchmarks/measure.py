@@ -59,7 +59,7 @@ class Measured(Generic[T]):
         seconds: one entry per run.
         processor: for each, the processor's time that the process got, all its threads together, in seconds.
         memory: most bytes in use above those before, during the first run: resident set of the process on the
-            CPU (sampled every 5 ms), torch's allocations on an accelerator. NaN where it cannot be had.
+            CPU (sampled every 5 ms), torch's allocations on an accelerator. NaN where it is not available.
     """
 
     value: T

@@ -1,7 +1,7 @@
 """The models that are measured: the embedded one, any other that loads, and random ones of a given shape.
 
 Speed does not depend on what the weights are. A random model of a known architecture can therefore be measured
-where its weights cannot be had; its draws are noise, and they rarely end before they are cut.
+where its weights are not available; its draws are noise, and they rarely end before they are cut.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def smollm2() -> Iterator[TransformersLM]:
     try:
         lm = load_lm("smollm2", device="cpu")
     except ProviderError as error:
-        pytest.skip(f"the embedded model cannot be had: {error}")
+        pytest.skip(f"the embedded model is not available: {error}")
     assert isinstance(lm, TransformersLM)
     yield lm
 

@@ -68,7 +68,7 @@ class FaultServer:
     Args:
         manners: what it can do when nothing is played.
         latency: seconds before each reply.
-        port: 0 takes a free one.
+        port: 0 = any free port.
         keep_alive: whether a connection serves more than one request.
 
     Attributes:

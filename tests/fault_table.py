@@ -1,4 +1,4 @@
-"""Measuring what a fault does: fault × when it is played × what is asked of the model.
+"""Outcomes of faults: fault × time of the fault × method of the model.
 
 One `Cell` is one experiment on a server and an engine of its own: the engine is loaded in good weather (or, for
 "start", in bad), the fault begins, something is asked, and the answer is compared with the exact model.

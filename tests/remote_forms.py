@@ -188,4 +188,4 @@ FORMS = [
     Form("ollama", Simulator, "top-k", "accuracy", chat=True, refused=NO_IDS | {"echo"}),
     Form("ollama", Simulator, "Monte-Carlo", "accuracy", chat=True, refused=NO_IDS | {"echo", "logprobs"}),
 ]
-"""Kinds of servers as they are, each with the scoring modes that can be had: labels first, texts second."""
+"""Kinds of servers as they are, each with its scoring modes: labels first, texts second."""

@@ -103,8 +103,11 @@ def test_a_path_works_wherever_a_name_does(tmp_path, as_text):
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("name: mine\nversion: 1\nkind: forward\ntext: '{% if %}'", ["does not parse"]),
-        ("name: mine\nversion: 1\nkind: forward\ntext: '{{ secret }}'", ["secret"]),
+        (
+            "name: mine\nversion: 1\nkind: forward\ntext: '{% if %}'",
+            ["template mine, argument", "not parse"],
+        ),
+        ("name: mine\nversion: 1\nkind: forward\ntext: '{{ secret }}'", ["template mine", "secret"]),
         ("name: mine\nversion: 1\nkind: sideways\ntext: ''", ["kind", "sideways"]),
         ("name: mine\nversion: 1\nkind: forward\ntext: ''\nstops: []", ["stops"]),
         ("name: mine\nversion: one\nkind: forward\ntext: ''", ["version", "one"]),

@@ -1,7 +1,7 @@
 """Write the bundled task: `python tools/make_questions.py [PATH]`.
 
 Of all sentences that the templates give, 76 per class are chosen so that every template is used
-before any is used again and no two questions share more than 60 % of their words. The choice and
+before any is used again and any two questions have at most 60 % of their words in common. The choice and
 all orders come from hashes of the texts, so that the file is the same, byte for byte, on every
 machine and Python version. The file's lines are the splits one after another: 38 questions of each
 class to train on, 15 for dev, 23 for test.

@@ -73,7 +73,7 @@ class ContextLengthError(InputError):
 
 
 class ProviderError(DlnError):
-    """A model could not be had or did not answer properly."""
+    """A model could not be loaded or reached, or its response is invalid."""
 
     exit_code = 3
 

@@ -1,18 +1,9 @@
-"""Files: atomic writes, locks, digests, text files, and plain data to values and back.
+"""Files: plain data to typed values and back, atomic writes, locks, digests of large files, text files.
 
-From plain data to typed values and back: pydantic does the work, errors speak our language.
-
-An unknown key is an error in whatever is read here, at any depth: a key that was misspelt would otherwise leave its
-field at the default and say nothing.
-
-One process at a time: a lock that the system releases when its holder ends, however it ends.
-
-SHA-256 of large files, remembered: a file of the same path, size and time is not read again.
-
-What is remembered lies in the user's cache directory, one small file per path, so that two processes never
-write the same bytes into each other.
-
-Read a text file whole, and say precisely what is wrong with it: missing, empty, binary, badly encoded.
+Pydantic parses, and its errors become `InputError`. An unknown key is an error at any depth: a misspelt key would
+otherwise leave its field at the default silently. The operating system releases a lock when its holder ends. SHA-256
+digests are remembered in the user's cache directory, one small file per path, so that two processes never write to
+the same file; a file of the same path, size and modification time is not read again.
 """
 
 from __future__ import annotations
@@ -81,10 +72,13 @@ def input_error(error: ValidationError, kind: object, where: str) -> InputError:
     for problem in problems:
         inner = problem.get("ctx", {}).get("error")
         if isinstance(inner, InputError):  # a value's own check, which says it better
-            # a section has put its own place behind `where` already
-            below = str(inner.where).removeprefix(f"{where}: ") if str(inner.where).startswith(f"{where}: ") else ""
-            place = ".".join([*(str(part) for part in problem["loc"]), *([below] if below else [])])
-            at = f"{where}: {place}" if place else where
+            place = ".".join(str(part) for part in problem["loc"])
+            own = "" if inner.where is None else str(inner.where)
+            if own.startswith(f"{where}: "):  # a section, whose place is below this one
+                at = f"{where}: {'.'.join(part for part in (place, own.removeprefix(f'{where}: ')) if part)}"
+            else:  # a value that names itself, unless the place says the same
+                at = f"{where}: {place}" if place else where
+                at = at if own in at.replace("_", " ") else f"{at}: {own}"
             return InputError(inner.message, where=at, got=inner.got, expected=inner.expected, fix=inner.fix)
     lines = [f"{_place(e['loc'])}: {_said(e)}" for e in problems]
     known = fields_at(kind, first["loc"][:-1]) if first["type"] in _UNKNOWN else []

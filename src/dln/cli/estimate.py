@@ -1,8 +1,7 @@
-"""What a run is expected to use: calls, tokens, money and time, from the data and without a call to a server.
+"""Estimates of a run before it starts: calls, tokens, money and time, without a request to a server.
 
-What a budget means for a run, before it begins: smaller steps where they would not fit, and what is said of that.
-
-`dln train --dry-run`: calls, tokens, money and time, before anything is spent but a second of measuring.
+`dln train --dry-run` prints the estimate. A run with a budget is made smaller where the budget would end it before
+its first validation.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ __all__ = [
 ]
 
 CALL_SECONDS, TOKEN_SECONDS, AT_ONCE = 0.5, 0.02, 16
-"""Assumed of a server that is not asked: a call's latency, the time of a drawn token, calls in flight."""
+"""Assumptions about servers: seconds per call, seconds per generated token, concurrent calls."""
 
 
 def counted_by(spec: str) -> str:
-    """How tokens are counted, in words."""
+    """Return how the tokens of a model are counted, in words."""
     return f"{CHARACTERS} characters a token" if remote(spec) else "the model's tokenizer"
 
 
 def assumed_seconds(cost: Cost, config: RunConfig) -> float:
-    """Time on a server that is not asked: half a second a call, 50 tokens a second, 16 calls at once at most."""
+    """Seconds on a server, assuming 0.5 s per call, 50 generated tokens per second and at most 16 concurrent calls."""
     at_once = min(AT_ONCE, int(config.lm.options.get("max_concurrency", AT_ONCE)))
     return (cost.calls * CALL_SECONDS + cost.completion_tokens * TOKEN_SECONDS) / max(1, at_once)
 
 
 def dollars(result: Estimate, config: RunConfig) -> dict[str, float | None]:
-    """US dollars by phase; the proposals are those of the proposing model. None where a price is not known."""
+    """US dollars by phase, proposals at the price of the prompt model; None where a price is unknown."""
     table = price_table(config.lm)
     quotes: Mapping[str, Quote | None] = {w.purpose: table.find(w.spec) for w in wanted_models(config.lm)}
     found: dict[str, float | None] = {}
@@ -65,7 +64,7 @@ def dollars(result: Estimate, config: RunConfig) -> dict[str, float | None]:
 
 
 def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = None) -> dict[str, Any]:
-    """The estimate of a whole run as plain data, as run.yaml and the first event keep it."""
+    """Return the estimate of a whole run as plain data, as written to run.yaml and the first event."""
     money, total = dollars(result, config), result.total
     known = [value for value in money.values() if value is not None]
     seconds = assumed_seconds(total, config) if remote(config.lm.spec) else total.seconds(speed) if speed else None
@@ -80,13 +79,13 @@ def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = N
 
 
 def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options: Options | None = None) -> Estimate:
-    """The estimate for a network whose requests have these sizes; nothing is asked.
+    """Estimate the cost of training and testing a network whose requests have these sizes.
 
     Args:
-        config: of the run.
-        task: with its data.
-        sizes: of the requests, first layer to last (`layer_sizes`).
-        options: of training; default those of `config`.
+        config: configuration of the run.
+        task: the task with its data.
+        sizes: sizes of the requests, first layer to last (`layer_sizes`).
+        options: training options; default those of `config`.
     """
     return estimate(
         sizes,
@@ -98,18 +97,21 @@ def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options:
 
 
 MARGIN = 1.5
-"""An estimate from mean lengths is seldom further off than this."""
+"""Factor by which an estimate from mean lengths is rarely exceeded."""
 
 
 def within_budget(config: RunConfig, task: Task, sizes: Sequence[LayerSize]) -> tuple[RunConfig, tuple[str, ...]]:
-    """The configuration that the budget suffices for, and what to say about it.
+    """Reduce the options of a run so that its budget lasts to the first validation.
 
-    Options that the user has named stay as they are.
+    Options set by the user are kept.
 
     Args:
-        config: of the run.
-        task: with its data.
-        sizes: of the requests of the network that training begins with.
+        config: configuration of the run.
+        task: the task with its data.
+        sizes: sizes of the requests of the initial network.
+
+    Returns:
+        the reduced configuration, and notes for the user.
     """
     limits, wanted = config.budget, training_options(config)
     if (limits.max_tokens, limits.max_calls, limits.max_usd) == (None, None, None) or wanted.steps == 0:
@@ -144,7 +146,7 @@ def within_budget(config: RunConfig, task: Task, sizes: Sequence[LayerSize]) -> 
 def _needed(
     config: RunConfig, options: Options, task: Task, sizes: Sequence[LayerSize]
 ) -> list[tuple[str, float, float, int]]:
-    """(Unit, what the run is expected to take, limit, digits to show) of every limit that can be foreseen."""
+    """Return (unit, expected use, limit, digits to show) of every limit with an estimate."""
     cost, limits = expected(config, task, sizes, options), config.budget
     usd = estimate_record(cost, config)["usd"]
     rows = (
@@ -163,7 +165,7 @@ ASSUMED = "time assumes half a second a call, 50 tokens drawn a second, 16 calls
 
 
 def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
-    """Print what a run would cost. A model on a server is not asked; with `as_json` no speed is measured either.
+    """Print the estimated cost of a run, without a request to a server; with `as_json` no speed is measured either.
 
     Raises:
         DlnError: the task, a model or the options cannot be used.
@@ -194,7 +196,7 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
 
 
 def _lm(config: RunConfig, stack: ExitStack) -> LanguageModel:
-    """The model without cache and meter; of one on a server only the lengths of texts."""
+    """Load the model without cache and meter; for a server return a model that only counts tokens."""
     if remote(config.lm.spec):
         wanted_models(config.lm)  # a missing variable or model is an error here too
         if config.budget.max_usd is not None:
@@ -206,7 +208,7 @@ def _lm(config: RunConfig, stack: ExitStack) -> LanguageModel:
 
 
 def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
-    """The model's speed at reading and drawing, and how long its texts are; about a second each."""
+    """Measure the speeds of scoring and generation and the mean length of the texts, for half a second each."""
     inputs = list(task.train.inputs[:16])
     rows = [LayerInput(x, x) for x in inputs]
     first, last = network.prompted[0], network.prompted[-1]

@@ -1,7 +1,4 @@
-"""What is known of a run while it goes on, put together from its events.
-
-Three ways to watch a run: a live panel, one plain line per step, or JSON records.
-"""
+"""Progress of a running training: a live panel, one plain line per step, or JSON records, from the run's events."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ __all__ = ["Board", "JsonWatch", "LineWatch", "PanelWatch", "Watch", "choose_wat
 
 
 class Board:
-    """The state that panels and lines show.
+    """State of a run that the panel and the lines show, updated by its events.
 
     Args:
         task: name of the task.
         steps: planned updates.
-        meter: what the models have done.
-        prompts: the present prompts, as texts.
+        meter: calls and tokens of the models.
+        prompts: texts of the current prompts.
     """
 
     def __init__(self, task: str, steps: int, meter: Meter, prompts: list[str]) -> None:
@@ -52,7 +49,7 @@ class Board:
         self._durations: list[float] = []
 
     def see(self, event: Event) -> None:
-        """Take an event in."""
+        """Update the state from an event."""
         if isinstance(event, Started):
             self.phase = "first validation" if event.dev_size else "step 1"
         elif isinstance(event, Resumed):
@@ -79,12 +76,12 @@ class Board:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this process began to work."""
+        """Seconds since this process started."""
         return time.monotonic() - self._began
 
     @property
     def used(self) -> Usage:
-        """Calls and tokens of the whole run."""
+        """Calls and tokens of the whole run, earlier processes included."""
         return self.meter.snapshot()
 
     @property
@@ -94,7 +91,7 @@ class Board:
 
     @property
     def left(self) -> float | None:
-        """Seconds to the last step, from the mean of the steps done; None before the first one."""
+        """Estimated seconds to the last step, from the mean step time of this process; None before the first step."""
         if not self._durations:
             return None
         return sum(self._durations) / len(self._durations) * max(0, self.planned - self.step)
@@ -107,7 +104,7 @@ def _prompt(layer: dict[str, Any]) -> str:
 
 
 class Watch(Protocol):
-    """Somebody who looks at a run."""
+    """Receiver of the events of a run."""
 
     def __enter__(self) -> Self: ...
 
@@ -116,16 +113,16 @@ class Watch(Protocol):
     ) -> None: ...
 
     def event(self, event: Event) -> None:
-        """An event was written."""
+        """Handle an event of the run."""
         ...
 
     def progress(self, done: int, total: int) -> None:
-        """So many predictions of an evaluation are done."""
+        """Handle the progress of an evaluation: `done` of `total` predictions."""
         ...
 
 
 class Quiet:
-    """What the watches have in common: they may be entered and left."""
+    """Base of the watches that need no set-up: a context manager that does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -140,12 +137,12 @@ class JsonWatch(Quiet):
     """Every event as a line of JSON on standard output."""
 
     def event(self, event: Event) -> None:
-        """Print it as it is in the run's file."""
+        """Print the record as it is written to events.jsonl."""
         record = cast(dict[str, Any], json.loads(to_line(event.model_copy(update={"time": event.time or time.time()}))))
         print_record(record)
 
     def progress(self, done: int, total: int) -> None:
-        """Nothing: only events are records."""
+        """Do nothing: only events are records."""
 
 
 class LineWatch(Quiet):
@@ -156,7 +153,7 @@ class LineWatch(Quiet):
         self._console = err()
 
     def event(self, event: Event) -> None:
-        """A line for what is worth one."""
+        """Print a line for a step, a validation or a return to earlier prompts."""
         board = self._board
         board.see(event)
         if isinstance(event, StepDone):
@@ -177,7 +174,7 @@ class LineWatch(Quiet):
             self._print(f"step {event.step}/{board.planned}  no gain: back to the prompts of step {event.to_step}")
 
     def progress(self, done: int, total: int) -> None:
-        """A line at the end of an evaluation."""
+        """Print a line at the end of an evaluation."""
         if done >= total:
             self._print(f"evaluated {total} examples")
 
@@ -186,7 +183,7 @@ class LineWatch(Quiet):
 
 
 class PanelWatch(Quiet):
-    """A live panel on a terminal, drawn again several times a second while a step runs."""
+    """A live panel on a terminal, refreshed four times a second."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -206,17 +203,17 @@ class PanelWatch(Quiet):
         self._stack.close()
 
     def event(self, event: Event) -> None:
-        """Shown at the next refresh."""
+        """Update what the next refresh shows."""
         self._board.see(event)
         self._evaluation = None
 
     def progress(self, done: int, total: int) -> None:
-        """Shown at the next refresh."""
+        """Update what the next refresh shows."""
         self._board.phase = "evaluation"
         self._evaluation = (done, total)
 
     def render(self) -> RenderableType:
-        """The panel as it is now."""
+        """Current content of the panel."""
         board, used = self._board, self._board.used
         facts = Table.grid(padding=(0, 2))
         best = "–" if board.best is None else f"{percent(board.best[1])} at step {board.best[0]} ★"
@@ -245,7 +242,7 @@ class PanelWatch(Quiet):
 
 
 def choose_watch(board: Board, *, as_json: bool) -> Watch:
-    """Records if asked for, a panel on a terminal, lines elsewhere."""
+    """Return JSON records if `as_json`, else a panel on a terminal and lines elsewhere."""
     if as_json:
         return JsonWatch()
     return PanelWatch(board) if err().is_terminal and not err().is_dumb_terminal else LineWatch(board)

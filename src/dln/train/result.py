@@ -146,7 +146,7 @@ class FitResult:
     def __repr__(self) -> str:
         score = "" if self.score != self.score else f", score={self.score:.4g}"
         place = "" if self.run_dir is None else f", run_dir={str(self.run_dir)!r}"
-        return f"FitResult({self.steps} steps, ended by {self.reason}, best step {self.best_step}{score}{place})"
+        return f"FitResult({self.steps} steps, stopped: {self.reason}, best step {self.best_step}{score}{place})"
 
     def _repr_html_(self) -> str:
         prompts = [[number, str(prompt)] for number, prompt in enumerate(self.network.parameters(), 1)]
