@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dln.infer.mstep import Penalty, Selector
     from dln.infer.objective import Candidates, ExpectedLogProb, Objective, Scored
     from dln.infer.prompts import PromptProposal, Proposal
+    from dln.integrations.sklearn import DLNClassifier
     from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling
     from dln.lm.cache import Cached, Store
     from dln.lm.load import load_lm
@@ -67,6 +68,7 @@ __all__ = [
     "Capabilities",
     "ChoiceLayer",
     "Completion",
+    "DLNClassifier",
     "Dataset",
     "Demonstration",
     "DlnError",
@@ -145,6 +147,7 @@ _HOMES = {
     "dln.infer.mstep": ("Penalty", "Selector"),
     "dln.infer.objective": ("Candidates", "ExpectedLogProb", "Objective", "Scored"),
     "dln.infer.prompts": ("PromptProposal", "Proposal"),
+    "dln.integrations.sklearn": ("DLNClassifier",),
     "dln.lm.base": ("Capabilities", "Completion", "LanguageModel", "Sampling"),
     "dln.lm.cache": ("Cached", "Store"),
     "dln.lm.load": ("load_lm",),
