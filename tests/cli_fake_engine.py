@@ -2,8 +2,8 @@
 
     python tests/cli_fake_engine.py train --lm fake/1 …
 
-Every context has its own fixed distribution over a few labels and thoughts. `fake/<seed>/slow` waits a
-moment at every request, so that a signal can meet it at work; `fake/hostile` writes terminal escapes;
+Every context has its own fixed distribution over a few labels and thoughts. `fake/<seed>/slow` in a process
+waits a moment at every request, so that a signal can meet it at work; `fake/hostile` writes terminal escapes;
 `fake/broken` raises what no user can cause.
 """
 
@@ -37,7 +37,9 @@ class FakeLM(TableLM):
     def __init__(self, spec: str, texts: Sequence[str], seed: int, delay: float) -> None:
         def conditional(context: str) -> Mapping[str, float]:
             row = Key(seed).child("context", context).generator().dirichlet([0.5] * len(texts))
-            return dict(zip(texts, row.tolist(), strict=True))
+            # templates with a label on a line of its own ask for it without the space in front
+            space = "" if context.endswith("\n") else " "
+            return {space + text: p for text, p in zip(texts, row.tolist(), strict=True)}
 
         super().__init__(conditional, name=spec)
         self._delay = delay
@@ -61,9 +63,8 @@ def load(rest: str, spec: str, options: dict[str, Any]) -> TableLM:
     if kind == "broken":
         raise ZeroDivisionError("nobody can cause this")
     thoughts = (HOSTILE,) if kind == "hostile" else THOUGHTS
-    # templates with a label on a line of its own ask for it without the space in front
-    texts = [space + text for space in (" ", "") for text in (*LABELS, *thoughts)]
-    return FakeLM(spec, texts, int(kind) if kind.isdigit() else 0, 0.02 if speed == "slow" else 0.0)
+    delay = 0.02 if speed == "slow" and __name__ == "__main__" else 0.0
+    return FakeLM(spec, (*LABELS, *thoughts), int(kind) if kind.isdigit() else 0, delay)
 
 
 def install() -> None:

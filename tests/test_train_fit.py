@@ -171,12 +171,18 @@ def test_patience_stops_early(tmp_path):
 
 def test_backtracking_returns_to_the_best_parameters(tmp_path):
     changes = OPTIONS | {"tolerance": 1, "val_every": 1, "memory": 0}
-    fit(network(), data(), data(24, "dev"), steps=14, options=changes, run_dir=tmp_path / "run")
+    fit(network(), data(), data(24, "dev"), steps=8, options=changes, run_dir=tmp_path / "run")
     events = read_events(tmp_path / "run" / "events.jsonl")
     assert of_kind(events, Backtracked)
     best = {v.step: v.score for v in of_kind(events, Validated)}
     for event in of_kind(events, Backtracked):
         assert best[event.to_step] == max(score for step, score in best.items() if step <= event.step)
+    # a run that ends there goes back as well: extended, it is the longer run
+    first = of_kind(events, Backtracked)[0].step
+    fit(network(), data(), data(24, "dev"), steps=first, options=changes, run_dir=tmp_path / "short")
+    short = truth(tmp_path / "short")[:-1]
+    assert short[-1]["kind"] == "backtracked"
+    assert short == truth(tmp_path / "run")[: len(short)]
 
 
 def test_a_run_cannot_be_started_twice_or_resumed_when_it_is_not_there(tmp_path, uninterrupted):

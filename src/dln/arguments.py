@@ -214,6 +214,10 @@ class _Plan:
                     self.by_name[parameter.name] = row
         every = {**{row.name: row for row in self.positional}, **self.by_name}
         self.needed = [row for row in every.values() if row.needed]
+        # so many arguments by position are all that must be given
+        self.complete = len(self.positional) + (1 if any(row not in self.positional for row in self.needed) else 0)
+        while self.complete and self.complete <= len(self.positional) and not self.positional[self.complete - 1].needed:
+            self.complete -= 1
 
     def refuse(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Raise the error for the first argument that does not fit."""
@@ -229,6 +233,8 @@ class _Plan:
                     self._unknown(name)
             elif row.check is not None and (problem := row.check.find(value)) is not None:
                 self._fail(name, row.check, value, problem)
+        if not kwargs and len(args) >= self.complete:
+            return  # the usual call, and the dearest part of a check is what follows
         given = {row.name for row in self.positional[: len(args)]}
         self._refuse_twice(given & set(kwargs))
         for row in self.needed:

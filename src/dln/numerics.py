@@ -24,7 +24,15 @@ def logsumexp(values: npt.ArrayLike, axis: int = -1) -> Floats:
     v = np.asarray(values, dtype=np.float64)
     if not v.shape[axis]:
         return np.full(np.delete(v.shape, axis), -np.inf)
-    at = np.expand_dims(v.argmax(axis=axis), axis)  # the first NaN, where there is one
+    at = v.argmax(axis=axis)  # the first NaN, where there is one
+    if v.ndim == 2 and axis in (-1, 1):
+        rows = np.arange(len(v))
+        largest = v[rows, at]
+        if np.isfinite(largest).all():  # the usual case without the general one's calls: the same numbers
+            others = np.exp(v - largest[:, None])
+            others[rows, at] = 0.0
+            return largest + np.log1p(others.sum(axis=1))
+    at = np.expand_dims(at, axis)
     largest = np.take_along_axis(v, at, axis=axis)
     shift = np.where(np.isfinite(largest), largest, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):  # beside +inf or NaN, which are the result
@@ -39,6 +47,8 @@ def log_softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
     """v − log Σ exp(v) along `axis`; a slice without any finite mass, or with a NaN, is all NaN."""
     v = np.asarray(values, dtype=np.float64)
     total = np.expand_dims(logsumexp(v, axis=axis), axis)
+    if np.isfinite(total).all():
+        return v - total
     known = np.broadcast_to(np.isfinite(total), v.shape)
     return np.subtract(v, total, out=np.full(v.shape, np.nan), where=known)
 

@@ -117,17 +117,18 @@ class PenalisedLikelihood:
         masses = np.maximum(log_masses, -1e3)
         if not len(targets):
             return np.zeros(classes), 1.0
+        column = weights[:, None]
+        wanted = column * onehot
 
         def objective(theta: Floats) -> tuple[float, Floats]:
             b, a = theta[:-1], float(theta[-1])
             rows = log_softmax(a * masses + b)
-            excess = weights[:, None] * (np.exp(rows) - onehot)
-            misfit = -float((weights[:, None] * onehot * rows).sum())
+            excess = column * (np.exp(rows) - onehot)
+            misfit = -float((wanted * rows).sum())
             penalty = float(np.square(b).sum()) / (2 * self.bias_scale**2) + (a - 1) ** 2 / (2 * self.slope_scale**2)
-            gradient: Floats = np.append(
-                excess.sum(axis=0) + b / self.bias_scale**2,
-                (excess * masses).sum() + (a - 1) / self.slope_scale**2,
-            )
+            gradient = np.empty(classes + 1)
+            gradient[:-1] = excess.sum(axis=0) + b / self.bias_scale**2
+            gradient[-1] = (excess * masses).sum() + (a - 1) / self.slope_scale**2
             return misfit + penalty, gradient
 
         from scipy import optimize  # takes a second: not before it is needed

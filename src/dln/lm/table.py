@@ -61,16 +61,23 @@ class PrefixTree:
 
     mass: float = 0.0
     children: dict[str, PrefixTree] = field(default_factory=dict[str, "PrefixTree"])
-    by_id: dict[int, PrefixTree] = field(default_factory=dict[int, "PrefixTree"])
+    _by_id: dict[int, PrefixTree] | None = None
+
+    @property
+    def by_id(self) -> dict[int, PrefixTree]:
+        """The children by the ids of their words."""
+        if self._by_id is None:
+            self._by_id = {id_of(token): child for token, child in self.children.items()}
+        return self._by_id
 
     def add(self, path: Sequence[str], mass: float) -> None:
         """Put one complete path in; call `close` after the last."""
         node = self
         for token in path:
-            if token not in node.children:
-                child = PrefixTree()
-                node.children[token] = node.by_id[id_of(token)] = child
-            node = node.children[token]
+            child = node.children.get(token)
+            if child is None:
+                child = node.children[token] = PrefixTree()
+            node = child
         node.mass = mass
 
     def close(self) -> None:
@@ -79,9 +86,12 @@ class PrefixTree:
         for node in order:
             order.extend(node.children.values())
         for node in reversed(order):
-            if node.children:
+            if len(node.children) == 1:
+                (child,) = node.children.values()
+                node.mass = child.mass
+            elif node.children:
                 node.children = dict(sorted(node.children.items()))
-                node.mass = math.fsum(child.mass for child in node.children.values())
+                node.mass = math.fsum([child.mass for child in node.children.values()])
 
     def log_prob_after(self, parent: PrefixTree) -> float:
         """log p(this token | the prefix of `parent`), never positive."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from dln.arguments import checked
@@ -109,13 +110,17 @@ def render(template: Template, prompt: Prompt, item: LayerInput) -> str:
             got=" → ".join(prompt.wording),
             fix="a template with field names (classify), or a prompt without them",
         )
+    return _filled(template, _shown(template, prompt), item, names_of(prompt.wording))
+
+
+@lru_cache(maxsize=256)  # a prompt is shown with every input of a batch
+def _shown(template: Template, prompt: Prompt) -> str:
     names = names_of(prompt.wording)
     demonstrations = [
         _filled(template, "", LayerInput(d.x, d.h), names).lstrip("\n") + template.target_prefix + d.y
         for d in prompt.demonstrations
     ]
-    text = "\n\n".join(part for part in (prompt.instruction, *demonstrations) if part)
-    return _filled(template, text, item, names)
+    return "\n\n".join(part for part in (prompt.instruction, *demonstrations) if part)
 
 
 def _filled(template: Template, prompt: str, item: LayerInput, names: dict[str, str]) -> str:

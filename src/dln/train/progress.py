@@ -173,7 +173,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     if gained or best is None:
         return Progress(replace(state, network=validation.network), snapshot, kept=kept), events
     since = progress.last_gain + 1
-    if options.tolerance is not None and since >= options.tolerance and state.step < options.steps:
+    if options.tolerance is not None and since >= options.tolerance:  # in the last step too: a run may be extended
         events.append(Backtracked(step=state.step, to_step=best.step))
         return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
     return Progress(state, best, since, progress.stale + 1, kept), events
