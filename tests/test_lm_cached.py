@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dln.errors import InputError, RunFailed
-from dln.lm.base import Completion, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.base import Completion, NextTokens, Sampling, Target, Token, TokenLogProbs, Wrapper
 from dln.lm.cache import Cached, Store
 from dln.lm.laws import LAWS, Law, LawCase, check_wrapper
 from dln.lm.table import TableLM
@@ -93,6 +94,51 @@ def test_a_later_process_gets_the_same_bits_without_the_model(tmp_path: Path) ->
     assert [s.text_tokens for s in scores[0]] == [s.text_tokens for s in scores[1]]
     assert masses[0].tobytes() == masses[1].tobytes()
     assert np.isneginf(masses[1][:, 2]).all(), "−inf is an answer, and is kept"
+
+
+class CountingNext(Counting):
+    bound = -math.inf
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        self.batches.append(len(contexts))
+        found = self.inner.next_token_log_probs(contexts, tokens, top)
+        return replace(found, log_probs=found.log_probs + self.spoiled, bounds=np.full(len(contexts), self.bound))
+
+
+def test_next_tokens_are_kept_by_context_and_only_missing_contexts_are_computed() -> None:
+    lm = CountingNext(TableLM.random(TEXTS, 3))
+    cached = Cached(lm, Store(":memory:"))
+    tokens = [Token("yes"), Token(" no"), Token("never")]
+    first = cached.next_token_log_probs(["a", "b"], tokens, 2)
+    later = cached.next_token_log_probs(["b", "c", "a", "c"], tokens, 2)
+    assert lm.batches == [2, 1]
+    assert later.log_probs[[2, 0]].tobytes() == first.log_probs.tobytes()
+    assert (later.top[2], later.top[0]) == first.top
+    assert np.isneginf(later.log_probs[:, 2]).all()
+    cached.next_token_log_probs(["a"], tokens[:2], 2)
+    cached.next_token_log_probs(["a"])
+    assert lm.batches == [2, 1, 1, 1], "another list of tokens or another `top` is another question"
+
+
+def test_impossible_next_tokens_are_never_kept() -> None:
+    lm = CountingNext(TableLM.random(TEXTS, 3))
+    cached = Cached(lm, Store(":memory:"))
+    for spoiled in (math.nan, 50.0, 0.0, math.nan):
+        lm.spoiled = spoiled
+        cached.next_token_log_probs(["a"], [Token("yes")])
+    assert lm.batches == [1, 1, 1]
+
+
+def test_censored_next_tokens_are_kept_with_their_bound() -> None:
+    store = Store(":memory:")
+    batches: list[list[int]] = []
+    for _ in range(2):
+        lm = CountingNext(TableLM.random(TEXTS, 3))
+        lm.spoiled, lm.bound = math.nan, -1.25
+        found = Cached(lm, store).next_token_log_probs(["a"], [Token("yes")], 2)
+        assert (np.isnan(found.log_probs).tolist(), found.bounds.tolist()) == ([[True]], [-1.25])
+        batches.append(lm.batches)
+    assert batches == [[1], []]
 
 
 def test_equal_requests_are_computed_once_and_counted() -> None:

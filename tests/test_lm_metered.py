@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import BudgetReached, InputError, ProviderError
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.lm.base import Completion, LanguageModel, Sampling, Target, Token, TokenLogProbs
 from dln.lm.cache import Cached, Store
 from dln.lm.laws import LAWS, Law, LawCase, check_wrapper
 from dln.lm.meter import Bills, Budget, Meter, Metered, Usage
@@ -60,6 +60,10 @@ def test_every_token_is_counted_once() -> None:
     used = metered.meter.snapshot() - before
     assert (used.calls, used.prompt_tokens, used.scored_tokens) == (2, 3 + 2 * 3, 2 * 3)
     assert used.seconds > 0
+    before = metered.meter.snapshot()
+    metered.next_token_log_probs(["one two", "three"], [Token("yes"), Token(" no"), Token(" sir")], 3)
+    used = metered.meter.snapshot() - before
+    assert (used.calls, used.prompt_tokens, used.completion_tokens, used.scored_tokens) == (2, 3 + 2, 0, 2)
 
 
 def test_a_foreign_draw_is_counted_as_the_text_it_is_scored_as() -> None:

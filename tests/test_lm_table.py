@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dln.errors import DlnError, InputError
-from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.base import (
+    Capabilities,
+    Completion,
+    LanguageModel,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    Wrapper,
+)
 from dln.lm.laws import LAWS, Law, LawBroken, LawCase, check_laws
 from dln.lm.local.decoding import drawing_probabilities
 from dln.lm.table import TableLM, split_tokens
@@ -254,11 +264,14 @@ class Mutant(Wrapper):
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         return self.inner.choice_log_probs(contexts, labels)
 
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        return self.inner.next_token_log_probs(contexts, tokens, top)
+
 
 class Mute(Mutant):
     @property
     def capabilities(self) -> Capabilities:
-        return replace(self.inner.capabilities, scores_targets=False, scores_labels=False)
+        return replace(self.inner.capabilities, scores_targets=False, scores_labels=False, next_tokens="none")
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         raise DlnError("cannot score")
@@ -360,6 +373,59 @@ class Renamed(Mutant):
         return f"{self.calls}"
 
 
+class Neighbourly(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        return replace(found, log_probs=found.log_probs - 0.01 * (len(contexts) - 1))
+
+
+class ByPlace(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        return replace(found, log_probs=found.log_probs - 0.01 * np.arange(len(tokens)))
+
+
+class Tempered(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        cold = tuple(tuple((token, 2 * value) for token, value in row) for row in found.top)
+        return NextTokens(2 * found.log_probs, found.bounds, cold)
+
+
+class Unsorted(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        return replace(found, top=tuple(row[::-1] for row in found.top))
+
+
+class OtherTop(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top + 1)
+        return replace(found, top=tuple(row[1:] for row in found.top))
+
+
+class Overfull(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        return NextTokens(
+            found.log_probs / 2,
+            found.bounds,
+            tuple(tuple((token, value / 2) for token, value in row) for row in found.top),
+        )
+
+
+class Withholding(Mutant):
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        found = super().next_token_log_probs(contexts, tokens, top)
+        return replace(found, log_probs=np.where(found.log_probs < -2, math.nan, found.log_probs))
+
+
+class SaysNoNext(Mutant):
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(self.inner.capabilities, next_tokens="top")
+
+
 class EmptyFails(Mutant):
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         return super().log_prob(contexts, targets) or [TokenLogProbs(np.zeros(0), 0)]
@@ -385,10 +451,18 @@ class EmptyFails(Mutant):
         (Unstoppable, "stop_is_obeyed"),
         (Renamed, "fingerprint_is_stable"),
         (EmptyFails, "empty_batches_are_empty"),
+        (Neighbourly, "batch_equals_single"),
+        (ByPlace, "batch_order_does_not_matter"),
+        (Tempered, "next_tokens_are_scores"),
+        (Unsorted, "next_tokens_are_a_distribution"),
+        (OtherTop, "next_tokens_are_a_distribution"),
+        (Overfull, "next_tokens_are_a_distribution"),
+        (Withholding, "next_tokens_are_a_distribution"),
+        (SaysNoNext, "capabilities_are_honest"),
     ],
 )
 def test_each_law_catches_what_it_is_for(mutant: Callable[[LanguageModel], LanguageModel], law: str) -> None:
-    row = {"yes sir now": 0.5, "yes sir": 0.2, "yes": 0.1, "a b c d": 0.2}
+    row = {"yes sir now": 0.5, "yes sir": 0.2, "yes": 0.1, "a b c d": 0.1, "no": 0.1}
     lm = mutant(TableLM.from_table({}, default=row))
     case = LawCase(["x", "y", "z"], ["yes sir now", "a b c d"], ["yes", "yes sir", "a"], seeds=tuple(range(6)))
     check = next(candidate for candidate in LAWS if candidate.__name__ == law)

@@ -17,7 +17,7 @@ import torch
 
 from conftest import build_tiny_model
 from dln.errors import ContextLengthError, InputError
-from dln.lm.base import Completion, LanguageModel, Sampling
+from dln.lm.base import Completion, LanguageModel, Sampling, Token
 from dln.lm.laws import LAWS, Law, LawCase
 from dln.lm.local.checkpoint import Source, load_checkpoint
 from dln.lm.local.decoding import Draw, DrawRequest, decode_plain
@@ -343,3 +343,65 @@ def test_importing_the_package_does_not_import_torch() -> None:
     modules = "import sys, dln, dln.lm.load, dln.lm.local.engine, dln.lm.smollm2"
     code = f"{modules}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_next_tokens_are_those_of_plain_calls(tiny_lm: TransformersLM, chat: bool, plain: bool) -> None:
+    lm = tiny_lm.with_chat(chat)
+    ids = [i for i in range(0, lm.network.vocabulary, 7) if lm.codec.token(i)]
+    tokens = [token for token in map(lm.codec.token, ids) if token]
+    if plain:
+        lm.network.fallbacks["why_plain"] = "asked for by the test"
+    try:
+        found = lm.next_token_log_probs(CONTEXTS, tokens, 9)
+    finally:
+        lm.network.fallbacks.pop("why_plain", None)
+    assert np.isneginf(found.bounds).all()
+    for context, values, top in zip(CONTEXTS, found.log_probs, found.top, strict=True):
+        expected = plain_log_probs(lm, list(lm.codec.context_ids(context, chat)))[-1]
+        np.testing.assert_allclose(values, expected[ids], atol=1e-5)
+        usable = sorted((i for i in range(len(expected)) if lm.codec.token(i)), key=lambda i: -expected[i])
+        np.testing.assert_allclose([value for _, value in top], expected[usable[:9]], atol=1e-5)
+        np.testing.assert_allclose([expected[token.id] for token, _ in top], expected[usable[:9]], atol=1e-5)
+
+
+def test_top_tokens_are_texts_that_the_model_encodes_as_this_one_token(tiny_lm: TransformersLM) -> None:
+    codec, size = tiny_lm.codec, tiny_lm.network.vocabulary
+    (top,) = tiny_lm.next_token_log_probs(["the cat"], (), size).top
+    shown = {token.id: token.text for token, _ in top}
+    assert shown
+    assert all(codec.target_ids(text) == (token_id,) for token_id, text in shown.items())
+    assert not set(shown) & set(codec.tokenizer.all_special_ids)
+    for left_out in set(range(size)) - set(shown):
+        text = codec.token_bytes(left_out).decode("utf-8", "replace")
+        assert "\ufffd" in text or codec.target_ids(text) != (left_out,)
+
+
+def test_a_token_is_its_id_where_the_text_agrees_and_its_text_otherwise(tiny_lm: TransformersLM) -> None:
+    (cat,) = tiny_lm.codec.target_ids(" cat")
+    (special,) = tiny_lm.codec.tokenizer.encode("<|end|>", add_special_tokens=False)
+    wanted = [
+        Token(" cat"),
+        Token(" cat", cat),
+        Token(" cat", cat + 1),
+        Token(" cat", 10**9),
+        Token("<|end|>", special),
+    ]
+    row = tiny_lm.next_token_log_probs(["the"], wanted).log_probs[0]
+    expected = plain_log_probs(tiny_lm, list(tiny_lm.codec.context_ids("the", False)))[-1]
+    np.testing.assert_allclose(row, expected[[cat, cat, cat, cat, special]], atol=1e-5)
+    for unknown in (Token("two words"), Token(""), Token("<|end|>"), Token("", special), Token("\ufffd", 3)):
+        with pytest.raises(InputError, match="no such token"):
+            tiny_lm.next_token_log_probs(["the"], [unknown])
+
+
+def test_next_tokens_need_one_forward_row_per_distinct_context(tiny_lm: TransformersLM) -> None:
+    contexts = ["the cat sat on the mat"] * 5
+    tokens = [token for token in map(tiny_lm.codec.token, range(60)) if token]
+    before = tiny_lm.diagnostics["tokens"]
+    tiny_lm.next_token_log_probs(contexts, tokens, 3)
+    assert tiny_lm.diagnostics["tokens"] - before == len(tiny_lm.context_ids(contexts[0]))
+    before = tiny_lm.diagnostics["forwards"]
+    tiny_lm.next_token_log_probs(contexts)
+    assert tiny_lm.diagnostics["forwards"] == before, "nothing is wanted"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dln.infer.objective import Candidates, ExpectedLogProb, Objective, Scored
     from dln.infer.prompts import PromptProposal, Proposal
     from dln.integrations.sklearn import DLNClassifier
-    from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling
+    from dln.lm.base import Capabilities, Completion, LanguageModel, NextTokens, Sampling, Token
     from dln.lm.cache import Cached, Store
     from dln.lm.load import load_lm
     from dln.lm.meter import Budget, Meter, Metered
@@ -95,6 +95,7 @@ __all__ = [
     "Meter",
     "Metered",
     "Metric",
+    "NextTokens",
     "Objective",
     "Options",
     "Parallel",
@@ -116,6 +117,7 @@ __all__ = [
     "TableLM",
     "Task",
     "Template",
+    "Token",
     "Validated",
     "WeightTerm",
     "__version__",
@@ -148,7 +150,7 @@ _HOMES = {
     "dln.infer.objective": ("Candidates", "ExpectedLogProb", "Objective", "Scored"),
     "dln.infer.prompts": ("PromptProposal", "Proposal"),
     "dln.integrations.sklearn": ("DLNClassifier",),
-    "dln.lm.base": ("Capabilities", "Completion", "LanguageModel", "Sampling"),
+    "dln.lm.base": ("Capabilities", "Completion", "LanguageModel", "NextTokens", "Sampling", "Token"),
     "dln.lm.cache": ("Cached", "Store"),
     "dln.lm.load": ("load_lm",),
     "dln.lm.meter": ("Budget", "Meter", "Metered"),

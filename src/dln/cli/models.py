@@ -28,7 +28,7 @@ from dln.cli.config import (
 )
 from dln.errors import InputError
 from dln.io import cache_directory
-from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.lm.base import Capabilities, Completion, LanguageModel, NextTokens, Sampling, Target, Token, TokenLogProbs
 from dln.lm.cache import Cached, Store
 from dln.lm.load import load_lm
 from dln.lm.meter import Budget, Meter, Metered
@@ -339,7 +339,7 @@ class LengthOnly:
     @property
     def capabilities(self) -> Capabilities:
         """As of a server that can do everything."""
-        return Capabilities(True, True, False, self._spec.endswith(":chat"), None)
+        return Capabilities(True, True, False, self._spec.endswith(":chat"), None, next_tokens="all")
 
     def fingerprint(self) -> str:
         """Nobody was asked which model it is."""
@@ -358,6 +358,10 @@ class LengthOnly:
         self._refuse()
 
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """Nothing is asked before a run."""
+        self._refuse()
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
         """Nothing is asked before a run."""
         self._refuse()
 

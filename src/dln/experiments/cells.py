@@ -30,7 +30,17 @@ from dln.errors import BudgetReached, CorruptDataError, InputError
 from dln.experiments.baselines import sentence_encoder
 from dln.experiments.method import EvaluationProtocol, Known, Learnt, Method, Setup, changed_settings, recipe_of
 from dln.io import write_atomically
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper
+from dln.lm.base import (
+    Completion,
+    LanguageModel,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    Wrapper,
+    next_tokens_verb,
+)
 from dln.lm.meter import Budget, Metered, Usage
 from dln.lm.prices import Price
 from dln.nn import Prediction, Sequential, load_network, save_network
@@ -350,6 +360,10 @@ class Alarm(Wrapper):
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """As the wrapped model."""
         return self._watched(lambda: self._inner.choice_log_probs(contexts, labels))
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """As the wrapped model."""
+        return self._watched(lambda: next_tokens_verb(self._inner)(contexts, tokens, top))
 
     def _watched(self, call: Callable[[], A]) -> A:
         if self._stop.is_set():

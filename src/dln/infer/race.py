@@ -30,7 +30,19 @@ import numpy.typing as npt
 
 from dln.errors import InputError
 from dln.infer.objective import Candidates, Objective, Scored, Stopped, comparable
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper, text_of
+from dln.lm.base import (
+    Completion,
+    LanguageModel,
+    NextRow,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    Wrapper,
+    next_tokens_verb,
+    text_of,
+)
 from dln.nn.layers import Layer
 from dln.nn.sequential import Sequential
 from dln.numerics import Floats
@@ -45,7 +57,7 @@ class Recall(Wrapper):
     """A language model that is asked each question once; equal questions of one call are asked once too.
 
     It stands between a step and its models for the length of the step. Proposals may use what an engine
-    offers beside the three verbs, so all other attributes are the model's own.
+    offers beside the four verbs, so all other attributes are the model's own.
     """
 
     def __init__(self, inner: LanguageModel) -> None:
@@ -53,6 +65,8 @@ class Recall(Wrapper):
         self._draws: dict[tuple[str, Sampling, int], Completion] = {}
         self._scores: dict[tuple[str, Hashable], TokenLogProbs] = {}
         self._masses: dict[tuple[str, tuple[str, ...]], Floats] = {}
+        self._lists: dict[tuple[Token, ...], int] = {}
+        self._next: dict[tuple[str, int, int], NextRow] = {}
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
@@ -83,6 +97,17 @@ class Recall(Wrapper):
             lambda new: list(self._inner.choice_log_probs([contexts[i] for i in new], names)),
         )
         return np.stack(rows) if rows else np.zeros((0, len(names)))
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """Next-token log-probabilities; a list of tokens is remembered as a whole."""
+        given = self._lists.setdefault(tuple(tokens), len(self._lists))
+        ask = next_tokens_verb(self._inner)
+        rows = _answer(
+            self._next,
+            [(context, given, top) for context in contexts],
+            lambda new: ask([contexts[i] for i in new], tokens, top).rows,
+        )
+        return NextTokens.of(rows, len(tokens))
 
 
 def _scored_as(target: Target) -> Hashable:

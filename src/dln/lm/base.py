@@ -1,4 +1,4 @@
-"""The protocol of a language model: three verbs (`sample`, `log_prob`, `choice_log_probs`) and a fingerprint.
+"""The protocol of a language model: `sample`, `log_prob`, `choice_log_probs`, `next_token_log_probs`, a fingerprint.
 
 All calls are synchronous and take batches; concurrency is the engine's business. Log-probabilities are natural
 logarithms at temperature 1, of target tokens only. Here are also what engines share: checks of requests before
@@ -7,9 +7,9 @@ anything is computed, the base class of wrappers, and batches of rows of similar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from annotated_types import Gt, Le, MinLen
@@ -22,16 +22,23 @@ __all__ = [
     "Capabilities",
     "Completion",
     "LanguageModel",
+    "NextRow",
+    "NextTokens",
+    "NextTokensVerb",
     "Sampling",
     "ScoringMode",
     "Target",
+    "Token",
     "TokenLogProbs",
+    "TopList",
     "Wrapper",
     "bucket",
     "check_counts",
     "check_fits",
     "check_ids",
     "check_starts",
+    "next_tokens_verb",
+    "no_such_token",
     "text_of",
 ]
 
@@ -150,6 +157,52 @@ class TokenLogProbs:
         return bool(np.isfinite(self.values).all() and (self.values <= 1e-6).all())
 
 
+class Token(NamedTuple):
+    """One token of a vocabulary: its text, a leading space included, and its id where the engine has ids."""
+
+    text: str
+    id: int | None = None
+
+
+TopList = tuple[tuple[Token, float], ...]
+"""The most probable tokens with their log p, the most probable first."""
+
+
+class NextRow(NamedTuple):
+    """The part of `NextTokens` that belongs to one context; log_probs: [T]."""
+
+    log_probs: Floats
+    bound: float
+    top: TopList
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class NextTokens:
+    """Log-probabilities of the next token after N contexts, in nats.
+
+    Attributes:
+        log_probs: [N, T] log p of the given tokens; NaN where the engine does not tell it (a server's top-k), −inf
+            where the model excludes the token.
+        bounds: [N] upper bound of every log p that is not told; −inf where all are told.
+        top: per context, the most probable tokens.
+    """
+
+    log_probs: Floats
+    bounds: Floats
+    top: tuple[TopList, ...]
+
+    @property
+    def rows(self) -> list[NextRow]:
+        """One row per context."""
+        return [NextRow(*row) for row in zip(self.log_probs, map(float, self.bounds), self.top, strict=True)]
+
+    @classmethod
+    def of(cls, rows: Sequence[NextRow], tokens: int) -> NextTokens:
+        """From one row per context, each with this many given tokens."""
+        values = np.array([row.log_probs for row in rows], dtype=np.float64).reshape(len(rows), tokens)
+        return cls(values, np.array([row.bound for row in rows], dtype=np.float64), tuple(row.top for row in rows))
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do, so that callers choose by ability and not by name.
@@ -163,6 +216,8 @@ class Capabilities:
         top_log_probs: how many of the next token's log-probabilities can be asked for; 0 for none.
         label_scoring: scoring mode of labels; "accuracy" where their probabilities are unavailable.
         text_scoring: scoring mode of texts; "accuracy" where their log-probabilities are unavailable.
+        next_tokens: what `next_token_log_probs` tells: "all" tokens exactly, the `top_log_probs` most probable ones
+            ("top"), or "none" (it is refused, or the engine does not have the verb).
     """
 
     scores_targets: bool
@@ -173,6 +228,7 @@ class Capabilities:
     top_log_probs: int = 0
     label_scoring: ScoringMode = "target scoring"
     text_scoring: ScoringMode = "target scoring"
+    next_tokens: Literal["all", "top", "none"] = "none"
 
 
 @runtime_checkable
@@ -209,6 +265,18 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """log p of the given tokens as the next one after each context, and the `top` most probable tokens.
+
+        One position per context, whatever the number of tokens. A token is identified by its id where the engine has
+        ids and this id's text is the token's, otherwise by its text. `top` leaves out special tokens and those whose
+        text is no valid UTF-8 or is encoded otherwise.
+
+        Raises:
+            InputError: the engine does not have one of the tokens, or `capabilities.next_tokens` is "none".
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Model, revision, quantisation and engine: equal fingerprints give equal numbers."""
         ...
@@ -216,6 +284,36 @@ class LanguageModel(Protocol):
     def count_tokens(self, text: str) -> int:
         """Tokens in `text` as this model counts them (an estimate where the server has no tokenizer)."""
         ...
+
+
+NextTokensVerb = Callable[[Sequence[str], Sequence[Token], int], NextTokens]
+
+
+def next_tokens_verb(lm: LanguageModel) -> NextTokensVerb:
+    """`lm.next_token_log_probs`, which an engine need not have.
+
+    Raises:
+        InputError: `capabilities.next_tokens` is "none".
+    """
+    if lm.capabilities.next_tokens == "none":
+        raise InputError(
+            "this model does not give the log-probabilities of next tokens",
+            where=lm.name,
+            expected='capabilities.next_tokens of "all" or "top"',
+            fix="use an output layer of label words",
+        )
+    return lm.next_token_log_probs
+
+
+def no_such_token(token: Token, model: str) -> InputError:
+    """The error for a token that an engine does not have."""
+    return InputError(
+        "the model's vocabulary has no such token",
+        where=model,
+        got=f"{token.text!r}, id {token.id}",
+        expected="the text of one token, its leading space included",
+        fix="take tokens from the `top` lists of next_token_log_probs",
+    )
 
 
 def check_counts(what: str, contexts: Sequence[object], others: Sequence[object]) -> None:
@@ -290,7 +388,7 @@ def check_starts(starts: Sequence[int], lengths: Sequence[int]) -> None:
 
 
 class Wrapper:
-    """A language model around another one; the three verbs are the subclass's own.
+    """A language model around another one; the four verbs are the subclass's own, of which it need not have the last.
 
     Only what the `LanguageModel` protocol names is passed on, each by a line of its own: an engine's
     other attributes are reached through `inner`, so that no call slips past the wrapper unseen.
@@ -323,8 +421,9 @@ class Wrapper:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The wrapped model's capabilities."""
-        return self._inner.capabilities
+        """The wrapped model's capabilities; without next tokens if the wrapper does not have the verb."""
+        can = self._inner.capabilities
+        return can if hasattr(type(self), "next_token_log_probs") else replace(can, next_tokens="none")
 
     def fingerprint(self) -> str:
         """The wrapped model's fingerprint: a wrapper changes no number."""

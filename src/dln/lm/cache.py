@@ -32,7 +32,20 @@ import numpy as np
 
 from dln.arguments import Count, NonNegative, checked
 from dln.errors import DlnError, InputError, RunFailed
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper, check_counts, text_of
+from dln.lm.base import (
+    Completion,
+    LanguageModel,
+    NextRow,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    Wrapper,
+    check_counts,
+    next_tokens_verb,
+    text_of,
+)
 from dln.numerics import Floats
 
 __all__ = ["Cached", "Keep", "Store", "keeper_of", "keeping_partial_results"]
@@ -370,6 +383,19 @@ class Cached(Wrapper):
         )
         return np.stack(rows) if rows else np.zeros((0, len(labels)))
 
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """Next-token log-probabilities; stored per context with the list of tokens and `top`."""
+        ask = next_tokens_verb(self._inner)
+        digest = hashlib.sha256(json.dumps(tokens, separators=(",", ":")).encode("ascii")).hexdigest()
+        rows = self._answers(
+            [self._key("next", context, digest, top) for context in contexts],
+            contexts,
+            lambda batch, _: ask(batch, tokens, top).rows,
+            _pack_next,
+            _unpack_next,
+        )
+        return NextTokens.of(rows, len(tokens))
+
     def _key(self, operation: str, *parts: object) -> bytes:
         content = [_SCHEMA, self._inner.fingerprint(), operation, *parts]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).digest()
@@ -448,6 +474,24 @@ def _pack_row(row: Floats) -> bytes | None:
 
 def _unpack_row(value: bytes) -> Floats:
     return np.frombuffer(value, dtype="<f8").astype(np.float64)
+
+
+def _pack_next(row: NextRow) -> bytes | None:
+    told = ~np.isnan(row.log_probs)
+    if not (_possible([row.bound, *row.log_probs[told], *(value for _, value in row.top)])):
+        return None
+    if row.bound == -np.inf and not told.all():
+        return None  # a value that is missing without being bounded
+    top = json.dumps([[*token, value] for token, value in row.top]).encode("ascii")
+    numbers = np.concatenate([[row.bound], row.log_probs]).astype("<f8")
+    return len(row.log_probs).to_bytes(8, "little") + numbers.tobytes() + top
+
+
+def _unpack_next(value: bytes) -> NextRow:
+    end = 8 * (int.from_bytes(value[:8], "little") + 2)
+    numbers = _unpack_row(value[8:end])
+    top = cast("list[tuple[str, int | None, float]]", json.loads(value[end:]))
+    return NextRow(numbers[1:], float(numbers[0]), tuple((Token(text, token_id), p) for text, token_id, p in top))
 
 
 def _possible(values: Sequence[float] | Floats) -> bool:

@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.errors import ContextLengthError, DlnError, ProviderError
-from dln.lm.base import Completion, LanguageModel, Sampling, Target
+from dln.lm.base import (
+    Completion,
+    LanguageModel,
+    NextRow,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    next_tokens_verb,
+)
 from dln.numerics import Floats, logsumexp
 
 __all__ = [
@@ -37,6 +46,8 @@ __all__ = [
     "label_masses_are_a_distribution",
     "log_probs_are_possible",
     "max_tokens_is_obeyed",
+    "next_tokens_are_a_distribution",
+    "next_tokens_are_scores",
     "seeds_reproduce",
     "stop_is_obeyed",
     "temperature_zero_ignores_the_seed",
@@ -102,6 +113,35 @@ def draws_of(
     return draws
 
 
+TOP = 5
+"""How many of the most probable next tokens are asked for."""
+
+
+def next_of(lm: LanguageModel, case: LawCase) -> tuple[list[Token], NextTokens]:
+    """The top tokens of all contexts and the targets and labels of one token, each given to every context."""
+    best = lm.next_token_log_probs(case.contexts, (), TOP)
+    tokens = dict.fromkeys(token for top in best.top for token, _ in top)
+    known = {token.text for token in tokens}
+    texts = one_token_texts(lm, [*case.targets, *case.labels])
+    chosen = [*tokens, *(Token(text) for text in dict.fromkeys(texts) if text not in known)]
+    return chosen, lm.next_token_log_probs(case.contexts, chosen, TOP)
+
+
+def one_token_texts(lm: LanguageModel, texts: Sequence[str]) -> list[str]:
+    """The texts that are one token of this model, as far as it has ids."""
+    return [text for text in texts if lm.capabilities.token_ids and lm.count_tokens(text) == 1]
+
+
+def check_same_row(law: str, got: NextRow, expected: NextRow, tolerance: float, where: object) -> None:
+    """Two rows must have the same values where they are told; of equally probable tokens either may be in `top`."""
+    check_equal(law, np.isnan(got.log_probs).tolist(), np.isnan(expected.log_probs).tolist(), where)
+    check_close(law, np.nan_to_num(got.log_probs), np.nan_to_num(expected.log_probs), tolerance, where)
+    check_close(law, got.bound, expected.bound, tolerance, where)
+    check_close(law, [p for _, p in got.top], [p for _, p in expected.top], tolerance, where)
+    if tolerance == 0.0:
+        check_equal(law, got.top, expected.top, where)
+
+
 def check_close(law: str, got: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float, where: object) -> None:
     """Raise `LawBroken` unless shapes are equal and values differ by at most `tolerance`; NaN never agrees."""
     one, two = np.asarray(got), np.asarray(expected)
@@ -128,8 +168,13 @@ def check_same_draw(law: str, got: Completion, expected: Completion, tolerance: 
 
 def batch_equals_single(lm: LanguageModel, case: LawCase) -> Verdict:
     """A request's scores do not depend on what else is in its batch."""
-    if not (lm.capabilities.scores_targets or lm.capabilities.scores_labels):
+    if not _scores(lm):
         return "skipped"
+    if lm.capabilities.next_tokens != "none":
+        tokens, together = next_of(lm, case)
+        for context, got in zip(case.contexts, together.rows, strict=True):
+            alone = lm.next_token_log_probs([context], tokens, TOP).rows[0]
+            check_same_row("batch = single", got, alone, case.tolerance, context)
     if lm.capabilities.scores_targets:
         for context, target, got in zip(*case.pairs, scores_of(lm, *case.pairs), strict=True):
             alone = scores_of(lm, [context], [target])[0]
@@ -142,8 +187,14 @@ def batch_equals_single(lm: LanguageModel, case: LawCase) -> Verdict:
 
 def batch_order_does_not_matter(lm: LanguageModel, case: LawCase) -> Verdict:
     """Reversing a batch, or the labels, reverses the answers and nothing else."""
-    if not (lm.capabilities.scores_targets or lm.capabilities.scores_labels):
+    if not _scores(lm):
         return "skipped"
+    if lm.capabilities.next_tokens != "none":
+        tokens, expected = next_of(lm, case)
+        turned = lm.next_token_log_probs(case.contexts[::-1], tokens[::-1], TOP).rows[::-1]
+        for context, got, row in zip(case.contexts, turned, expected.rows, strict=True):
+            same = got._replace(log_probs=got.log_probs[::-1])
+            check_same_row("batch order", same, row, case.tolerance, context)
     if lm.capabilities.scores_targets:
         contexts, targets = case.pairs
         backwards = scores_of(lm, contexts[::-1], targets[::-1])[::-1]
@@ -192,6 +243,10 @@ def log_probs_are_possible(lm: LanguageModel, case: LawCase) -> Verdict:
         scores += scores_of(lm, *case.pairs)
     if lm.capabilities.scores_labels:
         scores += [lm.choice_log_probs(case.contexts, case.labels)]
+    if lm.capabilities.next_tokens != "none":
+        _, found = next_of(lm, case)
+        told = found.log_probs[~np.isnan(found.log_probs)]  # what is not told is bounded
+        scores += [told, found.bounds, *(np.array([value for _, value in top]) for top in found.top)]
     for draw in draws_of(lm, case):
         scores += [np.array(kept) for kept in (draw.log_probs, draw.sampling_log_probs) if kept is not None]
     for values in scores:
@@ -214,6 +269,50 @@ def label_masses_are_a_distribution(lm: LanguageModel, case: LawCase) -> Verdict
             alone = lm.choice_log_probs(case.contexts, [label])[:, 0]
             scores = [t.sum() for t in scores_of(lm, case.contexts, [label] * len(case.contexts))]
             check_close("a label alone", alone, np.array(scores), case.tolerance, label)
+    return "holds"
+
+
+def next_tokens_are_scores(lm: LanguageModel, case: LawCase) -> Verdict:
+    """The next token's log-probabilities are those of scored texts and of labels of one token."""
+    if lm.capabilities.next_tokens == "none":
+        return "skipped"
+    tokens, found = next_of(lm, case)
+    for j, token in enumerate(tokens):
+        told = [i for i in range(len(case.contexts)) if not np.isnan(found.log_probs[i, j])]
+        if token.text not in one_token_texts(lm, [token.text]) or not told:
+            continue
+        contexts, got = [case.contexts[i] for i in told], found.log_probs[told, j]
+        if lm.capabilities.scores_targets:
+            expected = [values.sum() for values in scores_of(lm, contexts, [token.text] * len(told))]
+            check_close("a next token is a text", got, expected, case.tolerance, token)
+        if lm.capabilities.scores_labels and lm.capabilities.label_scoring == "target scoring":
+            masses = lm.choice_log_probs(contexts, [token.text])[:, 0]
+            check_close("a next token is a label", got, masses, case.tolerance, token)
+    return "holds"
+
+
+def next_tokens_are_a_distribution(lm: LanguageModel, case: LawCase) -> Verdict:
+    """Top tokens are distinct, sorted, sum to ≤ 1 and have the values that they have when given; bounds hold."""
+    if lm.capabilities.next_tokens == "none":
+        return "skipped"
+    tokens, found = next_of(lm, case)
+    check_equal("one answer per question", found.log_probs.shape, (len(case.contexts), len(tokens)), "shape")
+    check_equal("one answer per question", (len(found.bounds), len(found.top)), (len(case.contexts),) * 2, "rows")
+    for context, row in zip(case.contexts, found.rows, strict=True):
+        given = dict(zip(tokens, row.log_probs, strict=True))
+        values = np.array([value for _, value in row.top])
+        check_equal("top tokens are distinct", len({token for token, _ in row.top}), len(row.top), context)
+        if len(row.top) > TOP or (np.diff(values) > 0).any():
+            raise LawBroken("top tokens are not sorted", where=repr(context), got=row.top)
+        check_close("top tokens as given", [given[token] for token, _ in row.top], values, case.tolerance, context)
+        some = {token: value for token, value in (*given.items(), *row.top) if not np.isnan(value)}
+        if logsumexp(list(some.values())) > case.tolerance:
+            raise LawBroken("next tokens sum to more than one", where=repr(context), got=some, expected="≤ 1")
+        if row.top and np.nanmax([*given.values(), -np.inf]) > values[0] + case.tolerance:
+            raise LawBroken("a given token is more probable than the top one", where=repr(context), got=given)
+        untold = [token for token, value in given.items() if np.isnan(value)]
+        if untold and (lm.capabilities.next_tokens == "all" or not np.isfinite(row.bound)):
+            raise LawBroken("a token is neither told nor bounded", where=repr(context), got=untold)
     return "holds"
 
 
@@ -315,6 +414,15 @@ def empty_batches_are_empty(lm: LanguageModel, case: LawCase) -> Verdict:
     check_equal("empty batch", lm.sample([], case.sampling, []), [], "sample")
     if lm.capabilities.scores_targets:
         check_equal("empty batch", lm.log_prob([], []), [], "log_prob")
+    if lm.capabilities.next_tokens != "none":
+        tokens, _ = next_of(lm, case)
+        for given, top in ((tokens, TOP), ((), 0)):
+            empty = lm.next_token_log_probs([], given, top)
+            shapes = (empty.log_probs.shape, empty.bounds.shape, empty.top)
+            check_equal("empty batch", shapes, ((0, len(given)), (0,), ()), "next tokens")
+        nothing = lm.next_token_log_probs(case.contexts)
+        check_equal("nothing wanted", nothing.top, ((),) * len(case.contexts), "next tokens")
+        check_equal("nothing wanted", nothing.log_probs.shape, (len(case.contexts), 0), "next tokens")
     if lm.capabilities.scores_labels:
         check_equal("empty batch", lm.choice_log_probs([], case.labels).shape, (0, len(case.labels)), "labels")
     return "holds"
@@ -341,6 +449,10 @@ def capabilities_are_honest(lm: LanguageModel, case: LawCase) -> Verdict:
         raise LawBroken("scores a target that it says it cannot score", where=lm.name)
     if not can.scores_labels and not _refuses(lambda: lm.choice_log_probs([context], case.labels)):
         raise LawBroken("scores labels that it says it cannot score", where=lm.name)
+    if can.next_tokens == "none" and not _refuses(lambda: next_tokens_verb(lm)([context], (), TOP)):
+        raise LawBroken("gives next tokens that it says it does not give", where=lm.name)
+    if can.next_tokens == "top" and not can.top_log_probs:
+        raise LawBroken("gives top tokens, and says that it gives none", where=lm.name)
     return "holds"
 
 
@@ -352,6 +464,11 @@ def fingerprint_is_stable(lm: LanguageModel, case: LawCase) -> Verdict:
     if not before:
         raise LawBroken("the fingerprint is empty", where=lm.name)
     return "holds"
+
+
+def _scores(lm: LanguageModel) -> bool:
+    can = lm.capabilities
+    return can.scores_targets or can.scores_labels or can.next_tokens != "none"
 
 
 def _refuses(call: Callable[[], object]) -> bool:
@@ -370,6 +487,8 @@ LAWS: tuple[Law, ...] = (
     chain_rule,
     log_probs_are_possible,
     label_masses_are_a_distribution,
+    next_tokens_are_scores,
+    next_tokens_are_a_distribution,
     too_long_is_refused,
     seeds_reproduce,
     draws_ignore_neighbours,
@@ -420,3 +539,9 @@ def check_wrapper(wrapper: LanguageModel, inner: LanguageModel, case: LawCase) -
         if inner.capabilities.scores_labels:
             got = wrapper.choice_log_probs(case.contexts, case.labels)
             check_close(law, got, inner.choice_log_probs(case.contexts, case.labels), 0.0, "labels")
+        if inner.capabilities.next_tokens != "none":
+            tokens, expected = next_of(inner, case)
+            for got, row in zip(
+                wrapper.next_token_log_probs(case.contexts, tokens, TOP).rows, expected.rows, strict=True
+            ):
+                check_same_row(law, got, row, 0.0, "next tokens")

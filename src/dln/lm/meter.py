@@ -18,7 +18,18 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from dln.arguments import NonNegative, Size, checked
 from dln.errors import BudgetReached
-from dln.lm.base import Completion, LanguageModel, Sampling, Target, TokenLogProbs, Wrapper, text_of
+from dln.lm.base import (
+    Completion,
+    LanguageModel,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    Wrapper,
+    next_tokens_verb,
+    text_of,
+)
 from dln.lm.prices import FREE, Price, PriceTable
 from dln.numerics import Floats
 
@@ -221,7 +232,7 @@ class Metered(Wrapper):
 
     Raises:
         InputError: `budget` has a limit in money and the price is not known.
-        BudgetReached: from the three verbs, before the model is called; it names the limit.
+        BudgetReached: from the four verbs, before the model is called; it names the limit.
     """
 
     def __init__(
@@ -275,6 +286,12 @@ class Metered(Wrapper):
         scored = len(contexts) * sum(map(self._count, labels))
         known = Usage(len(contexts), sum(map(self._count, contexts)) + scored, 0, scored)
         return self._metered(known, Usage(), lambda: self._inner.choice_log_probs(contexts, labels))
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """As the wrapped model gives them; one position is scored per context, whatever the number of tokens."""
+        known = Usage(len(contexts), sum(map(self._count, contexts)) + len(contexts), 0, len(contexts))
+        ask = next_tokens_verb(self._inner)
+        return self._metered(known, Usage(), lambda: ask(contexts, tokens, top))
 
     def _drawn(self, target: Target) -> int:
         if isinstance(target, Completion) and target.token_ids is not None and target.model == self.fingerprint():

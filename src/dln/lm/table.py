@@ -20,9 +20,20 @@ from typing import Literal, cast
 
 import numpy as np
 
-from dln.arguments import Count, Positive, Seed, checked, shown
+from dln.arguments import Count, Positive, Seed, Size, checked, shown
 from dln.errors import InputError
-from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs, check_counts
+from dln.lm.base import (
+    Capabilities,
+    Completion,
+    NextRow,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+    check_counts,
+    no_such_token,
+)
 from dln.lm.local.decoding import drawing_probabilities
 from dln.numerics import Floats
 from dln.random import Key
@@ -203,7 +214,14 @@ class TableLM:
     @property
     def capabilities(self) -> Capabilities:
         """Scores everything, has token ids, is no chat model and has no length limit."""
-        return Capabilities(scores_targets=True, scores_labels=True, token_ids=True, chat=False, context_length=None)
+        return Capabilities(
+            scores_targets=True,
+            scores_labels=True,
+            token_ids=True,
+            chat=False,
+            context_length=None,
+            next_tokens="all",
+        )
 
     def fingerprint(self) -> str:
         """Covers the table, or the seed and texts; for a bare callable, its name."""
@@ -262,6 +280,26 @@ class TableLM:
                     )
         with np.errstate(divide="ignore"):
             return np.log(np.minimum(masses, 1.0))
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: Size = 0) -> NextTokens:
+        """log p of the given words as the first one, −inf where no text begins with it, and the most probable words.
+
+        The terminator is `Token("", 0)`.
+
+        Raises:
+            InputError: a token is not one word.
+        """
+        for token in tokens:
+            if split_tokens(token.text) != (token.text,) and token != (END, TERMINATOR_ID):
+                raise no_such_token(token, self._name)
+        rows: list[NextRow] = []
+        for context in contexts:
+            root = self._tree(context)
+            values = {word: child.log_prob_after(root) for word, child in root.children.items()}
+            best = sorted((-value, word) for word, value in values.items() if word != END)[:top]
+            given = np.array([values.get(token.text, -math.inf) for token in tokens], dtype=np.float64)
+            rows.append(NextRow(given, -math.inf, tuple((Token(word, id_of(word)), -value) for value, word in best)))
+        return NextTokens.of(rows, len(tokens))
 
     def _grow(self, context: str) -> PrefixTree:
         row = self._conditional(context)

@@ -188,7 +188,7 @@ def network_from_json(
     known: dict[str, LanguageModel] = {}
 
     def load(name: str) -> LanguageModel:
-        if isinstance(lm, LanguageModel):
+        if isinstance(lm, LanguageModel) or not callable(lm):  # an engine may lack some of the verbs
             return lm
         if name not in known:
             known[name] = lm(name)

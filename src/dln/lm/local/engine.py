@@ -13,22 +13,27 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dln.arguments import Count, checked
+from dln.arguments import Count, Size, checked
 from dln.errors import InputError
 from dln.lm.base import (
     Capabilities,
     Completion,
+    NextTokens,
     Sampling,
     Target,
+    Token,
     TokenLogProbs,
+    TopList,
     check_counts,
     check_fits,
     check_ids,
     check_starts,
+    no_such_token,
     text_of,
 )
 from dln.lm.labels import LabelTrie
@@ -129,6 +134,9 @@ def token_scores(scoring: Scoring, rows: Sequence[Ids], query_of: Callable[[int]
 
 ENGINE_VERSION = "1"
 
+SPARE_TOKENS = 16
+"""Read beside the wanted top tokens and a quarter more, in place of those that are left out."""
+
 
 @checked
 @dataclass(frozen=True, eq=False)
@@ -200,6 +208,7 @@ class TransformersLM:
             token_ids=True,
             chat=self.chat,
             context_length=self.network.context_length,
+            next_tokens="all",
         )
 
     @property
@@ -273,6 +282,35 @@ class TransformersLM:
         ):
             masses[index] = questions.masses(answers)
         return masses
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: Size = 0) -> NextTokens:
+        """log p of the given tokens after each context, and the `top` most probable tokens (one position).
+
+        Raises:
+            InputError: a token that the vocabulary does not have.
+            ContextLengthError: a context is longer than the model's; nothing has been computed then.
+        """
+        ids: list[int] = []
+        for token in tokens:
+            token_id = self.codec.token_id(token)
+            if token_id is None:
+                raise no_such_token(token, self.name)
+            ids.append(token_id)
+        context_of = self._memo(self._context)
+        lengths = array("l", (len(context_of(context)) for context in contexts))
+        self._check_fits(lengths, "the contexts")
+        wanted, asked = tuple(ids), top and top + top // 4 + SPARE_TOKENS
+        values = np.zeros((len(contexts), len(ids)))
+        best: list[TopList] = [()] * len(contexts)
+
+        def queries_of(index: int) -> list[Query]:
+            return [next_query(context_of(contexts[index]), wanted, asked)]
+
+        for index, answers in stream(self._scoring(), contexts, lengths, queries_of) if ids or top else ():
+            values[index] = answers[0].log_probs
+            found = ((self.codec.token(token_id), log_p) for token_id, log_p in answers[0].top[0])
+            best[index] = tuple(islice(((token, log_p) for token, log_p in found if token is not None), top))
+        return NextTokens(values, np.full(len(contexts), -np.inf), tuple(best))
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context; a draw depends on (context, sampling, seed) alone.

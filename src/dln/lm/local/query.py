@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -135,8 +136,13 @@ def _read(
     import torch
 
     where = torch.as_tensor(rows, device=logits.device)
-    index = torch.tensor([i for i, ids in enumerate(tokens) for _ in ids], device=logits.device, dtype=torch.long)
-    token = torch.tensor([t for ids in tokens for t in ids], device=logits.device, dtype=torch.long)
+    counts = [len(ids) for ids in tokens]
+    if len({id(ids) for ids in tokens}) == 1:  # one list for all, which may be long: read once
+        flat = np.tile(np.array(tokens[0], dtype=np.int64), len(tokens))
+    else:
+        flat = np.fromiter(chain.from_iterable(tokens), np.int64, sum(counts))
+    index = torch.from_numpy(np.repeat(np.arange(len(tokens)), counts)).to(logits.device)
+    token = torch.from_numpy(flat).to(logits.device)
     log_probs = _float64(logits[where[index], token] - total[where[index]])
     others = np.zeros(len(tokens))
     if rest:
@@ -144,7 +150,7 @@ def _read(
         remaining[index, token] = -torch.inf  # summing what is left loses nothing, unlike 1 − Σ p
         others = _float64(remaining.logsumexp(-1) - total[where])
     best = _top(logits, total, rows, top) if top else [()] * len(tokens)
-    ends = np.cumsum([len(ids) for ids in tokens])[:-1]
+    ends = np.cumsum(counts)[:-1]
     return [Found(*one) for one in zip(np.split(log_probs, ends), map(float, others), best, strict=True)]
 
 

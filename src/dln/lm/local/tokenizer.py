@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from typing import Protocol
 
 from dln.errors import InputError
+from dln.lm.base import Token
 
 __all__ = ["Codec", "Tokenizer", "token_bytes"]
 
@@ -94,6 +95,7 @@ class Codec:
     def __init__(self, tokenizer: Tokenizer, eos_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
+        self._vocabulary: dict[int, Token | None] = {}
         self._anchor = self.target_ids(ANCHOR)
         self._anchor_text = self._decode(self._anchor)
         # Some tokenizers close every text with an eos; a context that is to be continued must not have it.
@@ -160,6 +162,34 @@ class Codec:
         if token is None:
             return b""
         return token.encode() if token_id in self._special else token_bytes(token, byte_level=self._byte_level)
+
+    def token(self, token_id: int) -> Token | None:
+        """The token of an id, remembered; None for a special token and for one whose text is encoded otherwise."""
+        if token_id not in self._vocabulary:
+            text = "" if token_id in self._special else self._token_text(token_id)
+            self._vocabulary[token_id] = Token(text, token_id) if text and self._encoded(text) == token_id else None
+        return self._vocabulary[token_id]
+
+    def token_id(self, token: Token) -> int | None:
+        """The id of a token: its own if that id's text is the token's, else that of its text; None if it has none."""
+        if token.id is not None and token.text and self._token_text(token.id) == token.text:
+            return token.id
+        return self._encoded(token.text)
+
+    def _token_text(self, token_id: int) -> str:
+        """The text of one token; empty if it is no valid UTF-8, or if there is no such id."""
+        try:
+            return self.token_bytes(token_id).decode()
+        except (UnicodeDecodeError, OverflowError):  # an id that is no C integer
+            return ""
+
+    def _encoded(self, text: str) -> int | None:
+        """The one id of `text` as a target; some tokenizers write the blank that opens a text themselves."""
+        ids = self.target_ids(text)
+        if len(ids) == 1:
+            return ids[0]
+        ids = self.target_ids(text[1:]) if text[:1] == " " else ()
+        return ids[0] if len(ids) == 1 and self._token_text(ids[0]) == text else None
 
     @cached_property
     def _byte_level(self) -> bool:
