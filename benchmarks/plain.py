@@ -14,12 +14,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dln.errors import InputError
-from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
+from dln.lm.base import (
+    Capabilities,
+    Completion,
+    NextRow,
+    NextTokens,
+    Sampling,
+    Target,
+    Token,
+    TokenLogProbs,
+)
 from dln.lm.local.engine import TransformersLM
 from dln.lm.local.tokenizer import Codec
 from dln.numerics import Floats
@@ -209,6 +219,17 @@ class PlainLM:
             return np.stack(self._each([(context, ()) for context in encoded], lambda part: self._last(part, first)))
         pairs = [(context, word) for context in encoded for word in words]
         return np.array([v.sum() for v in self._each(pairs, self._score)]).reshape(len(encoded), len(words))
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """log p of the given tokens and the most probable ones, from the whole distribution of each context."""
+        ids = list(self.engine.token_ids(tokens))
+        whole = list(range(self.engine.network.vocabulary))
+        rows: list[NextRow] = []
+        for values in self._each([(self._context(c), ()) for c in contexts], lambda part: self._last(part, whole)):
+            ranked = ((self.codec.token(i), float(values[i])) for i in np.argsort(-values, kind="stable").tolist())
+            best = islice(((token, value) for token, value in ranked if token is not None), top)
+            rows.append(NextRow(values[ids], -np.inf, tuple(best)))
+        return NextTokens.of(rows, len(ids))
 
     def _context(self, context: str) -> Ids:
         return self.engine.codec.context_ids(context, self.engine.chat)

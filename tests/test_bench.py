@@ -36,7 +36,7 @@ from benchmarks.workload import (
 )
 from dln.errors import InputError
 from dln.experiments.tables import write_section
-from dln.lm.base import Sampling, Target
+from dln.lm.base import Sampling, Target, Token
 from dln.train import resolve_options
 
 TEXTS = st.text("ab ", min_size=1, max_size=8)
@@ -91,6 +91,15 @@ def test_plain_batches_give_the_numbers_of_the_engine(tiny, pairs, rows: int, de
     workload = some_workload(pairs)
     plain = answers(PlainLM(tiny, rows=rows, deduplicate=deduplicate), workload)
     assert np.allclose(plain, answers(tiny, workload), atol=1e-4)
+    contexts = [context for context, _ in pairs]
+    got, expected = (
+        lm.next_token_log_probs(contexts, [Token("a"), Token(" ")], 5)
+        for lm in (PlainLM(tiny, rows=rows, deduplicate=deduplicate), tiny)
+    )
+    assert np.allclose(got.log_probs, expected.log_probs, atol=1e-4)
+    assert np.allclose(
+        [[p for _, p in row] for row in got.top], [[p for _, p in row] for row in expected.top], atol=1e-4
+    )
 
 
 def test_labels_of_one_token_cost_one_forward_per_context_where_deduplicated(tiny, monkeypatch: pytest.MonkeyPatch):

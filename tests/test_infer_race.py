@@ -18,8 +18,9 @@ from dln.infer.hidden import PriorProposal
 from dln.infer.mstep import Best
 from dln.infer.objective import Accuracy, Candidates, ExpectedLogProb, NoiseContrastive
 from dln.infer.prompts import Proposal
-from dln.infer.race import BehindLeader, Race, balanced_order
+from dln.infer.race import BehindLeader, Race, Recall, balanced_order
 from dln.lm.base import Wrapper
+from dln.lm.laws import LAWS, LawCase
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.random import Key
@@ -390,3 +391,31 @@ def test_who_is_left_alone_is_explained():
     other = CandidateRecord(prompt={}, source="x", objective=None, penalty=0.0, score=None, stopped=stopped)
     record = LayerRecord(layer=0, candidates=[candidate, other], winner=0, examples=9, dropped={})
     assert "clearly worse" in why_chosen(record)
+
+
+class CountingNext(Counting):
+    def next_token_log_probs(self, contexts, tokens=(), top=0):
+        self.asked += len(contexts)
+        return self.inner.next_token_log_probs(contexts, tokens, top)
+
+
+def test_next_tokens_are_asked_for_once_per_context_list_of_tokens_and_top():
+    inner = CountingNext(skilled(HIDDEN, 3))
+    memory = Recall(inner)
+    tokens = [token for token, _ in inner.inner.next_token_log_probs(["item1."], (), 2).top[0]]
+    first = memory.next_token_log_probs(["item1.", "item2.", "item1."], tokens, 1)
+    assert inner.asked == 2
+    again = memory.next_token_log_probs(["item3.", "item2."], tokens, 1)
+    assert inner.asked == 3
+    assert again.log_probs[1].tobytes() == first.log_probs[1].tobytes()
+    assert again.top[1] == first.top[1]
+    memory.next_token_log_probs(["item1."], tokens[:1], 1)
+    memory.next_token_log_probs(["item1."], tokens, 2)
+    assert inner.asked == 5
+    assert memory.next_token_log_probs([], tokens).log_probs.shape == (0, 2)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_the_memory_of_a_step_keeps_the_laws(law):
+    case = LawCase(["item1.", "item2."], [" yes", " no"], [" yes", " no"])
+    assert law(Recall(skilled((" yes", " no", " maybe"), 1)), case) in ("holds", "skipped")

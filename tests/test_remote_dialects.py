@@ -15,7 +15,7 @@ from dln.lm.base import Sampling
 from dln.lm.remote.call import Call, MalformedReply
 from dln.lm.remote.dialect import Dialect, Drawn, Prompt
 from dln.lm.remote.dialects import DIALECTS, VLLM, Fireworks, OpenAI, SGLang, Together
-from dln.lm.remote.read import Token, TokenRow, choices_of, lay_along, number, token_row
+from dln.lm.remote.read import ScoredToken, TokenRow, choices_of, lay_along, number, token_row
 
 IDS = (1, 15043, 29901, 4874)
 PROMPT = Prompt("Hello: yes", IDS)
@@ -26,7 +26,7 @@ def body_of(call: Call) -> dict[str, Any]:
     return json.loads(json.dumps(dict(call.body)))
 
 
-def values(tokens: tuple[Token, ...]) -> list[float]:
+def values(tokens: tuple[ScoredToken, ...]) -> list[float]:
     return [token.log_prob for token in tokens]
 
 
@@ -112,7 +112,7 @@ def test_lists_and_entries_are_the_same_row():
         ]
     }
     one, two = token_row(lists), token_row(entries)
-    assert one.tokens[1:] == two.tokens[1:] == (Token(7, None, -0.5),)
+    assert one.tokens[1:] == two.tokens[1:] == (ScoredToken(7, None, -0.5),)
     assert one.tokens[0].text == two.tokens[0].text == " a"
     assert one.tops == two.tops
     assert one.offsets == two.offsets == (0, 2)
@@ -143,7 +143,7 @@ WORDS = st.lists(st.text("ab é", min_size=1, max_size=3), min_size=1, max_size=
 def test_tokens_are_found_along_the_prompt(words: list[str], opened: bool, drawn: int):
     prompt = "".join(words)
     shown = [*(["<s>"] if opened else []), *words, *(["zz"] if drawn else [])]
-    row = TokenRow(tuple(Token(None, word, -float(i)) for i, word in enumerate(shown)))
+    row = TokenRow(tuple(ScoredToken(None, word, -float(i)) for i, word in enumerate(shown)))
     echo = lay_along(row, prompt, 1)
     assert len(echo.tokens) == len(words) + opened
     for k in range(len(words)):
@@ -158,7 +158,7 @@ def test_tokens_are_found_along_the_prompt(words: list[str], opened: bool, drawn
 def test_the_end_of_a_prompt_is_found_however_often_its_words_come(words: list[str], last: int, drawn: int):
     prompt = "".join(words)
     shown = words[-last:] + words[-1:] * drawn  # what was drawn looks just like the prompt's end
-    row = TokenRow(tuple(Token(None, word, -float(i)) for i, word in enumerate(shown)))
+    row = TokenRow(tuple(ScoredToken(None, word, -float(i)) for i, word in enumerate(shown)))
     echo = lay_along(row, prompt, 1, last=last)
     if len(words) >= last:
         assert values(echo.tokens) == [-float(i) for i in range(last)]
@@ -166,7 +166,7 @@ def test_the_end_of_a_prompt_is_found_however_often_its_words_come(words: list[s
 
 def test_illegible_tokens_are_placed_by_offsets_or_not_at_all():
     texts = ["A", "\ufffd", "\ufffd", " no"]
-    tokens = tuple(Token(None, text, -1.0) for text in texts)
+    tokens = tuple(ScoredToken(None, text, -1.0) for text in texts)
     placed = lay_along(TokenRow(tokens, (), (0, 1, 1, 2)), "Aé no", 1)
     assert [t.text for t in placed.after(2) or ()] == [" no"]
     assert lay_along(TokenRow(tokens), "Aé no", 1).after(2) is None
@@ -175,7 +175,7 @@ def test_illegible_tokens_are_placed_by_offsets_or_not_at_all():
 
 @pytest.mark.parametrize("texts", [["b"], ["a", "x"], ["a", "b", "c", "d", "e"], []])
 def test_other_tokens_than_the_prompts_are_malformed(texts: list[str]):
-    row = TokenRow(tuple(Token(None, text, -1.0) for text in texts))
+    row = TokenRow(tuple(ScoredToken(None, text, -1.0) for text in texts))
     with pytest.raises(MalformedReply):
         lay_along(row, "abc", 1)
 
@@ -374,7 +374,7 @@ def test_openai_chat_replies_are_read():
     entries = [{"token": "Yes", "logprob": -0.2, "bytes": [89], "top_logprobs": top}]
     drawn = dialect.read_draw(call, chat_reply("Yes", entries, "length"))
     assert (drawn.text, drawn.ids, drawn.finish) == ("Yes", None, "length")
-    assert drawn.row.tops == ((Token(None, "Yes", -0.2), Token(None, " yes", -2.0)),)
+    assert drawn.row.tops == ((ScoredToken(None, "Yes", -0.2), ScoredToken(None, " yes", -2.0)),)
     for reply in (
         chat_reply(None, entries),
         chat_reply("Ye", entries, "content_filter"),
@@ -407,7 +407,7 @@ def test_sglang_scores_from_one_token_before_the_target():
     assert body["logprob_start_len"] == 2
     meta = {"input_token_logprobs": [[None, 29901, None], [-0.75, 4874, None]], "prompt_tokens": 4}
     read = dialect.read_score(call, {"text": "", "meta_info": meta})
-    assert read == (Token(4874, None, -0.75),)
+    assert read == (ScoredToken(4874, None, -0.75),)
     assert dialect.read_score(call, [{"text": "", "meta_info": meta}]) == read
     for entries in ([[-0.75, 4874, None]], [[None, 4874, None], [-0.5, 5, None]], [], None):
         with pytest.raises(MalformedReply):
@@ -426,7 +426,10 @@ def test_sglang_draws_and_picks():
     }
     drawn = dialect.read_draw(call, {"text": " a", "meta_info": meta})
     assert drawn == Drawn(
-        " a", "length", TokenRow((Token(7, " a", -0.5),), ((Token(7, " a", -0.5), Token(8, " b", -1.5)),)), (7,)
+        " a",
+        "length",
+        TokenRow((ScoredToken(7, " a", -0.5),), ((ScoredToken(7, " a", -0.5), ScoredToken(8, " b", -1.5)),)),
+        (7,),
     )
     picked = dialect.next_tokens(PROMPT, 1, (5, 6))
     assert body_of(picked)["token_ids_logprob"] == [5, 6]

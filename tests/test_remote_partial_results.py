@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dln.errors import DlnError, ProviderError
-from dln.lm.base import LanguageModel, Sampling
+from dln.lm.base import LanguageModel, NextRow, Sampling, Token
 from dln.lm.cache import Cached, Store, keeper_of, keeping_partial_results
 from dln.lm.load import load_lm
 from dln.lm.meter import Metered
@@ -67,12 +67,17 @@ VERBS: dict[str, Callable[[LanguageModel, Sequence[str]], Any]] = {
     "sample": lambda lm, contexts: lm.sample(contexts, SAMPLING, [3 * i for i in range(len(contexts))]),
     "log_prob": lambda lm, contexts: lm.log_prob(contexts, [" yes sir", " no way"] * (len(contexts) // 2)),
     "choice_log_probs": lambda lm, contexts: lm.choice_log_probs(contexts, [" yes", " no", " maybe"]),
+    "given next tokens": lambda lm, contexts: lm.next_token_log_probs(contexts, TOKENS).rows,
+    "next tokens": lambda lm, contexts: lm.next_token_log_probs(contexts, TOKENS, 3).rows,
 }
+TOKENS = [Token(" yes"), Token(" no")]
 
 
 def plain(answer: Any) -> Any:
     if hasattr(answer, "values"):
         answer = answer.values
+    if isinstance(answer, NextRow):
+        return [*answer.log_probs.tolist(), answer.bound, *answer.top]
     return answer.tolist() if isinstance(answer, np.ndarray) else answer
 
 
@@ -92,6 +97,8 @@ def test_what_is_handed_over_is_what_would_have_been_answered(form: Form, verb: 
     assert whole.fingerprint()  # the probe is over
     if verb == "log_prob" and not whole.capabilities.scores_targets:
         pytest.skip("this server scores no texts")
+    if verb.endswith("next tokens") and whole.capabilities.next_tokens == "none":
+        pytest.skip("this server returns no log-probabilities")
     before = sender.sent
     right = [plain(answer) for answer in VERBS[verb](whole, contexts)]
     needed = sender.sent - before
@@ -107,7 +114,7 @@ def test_what_is_handed_over_is_what_would_have_been_answered(form: Form, verb: 
         assert len(kept) < len(contexts)
         most = max(most, len(kept))
     # a trie of a shared context, or a round after which all rows need another, may leave none before the last call
-    assert most >= (1 if verb == "sample" or form.labels == "target scoring" else 0)
+    assert most >= (1 if verb == "sample" or (form.labels == "target scoring" and verb != "next tokens") else 0)
 
 
 def test_of_equal_draws_each_reply_is_kept_once():

@@ -17,7 +17,7 @@ from dln.lm.remote.call import Call
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import VLLM, OpenAI
 from dln.lm.remote.engine import TOLERANCE, draw_log_probs, token_log_prob
-from dln.lm.remote.read import Token
+from dln.lm.remote.read import ScoredToken
 from dln.lm.remote.scoring import AnsweredLabels, PickedLabels, TopLabels, labels_in, log_rest, spread
 from dln.lm.remote.session import Session
 from dln.lm.table import TableLM
@@ -79,8 +79,8 @@ def test_a_missing_label_is_censored_and_never_impossible(seed: int, context: st
         assert missing == pytest.approx([math.log(min(returned))] * len(missing))
 
 
-def tops(*pairs: tuple[str, float]) -> tuple[Token, ...]:
-    return tuple(Token(None, text, math.log(p)) for text, p in pairs)
+def tops(*pairs: tuple[str, float]) -> tuple[ScoredToken, ...]:
+    return tuple(ScoredToken(None, text, math.log(p)) for text, p in pairs)
 
 
 def test_a_chat_merges_case_and_blanks():
@@ -166,7 +166,7 @@ def test_one_impossible_number_in_the_middle_of_a_label_makes_its_row_unusable(w
     assert np.isnan(PickedLabels(session).log_masses(["Q:"], [" yes sir", " no"])).all()
 
 
-def test_many_labels_are_asked_for_in_parts():
+def test_many_labels_are_asked_for_at_once_where_the_server_takes_them():
     words = [f" w{i}" for i in range(250)]
     lm = TableLM.from_table({}, dict.fromkeys(words, 1 / 250))
     server = Simulator(lm)
@@ -175,7 +175,7 @@ def test_many_labels_are_asked_for_in_parts():
     got = PickedLabels(session).log_masses(["Q:"], words)
     np.testing.assert_allclose(got, math.log(1 / 250))
     asked = [len(body["logprob_token_ids"]) for body in bodies(server) if "logprob_token_ids" in body]
-    assert asked == [100, 100, 50]
+    assert asked == [250, 250], "one trial"
 
 
 def bodies(server: Simulator) -> list[Mapping[str, Any]]:
@@ -264,7 +264,7 @@ def test_with_all_tokens_the_density_is_exact(
     sampling = Sampling(temperature=temperature, top_p=top_p)
     q = drawing_probabilities(p, sampling)
     i = data.draw(st.sampled_from(np.flatnonzero(q).tolist()))
-    tokens = [Token(k, None, math.log(value)) for k, value in enumerate(p)]
+    tokens = [ScoredToken(k, None, math.log(value)) for k, value in enumerate(p)]
     got = token_log_prob(tokens[i], tokens, sampling)
     assert got is not None
     ties = np.isclose(p, p[i], rtol=1e-9).sum() > 1  # which of equals is in the nucleus is not seen
@@ -281,7 +281,7 @@ def test_with_some_tokens_the_density_is_near_or_unknown(
     assume(top < len(p))
     i = data.draw(st.integers(0, len(p) - 1))
     sampling = Sampling(temperature=temperature)
-    tokens = [Token(k, None, math.log(value)) for k, value in enumerate(p)]
+    tokens = [ScoredToken(k, None, math.log(value)) for k, value in enumerate(p)]
     got = token_log_prob(tokens[i], tokens[:top], sampling)
     if got is not None:
         value, error = got
@@ -289,7 +289,7 @@ def test_with_some_tokens_the_density_is_near_or_unknown(
 
 
 def test_above_temperature_one_a_part_of_the_tokens_tells_nothing():
-    token = Token(1, None, math.log(0.5))
+    token = ScoredToken(1, None, math.log(0.5))
     assert draw_log_probs([token], [[token]], Sampling(temperature=1.5)) is None
     assert draw_log_probs([token], [], Sampling(temperature=0.0)) == (0.0,)
     assert draw_log_probs([token], [], Sampling(temperature=1.0)) == (token.log_prob,)
@@ -298,7 +298,7 @@ def test_above_temperature_one_a_part_of_the_tokens_tells_nothing():
 @given(st.integers(1, 200), st.floats(0.0, 0.5))
 def test_a_draw_has_a_density_while_its_errors_are_small_together(count: int, mass: float):
     sampling = Sampling(temperature=0.5)
-    token, second = Token(1, None, math.log(0.99 - mass)), Token(2, None, math.log(0.009))
+    token, second = ScoredToken(1, None, math.log(0.99 - mass)), ScoredToken(2, None, math.log(0.009))
     one = token_log_prob(token, [token, second], sampling)
     assert one is not None
     whole = draw_log_probs([token] * count, [[token, second]] * count, sampling)

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -290,27 +290,32 @@ class TransformersLM:
             InputError: a token that the vocabulary does not have.
             ContextLengthError: a context is longer than the model's; nothing has been computed then.
         """
-        ids: list[int] = []
-        for token in tokens:
-            token_id = self.codec.token_id(token)
-            if token_id is None:
-                raise no_such_token(token, self.name)
-            ids.append(token_id)
+        wanted, asked = self.token_ids(tokens), top and top + top // 4 + SPARE_TOKENS
         context_of = self._memo(self._context)
         lengths = array("l", (len(context_of(context)) for context in contexts))
         self._check_fits(lengths, "the contexts")
-        wanted, asked = tuple(ids), top and top + top // 4 + SPARE_TOKENS
-        values = np.zeros((len(contexts), len(ids)))
+        values = np.zeros((len(contexts), len(wanted)))
         best: list[TopList] = [()] * len(contexts)
 
         def queries_of(index: int) -> list[Query]:
             return [next_query(context_of(contexts[index]), wanted, asked)]
 
-        for index, answers in stream(self._scoring(), contexts, lengths, queries_of) if ids or top else ():
+        for index, answers in stream(self._scoring(), contexts, lengths, queries_of) if wanted or top else ():
             values[index] = answers[0].log_probs
             found = ((self.codec.token(token_id), log_p) for token_id, log_p in answers[0].top[0])
             best[index] = tuple(islice(((token, log_p) for token, log_p in found if token is not None), top))
         return NextTokens(values, np.full(len(contexts), -np.inf), tuple(best))
+
+    def token_ids(self, tokens: Sequence[Token]) -> Ids:
+        """The ids of `tokens`.
+
+        Raises:
+            InputError: a token that the vocabulary does not have.
+        """
+        ids = tuple(map(self.codec.token_id, tokens))
+        if None in ids:
+            raise no_such_token(tokens[ids.index(None)], self.name)
+        return cast("Ids", ids)
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """One draw per context; a draw depends on (context, sampling, seed) alone.

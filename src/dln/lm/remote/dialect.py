@@ -16,7 +16,7 @@ from dln.lm.remote.call import Call
 from dln.lm.remote.read import (
     Echo,
     Ids,
-    Token,
+    ScoredToken,
     TokenRow,
     check_next,
     choices_of,
@@ -102,6 +102,7 @@ class Dialect:
     top_choices: ClassVar[tuple[int, ...]] = (20, 5)
     echo_tokens: ClassVar[tuple[int, ...]] = (0, 1)
     most_stops: ClassVar[int] = 4
+    most_wanted: ClassVar[int] = 128  # token ids per call that vLLM takes
     chat_tokens_field: ClassVar[str] = "max_tokens"
 
     # -- the model ----------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class Dialect:
         """Log-probabilities of the prompt's ids, from `start` on."""
         return self._complete(prompt, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}, None)
 
-    def read_score(self, call: Call, reply: Any) -> tuple[Token, ...]:
+    def read_score(self, call: Call, reply: Any) -> tuple[ScoredToken, ...]:
         """The last tokens of the prompt with their log-probabilities; at least those from `start` on.
 
         Raises:
@@ -255,7 +256,7 @@ class Dialect:
         body |= {"allowed_token_ids": [token]} if how == "allowed_token_ids" else {"logit_bias": {str(token): 100}}
         return self._complete(prompt, body, 1)
 
-    def read_force(self, call: Call, reply: Any) -> Token:
+    def read_force(self, call: Call, reply: Any) -> ScoredToken:
         """The token with its log-probability.
 
         Raises:

@@ -11,7 +11,7 @@ from dln.lm.remote.dialect import Dialect, Drawn, Forcing, Prompt
 from dln.lm.remote.read import (
     Echo,
     Ids,
-    Token,
+    ScoredToken,
     TokenRow,
     check_next,
     choices_of,
@@ -146,7 +146,7 @@ class SGLang(Dialect):
         fields = {"return_logprob": True, "logprob_start_len": start - 1}
         return self._generate(prompt, {"max_new_tokens": 0, "temperature": 0.0}, fields)
 
-    def read_score(self, call: Call, reply: Any) -> tuple[Token, ...]:
+    def read_score(self, call: Call, reply: Any) -> tuple[ScoredToken, ...]:
         """The tokens from `start` on.
 
         Raises:
@@ -163,7 +163,7 @@ class SGLang(Dialect):
         """The likeliest next tokens, or `wanted` ones."""
         if prompt.chat and prompt.ids is None:
             return super().next_tokens(prompt, top, wanted, length)
-        fields: dict[str, Any] = {"return_logprob": True, "return_text_in_logprobs": prompt.ids is None}
+        fields: dict[str, Any] = {"return_logprob": True, "return_text_in_logprobs": not wanted}
         fields |= {"token_ids_logprob": list(wanted)} if wanted else {"top_logprobs_num": top}
         return self._generate(prompt, {"max_new_tokens": length, "temperature": 0.0}, fields)
 
@@ -182,7 +182,7 @@ class SGLang(Dialect):
         parameters = {"max_new_tokens": 1, "temperature": 0.0, "logit_bias": {str(token): 100}}
         return self._generate(prompt, parameters, {"return_logprob": True})
 
-    def read_force(self, call: Call, reply: Any) -> Token:
+    def read_force(self, call: Call, reply: Any) -> ScoredToken:
         """The token with its log-probability."""
         wanted = [int(key) for key in cast("dict[str, Any]", call.body)["sampling_params"]["logit_bias"]]
         tokens = [_triple(entry) for entry in sequence(_meta(reply).get("output_token_logprobs"), "logprobs")]
@@ -209,16 +209,16 @@ def _meta(reply: Any) -> dict[str, Any]:
     return mapping(_reply(reply).get("meta_info"), "meta_info")
 
 
-def _triples(entry: Any) -> tuple[Token, ...]:
+def _triples(entry: Any) -> tuple[ScoredToken, ...]:
     return tuple(_triple(token) for token in sequence(entry or [], "logprobs"))
 
 
-def _triple(entry: Any) -> Token:
+def _triple(entry: Any) -> ScoredToken:
     values = sequence(entry, "logprobs")
     if len(values) < 2:
         raise malformed("no pair of log-probability and id", where="logprobs", got=values)
     text = values[2] if len(values) > 2 else None
-    return Token(
+    return ScoredToken(
         integer(values[1], "logprobs"),
         None if text is None else string(text, "logprobs"),
         number(values[0], "logprobs"),

@@ -1,4 +1,4 @@
-"""RemoteLM: a language model behind HTTP, with the three verbs as far as its server can score.
+"""RemoteLM: a language model behind HTTP, with the four verbs as far as its server can score.
 
 The abilities of the server are found by a probe at first use (see `probe`) and named in `capabilities`. Values that a
 server did not send are never invented: impossible log-probabilities are passed on as they came, to be excluded and
@@ -34,14 +34,27 @@ from pydantic import SecretStr
 
 from dln.arguments import Count, Positive, Size, check_options, checked
 from dln.errors import InputError, ProviderError
-from dln.lm.base import Capabilities, Completion, Sampling, ScoringMode, Target, TokenLogProbs, check_counts, check_fits
+from dln.lm.base import (
+    Capabilities,
+    Completion,
+    NextRow,
+    NextTokens,
+    Sampling,
+    ScoringMode,
+    Target,
+    Token,
+    TokenLogProbs,
+    check_counts,
+    check_fits,
+)
 from dln.lm.meter import Usage
 from dln.lm.remote.call import Sender
 from dln.lm.remote.dialect import Dialect, Drawn
 from dln.lm.remote.dialects import DIALECTS
 from dln.lm.remote.endpoint import Azure, Patience, endpoint_of
+from dln.lm.remote.next_tokens import NextScorer
 from dln.lm.remote.probe import Probed, ProbeReport, probe
-from dln.lm.remote.read import Ids, Token
+from dln.lm.remote.read import Ids, ScoredToken
 from dln.lm.remote.scoring import LabelScorer, Pair, TextScorer
 from dln.lm.remote.sender import HttpSender
 from dln.lm.remote.session import Session, partial_results_kept
@@ -122,6 +135,7 @@ class RemoteLM:
             top_log_probs=report.top_log_probs,
             label_scoring=report.label_scoring,
             text_scoring=report.text_scoring,
+            next_tokens=report.next_tokens,
         )
 
     def fingerprint(self) -> str:
@@ -243,6 +257,35 @@ class RemoteLM:
             prompts = self._session.prompts(contexts)
             self._check_fits([prompt.ids for prompt in prompts], longest, "context and longest label")
         return scorer.log_masses(contexts, labels)
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: Size = 0) -> NextTokens:
+        """log p of the given tokens after each context, and the most probable tokens, at most as many as are returned.
+
+        Where the server tells only the most probable tokens, the others are NaN, and `bounds` has the smallest
+        returned log p.
+
+        Raises:
+            InputError: a token that the server does not encode as one token, where it tells all.
+            ContextLengthError: a context is longer than the model's; nothing has been computed then.
+            ProviderError: the server returns no log-probabilities; or see `Sender`.
+        """
+        scorer = self._found.following
+        if scorer is None:
+            raise ProviderError(
+                "this server does not return log-probabilities of next tokens",
+                where=self.name,
+                got="; ".join(f"{t.mode}: {t.reason}" for t in self.report.trials if t.purpose == "next tokens")
+                or None,
+                expected="log-probabilities of given tokens, or of the most probable ones",
+                fix="a server that has them (vLLM, SGLang, `dln serve`), or an output layer of label words",
+            )
+        with partial_results_kept(contexts, lambda i: self._next(scorer, [contexts[i]], tokens, top)[0]):
+            return NextTokens.of(self._next(scorer, contexts, tokens, top), len(tokens))
+
+    def _next(self, scorer: NextScorer, contexts: Sequence[str], tokens: Sequence[Token], top: int) -> list[NextRow]:
+        if self._session.takes_ids:
+            self._check_fits([prompt.ids for prompt in self._session.prompts(contexts)], 1, "context and one token")
+        return scorer.rows(contexts, tokens, top)
 
     @property
     def _found(self) -> Probed:
@@ -492,7 +535,7 @@ ROUNDING = 1e-6
 
 
 def draw_log_probs(
-    tokens: Sequence[Token], tops: Sequence[Sequence[Token]], sampling: Sampling
+    tokens: Sequence[ScoredToken], tops: Sequence[Sequence[ScoredToken]], sampling: Sampling
 ) -> tuple[float, ...] | None:
     """log q of each token of a draw under `sampling`; None where they are not known well enough together.
 
@@ -510,7 +553,7 @@ def draw_log_probs(
     return tuple(value for value, _ in found)
 
 
-def token_log_prob(token: Token, top: Sequence[Token], sampling: Sampling) -> tuple[float, float] | None:
+def token_log_prob(token: ScoredToken, top: Sequence[ScoredToken], sampling: Sampling) -> tuple[float, float] | None:
     """log q of one token, and how far it may be off, in nats; None where nothing can be said."""
     if sampling.temperature == 0:
         return 0.0, 0.0
@@ -545,6 +588,6 @@ def _nucleus(tempered: Sequence[float], norm: float, top_p: float) -> int | None
     return None
 
 
-def _same(entry: Token, token: Token) -> bool:
+def _same(entry: ScoredToken, token: ScoredToken) -> bool:
     named = entry.id == token.id if entry.id is not None and token.id is not None else entry.text == token.text
     return named and abs(entry.log_prob - token.log_prob) < ROUNDING

@@ -23,7 +23,8 @@ from dln.errors import DlnError, InputError
 from dln.lm.base import Sampling, ScoringMode
 from dln.lm.remote.call import BadRequest, MalformedReply, ModelNotFound, ServerFailed, passing
 from dln.lm.remote.dialect import Drawn, ModelCard, Prompt
-from dln.lm.remote.read import Token, malformed
+from dln.lm.remote.next_tokens import NextScorer, PickedTokens, TopTokens
+from dln.lm.remote.read import ScoredToken, malformed
 from dln.lm.remote.scoring import (
     AnsweredLabels,
     ForcedDecoding,
@@ -57,7 +58,7 @@ class Trial:
         reason: why, or why not.
     """
 
-    purpose: Literal["texts", "labels"]
+    purpose: Literal["texts", "labels", "next tokens"]
     mode: ScoringMode
     works: bool
     reason: str
@@ -82,6 +83,7 @@ class ProbeReport:
         seeds: whether the same seed gives the same draw, and another seed another.
         densities: which log-probabilities a draw comes with: of the model, or of the distribution drawn from.
         top_log_probs: how many of the next token's log-probabilities were given; 0 for none.
+        next_tokens: which tokens' next-token log-probabilities are told.
         stays: what works in these modes, and what does not.
         calls_per_second: of the probe, one call at a time.
         tokens_per_second: drawn by the probe, one draw at a time.
@@ -101,6 +103,7 @@ class ProbeReport:
     seeds: Seeds
     densities: Densities
     top_log_probs: int
+    next_tokens: Literal["all", "top", "none"]
     calls_per_second: float = field(default=0.0, compare=False)
     tokens_per_second: float = field(default=0.0, compare=False)
 
@@ -159,9 +162,9 @@ SCORING_MODES: tuple[ScoringMode, ...] = (
 )
 """Best first."""
 
-Purpose = Literal["texts", "labels"]
+Purpose = Literal["texts", "labels", "next tokens"]
 
-R = TypeVar("R", TextScorer, LabelScorer)
+R = TypeVar("R", TextScorer, LabelScorer, NextScorer)
 
 Check = Callable[[], str]
 
@@ -174,12 +177,14 @@ class Probed:
         report: what was found.
         labels: scores labels.
         targets: scores texts; None where nothing can.
+        following: gives next-token log-probabilities; None where nothing can.
         keeps_log_probs: whether draws come with log-probabilities.
     """
 
     report: ProbeReport
     labels: LabelScorer
     targets: TextScorer | None
+    following: NextScorer | None
     keeps_log_probs: bool
 
 
@@ -207,6 +212,7 @@ def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int 
     trials = _Trials(best)
     targets = trials.first("texts", _text_scorers(session, known))
     labels = trials.first("labels", _label_scorers(session, targets, known, top, draws))
+    following = trials.first("next tokens", _next_scorers(session, labels, top))
     report = ProbeReport(
         dialect=session.dialect.name,
         model=session.dialect.model,
@@ -222,10 +228,11 @@ def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int 
         seeds=seeds_matter(session),
         densities=kept_densities(session, targets, known) if keeps else "none",
         top_log_probs=top,
+        next_tokens="none" if following is None else following.tells,
         calls_per_second=(session.calls - asked) / max(time.perf_counter() - began, 1e-9),
         tokens_per_second=speed,
     )
-    return Probed(report, labels or AnsweredLabels(session, 0), targets, keeps)
+    return Probed(report, labels or AnsweredLabels(session, 0), targets, following, keeps)
 
 
 class _Trials:
@@ -281,6 +288,13 @@ def _label_scorers(
     if draws:
         yield AnsweredLabels(session, draws), lambda: f"{draws} draws for each context"
     yield AnsweredLabels(session, 0), lambda: "one answer for each context"
+
+
+def _next_scorers(session: Session, labels: LabelScorer | None, top: int) -> Iterator[tuple[NextScorer, Check]]:
+    if isinstance(labels, PickedLabels):
+        yield PickedTokens(session, top), lambda: "given tokens come with their log-probabilities, as labels do"
+    if top:
+        yield TopTokens(session, top), partial(check_top, top, session)
 
 
 LABELS = (" Paris", " London")
@@ -540,7 +554,7 @@ def top_tokens(session: Session) -> int:
     return 0
 
 
-def next_top(session: Session, top: int) -> tuple[Token, ...]:
+def next_top(session: Session, top: int) -> tuple[ScoredToken, ...]:
     """The likeliest tokens after the known context; empty where the answer ended at once."""
     prompt = Prompt(CONTEXT, None, True) if session.chat else Prompt(CONTEXT)
     row = session.send([session.dialect.next_tokens(prompt, top, ())], session.dialect.read_next)[0]

@@ -20,9 +20,10 @@ from typing import Any, cast
 from dln.lm.remote.call import Call, MalformedReply
 
 __all__ = [
+    "ILLEGIBLE",
     "Echo",
     "Ids",
-    "Token",
+    "ScoredToken",
     "TokenRow",
     "check_next",
     "choices_of",
@@ -56,7 +57,7 @@ SCORELESS = "no log-probabilities of some tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class ScoredToken:
     """A token and its log-probability in nats; `id` or `text` is None where the server does not say."""
 
     id: int | None
@@ -75,8 +76,8 @@ class TokenRow:
         sampling: log q of each under the distribution drawn from; None where the server does not say.
     """
 
-    tokens: tuple[Token, ...] = ()
-    tops: tuple[tuple[Token, ...], ...] = ()
+    tokens: tuple[ScoredToken, ...] = ()
+    tops: tuple[tuple[ScoredToken, ...], ...] = ()
     offsets: tuple[int, ...] | None = None
     sampling: tuple[float, ...] | None = None
 
@@ -202,10 +203,12 @@ def _from_entries(entries: list[dict[str, Any]], where: str) -> TokenRow:
     )
 
 
-def _entry(entry: dict[str, Any], where: str) -> Token:
+def _entry(entry: dict[str, Any], where: str) -> ScoredToken:
     token_id = entry.get("token_id", entry.get("id"))
     token = _named(string(entry.get("token"), f"{where}.token"), number(entry.get("logprob"), f"{where}.logprob"))
-    return token if token_id is None else Token(integer(token_id, f"{where}.token_id"), token.text, token.log_prob)
+    return (
+        token if token_id is None else ScoredToken(integer(token_id, f"{where}.token_id"), token.text, token.log_prob)
+    )
 
 
 def _from_lists(fields: dict[str, Any], where: str) -> TokenRow:
@@ -227,7 +230,7 @@ def _from_lists(fields: dict[str, Any], where: str) -> TokenRow:
     tops, offsets, sampling = beside("top_logprobs"), beside("text_offset"), beside("sampling_logprobs")
     tokens = [_named(text, number(value, where)) for text, value in zip(texts, values, strict=True)]
     if ids is not None:
-        tokens = [Token(integer(i, where), t.text, t.log_prob) for i, t in zip(ids, tokens, strict=True)]
+        tokens = [ScoredToken(integer(i, where), t.text, t.log_prob) for i, t in zip(ids, tokens, strict=True)]
     return TokenRow(
         tokens=tuple(tokens),
         tops=tuple(
@@ -239,10 +242,10 @@ def _from_lists(fields: dict[str, Any], where: str) -> TokenRow:
     )
 
 
-def _named(text: str, log_prob: float) -> Token:
+def _named(text: str, log_prob: float) -> ScoredToken:
     if text.startswith(TOKEN_ID) and text[len(TOKEN_ID) :].isdigit():
-        return Token(int(text[len(TOKEN_ID) :]), None, log_prob)
-    return Token(None, text, log_prob)
+        return ScoredToken(int(text[len(TOKEN_ID) :]), None, log_prob)
+    return ScoredToken(None, text, log_prob)
 
 
 def check_next(row: TokenRow, wanted: Ids) -> TokenRow:
@@ -262,20 +265,20 @@ def sent_ids(call: Call) -> Sequence[int]:
     return cast("Sequence[int]", cast("dict[str, Any]", call.body)["prompt"])
 
 
-def keyed(entry: object, token: int) -> Token:
+def keyed(entry: object, token: int) -> ScoredToken:
     """A token's entry among prompt log-probabilities, which are keyed by id: the one of this very token."""
     if entry is None:
-        return Token(token, None, float("nan"))
+        return ScoredToken(token, None, float("nan"))
     by_id = mapping(entry, "prompt_logprobs")
     if str(token) not in by_id:
         raise malformed("the entry is of another token", where="prompt_logprobs", got=by_id, expected=f"token {token}")
     value = by_id[str(token)]
     if isinstance(value, dict):
         value = cast("dict[str, Any]", value).get("logprob")
-    return Token(token, None, number(value, "prompt_logprobs"))
+    return ScoredToken(token, None, number(value, "prompt_logprobs"))
 
 
-def same_ids(tokens: tuple[Token, ...], sent: Sequence[int], drawn: int) -> tuple[Token, ...]:
+def same_ids(tokens: tuple[ScoredToken, ...], sent: Sequence[int], drawn: int) -> tuple[ScoredToken, ...]:
     """The tokens of an echoed prompt, which must be the ids that were sent, the first without a number."""
     if not len(sent) <= len(tokens) <= len(sent) + drawn:
         raise malformed("not one entry per token", where="logprobs.tokens", got=len(tokens), expected=len(sent))
@@ -299,10 +302,10 @@ class Echo:
         starts: where each begins in the prompt, in characters; None where that cannot be told.
     """
 
-    tokens: tuple[Token, ...]
+    tokens: tuple[ScoredToken, ...]
     starts: tuple[int, ...] | None
 
-    def after(self, boundary: int) -> tuple[Token, ...] | None:
+    def after(self, boundary: int) -> tuple[ScoredToken, ...] | None:
         """The tokens from character `boundary` on; None if a token reaches across it, or places are unknown."""
         if self.starts is None:
             return None

@@ -35,7 +35,8 @@ import numpy as np
 from dln.lm.base import Sampling, ScoringMode
 from dln.lm.labels import LabelTrie, check_labels
 from dln.lm.remote.dialect import Forcing, Prompt
-from dln.lm.remote.read import Ids, Token, TokenRow, malformed
+from dln.lm.remote.next_tokens import picked
+from dln.lm.remote.read import Ids, ScoredToken, TokenRow, malformed
 from dln.lm.remote.session import Session
 from dln.numerics import Floats
 from dln.random import Key
@@ -83,7 +84,7 @@ class TextScorer(Protocol):
         """The scoring mode."""
         ...
 
-    def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
+    def rows(self, pairs: Sequence[Pair]) -> list[tuple[ScoredToken, ...] | None]:
         """The target's tokens with their log-probabilities; None for a pair that cannot be scored this way."""
         ...
 
@@ -95,7 +96,7 @@ class TargetScoring:
     session: Session
     name: ScoringMode = "target scoring"
 
-    def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
+    def rows(self, pairs: Sequence[Pair]) -> list[tuple[ScoredToken, ...] | None]:
         """One call per pair; pairs of one context go to the same replica."""
         dialect = self.session.dialect
         calls = [dialect.score(_routed(pair), len(pair.prompt.ids or ())) for pair in pairs]
@@ -116,11 +117,11 @@ class PromptLogProbs:
     max_tokens: int = 0
     name: ScoringMode = "prompt log-probs"
 
-    def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
+    def rows(self, pairs: Sequence[Pair]) -> list[tuple[ScoredToken, ...] | None]:
         """One call per pair; None where a token reaches across the boundary."""
         dialect = self.session.dialect
         calls = [dialect.echo(_routed(pair), pair.text, self.max_tokens) for pair in pairs]
-        rows: list[tuple[Token, ...] | None] = []
+        rows: list[tuple[ScoredToken, ...] | None] = []
         for echo, pair in zip(self.session.send(calls, dialect.read_echo), pairs, strict=True):
             if pair.prompt.ids is None:
                 rows.append(echo.after(len(pair.prompt.text)))
@@ -142,7 +143,7 @@ class ForcedDecoding:
     how: How
     name: ScoringMode = "forced decoding"
 
-    def rows(self, pairs: Sequence[Pair]) -> list[tuple[Token, ...] | None]:
+    def rows(self, pairs: Sequence[Pair]) -> list[tuple[ScoredToken, ...] | None]:
         """As many calls as there are distinct (prefix, token)."""
         dialect, how = self.session.dialect, self.how
         steps = dict.fromkeys(
@@ -174,7 +175,7 @@ def _routed(pair: Pair) -> Prompt:
     return joined if joined.ids is None else Prompt(pair.prompt.text, joined.ids, joined.chat)
 
 
-def _of(token: int, top: Sequence[Token]) -> Token:
+def _of(token: int, top: Sequence[ScoredToken]) -> ScoredToken:
     for entry in top:
         if entry.id == token:
             return entry
@@ -183,9 +184,6 @@ def _of(token: int, top: Sequence[Token]) -> Token:
 
 POSSIBLE = 1e-6
 """The largest value that is a log-probability but for rounding."""
-
-MOST_WANTED = 100
-"""Token ids per call; vLLM takes 128."""
 
 
 class LabelScorer(Protocol):
@@ -210,28 +208,15 @@ class PickedLabels:
 
     def log_masses(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """One-token labels cost one step of decoding per context, and use the server's prefix cache."""
-        dialect = self.session.dialect
         trie = LabelTrie.build(labels, self.session.encode(labels, alone=True))
-        parts = [
-            (prefix, children[at : at + MOST_WANTED])
+        asked = [
+            (Prompt(prompt.text, (*(prompt.ids or ()), *prefix), prompt.chat), children)
+            for prompt in self.session.prompts(contexts)
             for prefix, children in trie.children.items()
-            for at in range(0, len(children), MOST_WANTED)
         ]
-        prompts = self.session.prompts(contexts)
-        calls = [
-            dialect.next_tokens(Prompt(prompt.text, (*(prompt.ids or ()), *prefix), prompt.chat), 1, wanted)
-            for prompt in prompts
-            for prefix, wanted in parts
-        ]
-        answers = iter(self.session.send(calls, dialect.read_next))
-        masses = np.zeros((len(prompts), len(labels)))
-        for row in masses:
-            edges: dict[Ids, dict[int, float]] = {prefix: {} for prefix in trie.children}
-            for prefix, wanted in parts:
-                top = {token.id: token.log_prob for token in next(answers).tops[0]}
-                edges[prefix] |= {token: top[token] for token in wanted}
-            row[:] = _masses(trie, edges)
-        return masses
+        found = iter(picked(self.session, asked))
+        rows = [_masses(trie, {prefix: next(found) for prefix in trie.children}) for _ in contexts]
+        return np.array(rows).reshape(len(contexts), len(labels))
 
 
 @dataclass(frozen=True)
@@ -270,7 +255,9 @@ class ScoredLabels:
             if all(scored):
                 keyed = [
                     tuple(
-                        Token(numbers.setdefault(t.id if t.id is not None else t.text, len(numbers)), None, t.log_prob)
+                        ScoredToken(
+                            numbers.setdefault(t.id if t.id is not None else t.text, len(numbers)), None, t.log_prob
+                        )
                         for t in tokens or ()
                     )
                     for tokens in scored
@@ -288,7 +275,7 @@ def log_rest(log_probs: Sequence[float]) -> float:
     return math.log1p(-total) if total < 1 else -math.inf
 
 
-def _edges(ids: Sequence[Ids], rows: Sequence[tuple[Token, ...] | None]) -> dict[Ids, dict[int, float]]:
+def _edges(ids: Sequence[Ids], rows: Sequence[tuple[ScoredToken, ...] | None]) -> dict[Ids, dict[int, float]]:
     edges: dict[Ids, dict[int, float]] = {}
     for label, tokens in zip(ids, rows, strict=True):
         values = [math.nan] * len(label) if tokens is None else [token.log_prob for token in tokens]
@@ -388,7 +375,7 @@ ROUNDING = 1e-6
 
 MOST_LOG_PROB = 1e-3
 
-Tables = Mapping[str, tuple[Token, ...]]
+Tables = Mapping[str, tuple[ScoredToken, ...]]
 
 
 @dataclass(frozen=True)
@@ -410,7 +397,7 @@ class TopLabels:
         """One call per context, and more where several labels begin alike."""
         check_labels(labels)
         prompts = self.session.prompts(contexts)
-        tables: list[dict[str, tuple[Token, ...]]] = [{} for _ in prompts]
+        tables: list[dict[str, tuple[ScoredToken, ...]]] = [{} for _ in prompts]
         wanted = [{""} for _ in prompts]
         spreads = [Spread()] * len(prompts)
         for depth in range(DEEPEST):
@@ -427,7 +414,7 @@ class TopLabels:
 
     def _fill(
         self,
-        tables: Sequence[dict[str, tuple[Token, ...]]],
+        tables: Sequence[dict[str, tuple[ScoredToken, ...]]],
         prompts: Sequence[Prompt],
         asked: Sequence[tuple[int, str]],
         length: int,
@@ -508,8 +495,8 @@ def spread(labels: Sequence[str], tables: Tables, *, chat: bool) -> Spread:
     return Spread(masses, undecided, unsettled, min(first), math.fsum(first))
 
 
-def _along(row: TokenRow, text: str, length: int) -> dict[str, tuple[Token, ...]]:
-    tables: dict[str, tuple[Token, ...]] = {}
+def _along(row: TokenRow, text: str, length: int) -> dict[str, tuple[ScoredToken, ...]]:
+    tables: dict[str, tuple[ScoredToken, ...]] = {}
     for place, top in enumerate(row.tops):
         if top:
             tables[text] = top
@@ -534,7 +521,7 @@ def _settled(found: Spread, labels: Sequence[str]) -> Floats:
         return np.log(np.array([found.masses.get(label) or bound for label in labels]))
 
 
-def _probability(token: Token) -> float:
+def _probability(token: ScoredToken) -> float:
     """NaN for what is no log-probability, so that the row it belongs to becomes NaN."""
     return math.exp(token.log_prob) if token.log_prob <= MOST_LOG_PROB else math.nan
 

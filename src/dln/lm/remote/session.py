@@ -48,6 +48,8 @@ class Session:
         takes_ids: whether prompts go as token ids; set by the probe once the server has shown that it can.
         context_length: in tokens, as soon as the server has told it.
         tokens_per_byte: of text, as the probe measured it; a quarter without a tokenizer.
+        wanted_per_call: how many token ids a call may ask log-probabilities of; None before more than the dialect's
+            number were wanted.
         tells_densities: whether draws come with the log-probabilities that they were drawn with.
         calls: that were handed to the sender.
         bill: what the server says that it has counted.
@@ -60,6 +62,7 @@ class Session:
         self.context_length: int | None = None
         self.tokens_per_byte = 0.25
         self.tells_densities = False
+        self.wanted_per_call: int | None = None
         self.calls = 0
         self.bill = Bill()
         self._sender = sender
