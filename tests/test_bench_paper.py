@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import cli_fake_engine
 from dln.data import load_task
 from dln.errors import BudgetReached, CorruptDataError, InputError
-from dln.experiments.baselines import InContext, Nearest, WordVectors, ZeroShot, draw_examples, sentence_encoder
+from dln.experiments.baselines import InContext, Nearest, ZeroShot, draw_examples
 from dln.experiments.cells import Bench, Cell, CellResult, Cells, Spent
+from dln.experiments.encoders import WordVectors, sentence_encoder
 from dln.experiments.method import EvaluationProtocol, Learnt, Setup
 from dln.experiments.methods import METHODS, Trained, in_order
 from dln.experiments.summary import summarize
@@ -207,8 +208,6 @@ def test_kate_shows_the_nearest_examples_the_most_similar_last(fake, task):
     learnt.predictor.predict_many([asked])
     shown = [line.removeprefix("Input: ") for line in contexts[-1].splitlines() if line.startswith("Input: ")]
     assert shown[-2:] == [asked, asked]  # the example itself is the most similar, then the question
-    with pytest.raises(InputError, match="--encoder"):
-        Nearest(3)(Setup(seen, fake, 1))
 
 
 def test_word_vectors_are_unit_vectors_and_unknown_words_are_nothing():

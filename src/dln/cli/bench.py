@@ -28,6 +28,7 @@ from dln.cli.sources import configured
 from dln.data import Task
 from dln.errors import DlnError, InputError
 from dln.experiments.cells import Bench, Cell, CellResult, Cells
+from dln.experiments.encoders import PACKAGE, installed_encoder
 from dln.experiments.method import DevelopmentProtocol, EvaluationProtocol, Method
 from dln.experiments.methods import BASE, METHODS, in_order, variants, with_base
 from dln.experiments.summary import Summary, summarize
@@ -351,7 +352,7 @@ def _texts(
 NLU, BIG_BENCH = "mpqa,trec,subj,disaster,airline", "hyperbaton,navigate,date,logic7"
 PAPER_NINE = f"{NLU},{BIG_BENCH}"
 DEFAULT_METHODS = (
-    "majority,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
+    "majority,tfidf-lr,encoder-lr,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
     "random-demonstrations,dln-1-paper,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
 )
 SHARED = f"set lm {ENGINE} {PRICES} {LIMITS} run_dir"
@@ -411,11 +412,14 @@ def paper(
     seeds: flags.Seeds = "13,42,25",
     equal_tokens: EqualTokens = None,
     encoder: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--encoder", metavar="words|NAME|DIR", help="Sentence encoder of kate-K, a sentence-transformers model."
+            "--encoder",
+            metavar="words|NAME|DIR",
+            help=f"Sentence encoder, {PACKAGE} or a sentence-transformers model "
+            "(default: words for kate-K, the package for encoder-lr).",
         ),
-    ] = "words",
+    ] = None,
     jobs: Jobs = None,
     write: flags.Page = None,
     region: flags.Region = None,
@@ -428,7 +432,11 @@ def paper(
     config, directory, options = _prepared(config)
     if options.pop("preset", "default") != "default":
         note("note: every row of the table has its own preset; the configured one is not used")
-    wanted, added = in_order(names_of(methods, "--methods"))
+    names = names_of(methods, "--methods")
+    if methods == DEFAULT_METHODS and encoder is None and installed_encoder() is None:
+        names.remove("encoder-lr")
+        note("note: encoder-lr is left out, because its encoder is not installed: pip install 'dln[encoder]'")
+    wanted, added = in_order(names)
     if added:
         note(f"note: added, because other methods need them: {', '.join(added)}")
     numbers, data = seeds_of(seeds or ""), config.data

@@ -131,6 +131,9 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
     for name, result in rows:
         if result is not None:
             table.add_row(name, percent(result.accuracy), f"{percent(result.low)} … {percent(result.high)}")
+    for one in event.baselines:
+        result, name = one.result, safe(one.name)
+        table.add_row(name, percent(result.accuracy), f"{percent(result.low)} … {percent(result.high)}")
     if event.difference is not None:
         mean, low, high = (f"{100 * value:+.1f}" for value in event.difference)
         table.add_row("difference", f"{mean} points", f"{low} … {high}")
@@ -139,6 +142,9 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
         table.add_row(
             "gain over calibration", f"p = {p_value(event.fitted_p_value)}", "paired test, prompt against calibration"
         )
+    for one in event.baselines:
+        mean, low, high = (f"{100 * value:+.1f}" for value in one.difference)
+        table.add_row(f"gain over {safe(one.name)}", f"{mean} points", f"{low} … {high}, p = {p_value(one.p_value)}")
     if event.after.unscored:
         table.add_row("not scored", str(event.after.unscored), "counted as wrong")
     return table

@@ -45,6 +45,7 @@ from dln.cli.runs import tell_together
 from dln.cli.sources import configured, load_config
 from dln.data import Task
 from dln.errors import BudgetReached, CorruptDataError, DlnError, InputError
+from dln.experiments.linear import cheap_evaluations
 from dln.io import write_atomically
 from dln.lm.base import LanguageModel, Wrapper
 from dln.lm.local.threads import restore_threads
@@ -379,6 +380,7 @@ def _train(
                 result.predictor,
                 task.test,
                 fitted=fitted_initial(result.initial, task.dev, task.metric, options),
+                baselines=cheap_evaluations(task),
                 metric=task.metric,
                 meter=models.meter,
                 progress=watch.progress,

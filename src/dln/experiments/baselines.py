@@ -11,17 +11,16 @@ with M = 15 and 400 in the paper's APE-15 and APE-400.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from dln.data import Dataset, Example
 from dln.data.splits import subsample
-from dln.errors import BudgetReached, InputError
+from dln.errors import BudgetReached
+from dln.experiments.encoders import Encoder, WordVectors
 from dln.experiments.method import PAPER, SAME_LINE, Learnt, Setup, demonstrations, fitted, labels_of, output_layer
 from dln.infer.memory import Feedback
 from dln.infer.prompts import RewriteProposal
@@ -38,13 +37,11 @@ __all__ = [
     "Induction",
     "Majority",
     "Nearest",
-    "WordVectors",
     "ZeroShot",
     "chain",
     "draw_examples",
     "induced",
     "log_likelihood",
-    "sentence_encoder",
 ]
 
 
@@ -258,36 +255,6 @@ def chain(setup: Setup, templates: tuple[str, str], thoughts: int) -> Sequential
     return standard_network(setup.task, setup.lm, 2, templates=templates, prompts=prompts, hidden_tokens=thoughts)
 
 
-class WordVectors:
-    """tf-idf vectors of words and word pairs; vocabulary and document frequencies are those of the first call.
-
-    Raises:
-        InputError: (at the first call) scikit-learn is not installed.
-    """
-
-    def __init__(self) -> None:
-        self._vectorizer: Any = None
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        """[N, D] unit vectors (zero for a text without known words)."""
-        if self._vectorizer is None:
-            try:
-                text: Any = import_module("sklearn.feature_extraction.text")
-            except ImportError as error:
-                raise InputError(
-                    "word vectors need scikit-learn", where="--encoder words", fix="pip install 'dln[sklearn]'"
-                ) from error
-            vectorizer = text.TfidfVectorizer(token_pattern=r"[^\W_]+", ngram_range=(1, 2))  # noqa: S106 - no password
-            found = vectorizer.fit_transform(texts)
-            self._vectorizer = vectorizer
-        else:
-            found = self._vectorizer.transform(texts)
-        return np.asarray(found.toarray(), dtype=np.float64)
-
-
-Encoder = Callable[[Sequence[str]], Any]
-
-
 @dataclass(frozen=True)
 class Nearest:
     """KATE: the k train examples nearest to the input by cosine similarity, the most similar one last."""
@@ -307,20 +274,11 @@ class Nearest:
         return f"the {self.k} nearest train examples of each input in the context"
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Encode the train examples.
-
-        Raises:
-            InputError: no encoder was named.
-        """
-        if setup.encoder is None:
-            raise InputError(
-                "kate needs a sentence encoder",
-                where=f"method {self.name}",
-                fix="--encoder words (no download), or the name or folder of a sentence-transformers model",
-            )
-        vectors = np.asarray(setup.encoder(setup.task.train.inputs), dtype=np.float64)
+        """Encode the train examples."""
+        encoder = setup.encoder or WordVectors()
+        vectors = np.asarray(encoder(setup.task.train.inputs), dtype=np.float64)
         layer = output_layer(setup, self.template)
-        predictor = _NearestPredictor(layer, setup.task.train, vectors, setup.encoder, self.k)
+        predictor = _NearestPredictor(layer, setup.task.train, vectors, encoder, self.k)
         return Learnt(predictor, (f"{layer.prompt.instruction} + the {self.k} nearest train examples",))
 
 
@@ -343,40 +301,3 @@ class _NearestPredictor:
             contexts.extend(self.layer.with_prompt(prompt).contexts([LayerInput(text, text)]))
         masses = self.layer.label_log_masses(contexts)
         return [self.layer.prediction(row[None], ((),)) for row in masses]
-
-
-def sentence_encoder(spec: str) -> Encoder:
-    """Return a function from sentences to [N, D] unit vectors.
-
-    Args:
-        spec: "words" for tf-idf of words and word pairs (no download; fitted to the sentences of the first call), or
-            the name or folder of a sentence-transformers model.
-
-    Raises:
-        InputError: a package is missing, or the model cannot be loaded.
-    """
-    if spec == "words":
-        return WordVectors()
-    model = _sentence_transformer(spec)
-
-    def encode(texts: Sequence[str]) -> Floats:
-        return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), np.float64)
-
-    return encode
-
-
-@cache
-def _sentence_transformer(spec: str) -> Any:
-    try:
-        package: Any = import_module("sentence_transformers")
-    except ImportError as error:
-        raise InputError(
-            "this encoder needs sentence-transformers",
-            where="--encoder",
-            got=spec,
-            fix="pip install 'dln[kate]', or --encoder words",
-        ) from error
-    try:
-        return package.SentenceTransformer(spec)
-    except (OSError, ValueError) as error:
-        raise InputError("cannot load the encoder", where="--encoder", got=f"{spec}: {error}") from error

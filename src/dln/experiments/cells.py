@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dln.data import Task
 from dln.errors import BudgetReached, CorruptDataError, InputError
-from dln.experiments.baselines import sentence_encoder
+from dln.experiments.encoders import sentence_encoder
 from dln.experiments.method import EvaluationProtocol, Known, Learnt, Method, Setup, changed_settings, recipe_of
 from dln.io import write_atomically
 from dln.lm.base import (
@@ -482,7 +482,7 @@ class Bench:
             seed=cell.seed,
             options=self.protocol.options,
             budget=self.protocol.equal_tokens,
-            encoder=sentence_encoder(self.protocol.encoder),
+            encoder=None if self.protocol.encoder is None else sentence_encoder(self.protocol.encoder),
             workspace=workspace,
             known={name: replace(found, network=_on(lm, found.network)) for name, found in known.items()},
             readable=task.test,

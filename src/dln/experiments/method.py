@@ -63,7 +63,7 @@ class Setup:
         seed: the random seed.
         options: changes to the training preset.
         budget: maximum tokens for training; None for the method's own amount.
-        encoder: sentences → [N, D] unit vectors, for methods that search similar examples.
+        encoder: sentences → [N, D] unit vectors; None for the usual one of each method.
         workspace: directory for runs.
         known: finished methods of the same task and seed, by name.
         readable: test inputs, only for their lengths: prompts must leave room for them.
@@ -138,7 +138,7 @@ class EvaluationProtocol:
         test_size: examples of the final number, at most.
         options: changes to the presets' training options.
         equal_tokens: training tokens of every method that trains; None lets each take what it takes.
-        encoder: of the methods that look for similar examples.
+        encoder: sentence encoder of the methods that have one; None for the usual one of each.
         leaky: the source's splits with their leaks.
     """
 
@@ -147,7 +147,7 @@ class EvaluationProtocol:
     test_size: int = 250
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     equal_tokens: int | None = None
-    encoder: str = "words"
+    encoder: str | None = None
     leaky: bool = False
 
     def examples(self, task: Task, seed: int) -> Task:

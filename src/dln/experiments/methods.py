@@ -29,6 +29,7 @@ from dln.experiments.baselines import (
     ZeroShot,
     draw_examples,
 )
+from dln.experiments.linear import EncoderRegression, TfidfRegression
 from dln.experiments.method import SAME_LINE, Learnt, Method, Setup, fitted, output_layer, recipe_of
 from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import Ensemble, best_of, members_of
@@ -247,6 +248,8 @@ class RandomDemonstrations:
 
 _ALL: tuple[Method, ...] = (
     Majority(),
+    TfidfRegression(),
+    EncoderRegression(),
     ZeroShot(),
     ZeroShot("0-shot-line", SAME_LINE),
     ZeroShot("0-shot-fitted", SAME_LINE, fit=True),

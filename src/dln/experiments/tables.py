@@ -71,8 +71,20 @@ FULL_TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 FULL_SEEDS = (13, 42, 25)
 FULL_TEST = 250
 
-_SHORT = ("majority", "0-shot", "0-shot-line", "0-shot-fitted", "icl-5", "icl-5-fitted", "dln-1", "dln-2")
-_TITLES = {"0-shot-line": "0-shot, same line", "0-shot-fitted": "0-shot, fitted", "icl-5-fitted": "icl-5, fitted"}
+_SHORT: Mapping[str, str] = {
+    "majority": "majority",
+    "tfidf-lr": "TF-IDF + LR",
+    "encoder-lr": "encoder + LR",
+    "0-shot": "0-shot",
+    "0-shot-line": "0-shot, same line",
+    "0-shot-fitted": "0-shot, fitted",
+    "icl-5": "icl-5",
+    "icl-5-fitted": "icl-5, fitted",
+    "dln-1": "dln-1",
+    "dln-2": "dln-2",
+}
+"""Methods of the short table, with their titles."""
+
 _WORDS = {"task", "what it is", "what is changed", "training pays", "depth pays"}
 """Left-aligned columns, like the first one."""
 
@@ -351,7 +363,7 @@ def short_section(summary: Summary, about: Circumstances, reduced: str) -> str:
         "Test accuracy in percent, mean over seeds ± half-width of the 95 % CI; n is per seed. "
         "Fitted: bias and temperature of the output layer fitted on the dev set, as in dln-1."
     )
-    head = ("task", *(_TITLES.get(m, m) for m in methods), "n")
+    head = ("task", *(_SHORT[name] for name in methods), "n")
     return full_section(f"{explained}\n\n{table(head, rows)}", about, reduced)
 
 

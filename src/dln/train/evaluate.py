@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -27,7 +27,7 @@ from dln.nn.prediction import text_prediction
 from dln.nn.sequential import forward
 from dln.random import Key
 from dln.train.build import calibrator
-from dln.train.events import ComparedRecord, Evaluated, ResultRecord
+from dln.train.events import BaselineRecord, ComparedRecord, Evaluated, ResultRecord
 from dln.train.options import Options
 from dln.train.result import html_table
 
@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "conclude",
     "evaluate",
+    "evaluation_of",
     "fitted_initial",
     "graded",
     "interval",
@@ -294,7 +295,6 @@ def evaluate(
             expected="one example or more",
             fix='dln.Dataset.from_pairs([("an input", "its target"), …])',
         )
-    score = graded(metric, network.labels)
     if network.labels is not None:
         unknown = sorted(set(dataset.targets) - set(network.labels))
         if unknown:
@@ -311,9 +311,22 @@ def evaluate(
         predictions.extend(network.predict_many(inputs, samples=samples, seed=seed))
         if progress is not None:
             progress(len(predictions), len(dataset))
-    scores = tuple(score(p.label, e.target) for p, e in zip(predictions, dataset, strict=True))
-    values, feedback = tuple(s.value for s in scores), tuple(s.feedback for s in scores)
-    return Evaluation(tuple(dataset), tuple(predictions), values, network.labels, feedback)
+    return evaluation_of(predictions, dataset, network.labels, metric)
+
+
+def evaluation_of(
+    predictions: Sequence[Prediction], dataset: Dataset, labels: Sequence[str] | None, metric: Metric | str
+) -> Evaluation:
+    """Score the predictions for a dataset."""
+    score = graded(metric, labels)
+    scores = [score(p.label, e.target) for p, e in zip(predictions, dataset, strict=True)]
+    return Evaluation(
+        tuple(dataset),
+        tuple(predictions),
+        tuple(one.value for one in scores),
+        None if labels is None else tuple(labels),
+        tuple(one.feedback for one in scores),
+    )
 
 
 def judge(metric: Metric | str, labels: Sequence[str] | None) -> NamedMetric:
@@ -417,17 +430,9 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
         predictions = tuple(
             fitted.prediction(m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
         )
-    right = graded(metric, network.labels)
-    scores = tuple(right(p.label, e.target) for p, e in zip(predictions, dev, strict=True))
     return Validation(
         network=network.with_layer(len(network) - 1, fitted),
-        evaluation=Evaluation(
-            tuple(dev),
-            predictions,
-            tuple(score.value for score in scores),
-            network.labels,
-            tuple(score.feedback for score in scores),
-        ),
+        evaluation=evaluation_of(predictions, dev, network.labels, metric),
         log_likelihood=float(judged.mean()),
     )
 
@@ -439,6 +444,7 @@ def conclude(
     dataset: Dataset,
     *,
     fitted: AnyNetwork | None = None,
+    baselines: Mapping[str, Evaluation] | None = None,
     split: str = "test",
     metric: Metric | str = exact_match,
     samples: Count | None = None,
@@ -449,6 +455,7 @@ def conclude(
 
     `fitted` is the initial network with its output layer fitted (see `fitted_initial`): the difference
     between `before` and `fitted` is what bias and temperature give, the rest is what the prompts give.
+    `baselines` are evaluations of other methods on `dataset`, by name.
     """
     started = time.perf_counter()
     old = None if before is None else evaluate(before, dataset, metric=metric, samples=samples, progress=progress)
@@ -468,9 +475,16 @@ def conclude(
         examples=rows,
         fitted=None if middle is None else middle.to_record(),
         fitted_p_value=None if against is None else against.p_value,
+        baselines=[_baseline(name, one, new) for name, one in (baselines or {}).items()],
         usage={} if meter is None else {k: float(v) for k, v in meter.snapshot().to_dict().items()},
         seconds=time.perf_counter() - started,
     )
+
+
+def _baseline(name: str, found: Evaluation, trained: Evaluation) -> BaselineRecord:
+    test = paired(found.scores, trained.scores)
+    bounds = (test.difference.mean, test.difference.low, test.difference.high)
+    return BaselineRecord(name=name, result=found.to_record(), difference=bounds, p_value=test.p_value)
 
 
 @checked

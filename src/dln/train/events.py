@@ -20,6 +20,7 @@ from dln.infer.scoring_modes import ScoringModes
 __all__ = [
     "AnyEvent",
     "Backtracked",
+    "BaselineRecord",
     "CandidateRecord",
     "ComparedRecord",
     "EstimateRecord",
@@ -219,6 +220,22 @@ class ResultRecord(Record):
     unscored: int = 0
 
 
+class BaselineRecord(Record):
+    """A baseline on the examples of an evaluation.
+
+    Attributes:
+        name: of the baseline.
+        result: its evaluation.
+        difference: accuracy of the trained network − baseline, with its 95 % interval.
+        p_value: paired test of the trained network against the baseline.
+    """
+
+    name: str
+    result: ResultRecord
+    difference: tuple[float, float, float]
+    p_value: float
+
+
 class ComparedRecord(Record):
     """One example under both networks; `before` is null where only one was evaluated."""
 
@@ -394,6 +411,7 @@ class Evaluated(Event):
             and temperature alone give. None where nothing is fitted.
         fitted_p_value: the paired test of the trained network against that.
         members: how many networks `after` is, answering together.
+        baselines: methods without training of prompts, fitted to the run's train and dev examples.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -408,6 +426,7 @@ class Evaluated(Event):
     fitted: ResultRecord | None = None
     fitted_p_value: float | None = None
     members: int = 1
+    baselines: list[BaselineRecord] = Field(default_factory=list[BaselineRecord])
     usage: dict[str, float] = Field(default_factory=dict)
     seconds: float = 0.0
 
