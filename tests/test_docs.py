@@ -4,7 +4,8 @@ Blocks of one page share a namespace and run in order, in an empty working direc
 ```` ```python ```` decides:
 
     (nothing)   executed; must not load the embedded model
-    model       executed under the marker `model`; all blocks of the page before it run too
+    model       executed with a tiny model in the place of the embedded one, and with the embedded one under the
+                markers `model` and `slow`; all blocks of the page before it run too
     no-run      shown only; its first line is a comment that says why
 """
 
@@ -20,6 +21,10 @@ from typing import Any
 import pytest
 import typer
 
+import dln
+from conftest import build_tiny_model
+from dln.lm.base import LanguageModel
+from dln.lm.load import load_lm
 from dln.train import resolve_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,12 +88,34 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     execute(blocks, {"__name__": "__main__"})
 
 
-@pytest.mark.model
-@pytest.mark.parametrize(
+pages_with_a_model = pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.way == "model" for block in blocks_of(page, "python"))],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The spec of a tiny model that reads as much as the embedded one."""
+    return f"hf/{build_tiny_model(tmp_path_factory.mktemp('stand-in'), context_length=8192)}"
+
+
+@pages_with_a_model
+def test_python_blocks_run_with_a_tiny_model(
+    page: Path, stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def load(spec: str, **options: Any) -> LanguageModel:
+        return load_lm(stand_in if spec == "smollm2" else spec, **options)
+
+    monkeypatch.setattr(dln, "load_lm", load)
+    monkeypatch.chdir(tmp_path)
+    execute([b for b in blocks_of(page, "python") if b.way != "no-run"], {"__name__": "__main__"})
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pages_with_a_model
 @pytest.mark.usefixtures("smollm2")
 def test_python_blocks_run_with_the_embedded_model(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

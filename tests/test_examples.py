@@ -1,10 +1,11 @@
-"""Examples: each runs in a process of its own; each `your_own_*` trains a run that resumes with an equal result."""
+"""Examples run as scripts; each `your_own_*` trains a run that resumes with an equal result."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ ENDS = {"your_own_callback_and_stopper": "stopper"}
 
 
 def run(example: Path, folder: Path, *words: str) -> str:
+    """Run an example in a process of its own and return what it prints."""
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"}
     command = [sys.executable, str(example), *words]
     done = subprocess.run(
@@ -40,13 +42,29 @@ def run(example: Path, folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def script(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Run an example as a script in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(example), *words])
+    runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if e.name not in WITH_MODEL | ELSEWHERE], ids=lambda path: path.name
+)
+def test_example_in_a_process_of_its_own(example: Path, tmp_path: Path):
+    run(example, tmp_path)
+
+
 @pytest.mark.parametrize(
     "example",
     [e for e in EXAMPLES if e.name not in WITH_MODEL | ELSEWHERE and e.stem not in OWN],
     ids=lambda path: path.name,
 )
-def test_example(example: Path, tmp_path: Path):
-    run(example, tmp_path)
+def test_example(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    script(example, tmp_path, monkeypatch)
+    assert capsys.readouterr().out.strip(), "an example shows something"
     assert not list(tmp_path.iterdir()), "an example leaves nothing in the reader's directory"
 
 
@@ -88,8 +106,10 @@ def interrupt(event: dln.Event) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_an_own_part_trains_and_validates_a_run_that_resumes_with_an_equal_result(name: str, tmp_path: Path):
-    run(ROOT / "examples" / f"{name}.py", tmp_path, "whole")
+def test_an_own_part_trains_and_validates_a_run_that_resumes_with_an_equal_result(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script(ROOT / "examples" / f"{name}.py", tmp_path, monkeypatch, "whole")
     with pytest.raises(KeyboardInterrupt):
         main_of(name)(tmp_path / "run", callbacks=[interrupt])
     assert not (tmp_path / "run" / "network.json").exists()
@@ -113,7 +133,7 @@ main(Path(sys.argv[1]), callbacks=[kill])
 """
 
 
-@pytest.mark.parametrize("name", KILLED)
+@pytest.mark.parametrize("name", [KILLED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KILLED[1:])])
 def test_a_run_with_an_own_part_survives_a_kill(name: str, tmp_path: Path):
     command = [sys.executable, "-c", KILL.format(name=name), str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": python_path()}, check=False, timeout=290)
@@ -165,4 +185,6 @@ def test_a_separate_package_is_found_by_its_entry_points(tmp_path: Path):
     shell("train", "--task", "sums", "--lm", "letters/x", "--steps", "1", "--run-dir", "run", "--no-test", *options)
     assert read_meta(tmp_path / "run")["options"]["inference"]["output_objective"] == "worst_class"
     assert list(read_meta(tmp_path / "run")["models"]) == ["letters/x"]
-    assert "objective worst_class: your_own_objective:WorstClass, registered by own-parts 1.0" in shell("doctor")
+    found = shell("doctor", "--lm", "letters/x")
+    assert "objective worst_class: your_own_objective:WorstClass, registered by own-parts 1.0" in found
+    assert "texts cannot be scored" in " ".join(found.split())

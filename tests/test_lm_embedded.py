@@ -236,9 +236,9 @@ def test_a_spec_loaded_twice_shares_its_weights(tiny_folder: Path) -> None:
 LAWS_WORTH_A_REAL_MODEL = (
     scoring_laws.batch_equals_single,
     scoring_laws.label_masses_are_a_distribution,
-    drawing_laws.draws_ignore_neighbours,
     drawing_laws.kept_log_probs_are_scores,
-    drawing_laws.stop_is_obeyed,
+    pytest.param(drawing_laws.draws_ignore_neighbours, marks=pytest.mark.slow),
+    pytest.param(drawing_laws.stop_is_obeyed, marks=pytest.mark.slow),
 )
 CONTEXTS = ["Input: a thriller without thrills Label:", "The capital of France is"]
 
@@ -282,11 +282,18 @@ def test_the_embedded_model_knows_something(smollm2: TransformersLM) -> None:
 
 
 @pytest.mark.model
-def test_embedded_draws_do_not_depend_on_the_batch(smollm2: TransformersLM) -> None:
-    contexts = [f"{context} {'and ' * (i % 5)}" for i, context in enumerate(CONTEXTS * 3)]
-    for sampling in (Sampling(0.7, max_tokens=8), Sampling(0.0, max_tokens=8)):
-        draws = [
-            [d.token_ids for d in replace(smollm2, batch_rows=rows).sample(contexts, sampling, range(6))]
-            for rows in (1, 6)
-        ]
-        assert draws[0] == draws[1]
+@pytest.mark.parametrize(
+    ("sampling", "count"),
+    [
+        (Sampling(0.7, max_tokens=4), 3),
+        pytest.param(Sampling(0.7, max_tokens=8), 6, marks=pytest.mark.slow),
+        pytest.param(Sampling(0.0, max_tokens=8), 6, marks=pytest.mark.slow),
+    ],
+)
+def test_embedded_draws_do_not_depend_on_the_batch(smollm2: TransformersLM, sampling: Sampling, count: int) -> None:
+    contexts = [f"{context} {'and ' * (i % 5)}" for i, context in enumerate(CONTEXTS * 3)][:count]
+    draws = [
+        [d.token_ids for d in replace(smollm2, batch_rows=rows).sample(contexts, sampling, range(count))]
+        for rows in (1, count)
+    ]
+    assert draws[0] == draws[1]

@@ -192,6 +192,12 @@ def _in_process(lm: LanguageModel) -> Iterator[Check]:
     draws = lm.sample([CONTEXT] * 4, Sampling(temperature=1.0, max_tokens=16), range(4))
     drawing = time.perf_counter() - began
     drawn = sum(len(draw.token_ids or ()) or lm.count_tokens(draw.text) for draw in draws)
+    writing = f"{drawn / max(drawing, 1e-9):,.0f} tokens/s output"
+    if not lm.capabilities.scores_targets:
+        fix = "scoring labels is enough for one layer; hidden layers need `log_prob` for posterior weights"
+        yield Check("texts", "warning", "cannot be scored", fix)
+        yield Check("speed", "ok", writing)
+        return
     began = time.perf_counter()
     scores = lm.log_prob([CONTEXT] * 4, draws)
     reading = time.perf_counter() - began
@@ -208,8 +214,7 @@ def _in_process(lm: LanguageModel) -> Iterator[Check]:
     else:
         fix = "report it with the model and the versions of torch and transformers"
         yield Check("self-test", "failed", f"two scoring methods differ by {max(gaps):.3g} nats per token", fix)
-    per_second = f"{read / max(reading, 1e-9):,.0f} tokens/s input, {drawn / max(drawing, 1e-9):,.0f} tokens/s output"
-    yield Check("speed", "ok", per_second)
+    yield Check("speed", "ok", f"{read / max(reading, 1e-9):,.0f} tokens/s input, {writing}")
 
 
 def _culprit(error: DlnError, spec: str) -> str:
