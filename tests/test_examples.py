@@ -187,4 +187,4 @@ def test_a_separate_package_is_found_by_its_entry_points(tmp_path: Path):
     assert list(read_meta(tmp_path / "run")["models"]) == ["letters/x"]
     found = shell("doctor", "--lm", "letters/x")
     assert "objective worst_class: your_own_objective:WorstClass, registered by own-parts 1.0" in found
-    assert "texts cannot be scored" in " ".join(found.split())
+    assert "letters/x: texts: cannot be scored" in found
