@@ -276,6 +276,23 @@ def test_a_served_model_says_what_it_says_in_process(served_tiny: tuple[RemoteLM
             np.testing.assert_allclose(got.sampling_log_probs, expected.sampling_log_probs, atol=1e-3)
 
 
+def test_a_served_model_gives_the_next_tokens_that_it_gives_in_process(
+    served_tiny: tuple[RemoteLM, TransformersLM],
+):
+    lm, local = served_tiny
+    assert lm.capabilities.next_tokens == "all"
+    contexts = ["Input: a thriller\nLabel:", "the cat sat", "the cat sat"]
+    tokens = [token for token in map(local.codec.token, range(local.network.vocabulary)) if token]
+    assert len(tokens) > 128, "more than vLLM takes at once"
+    got, expected = (model.next_token_log_probs(contexts, tokens, 5) for model in (lm, local))
+    np.testing.assert_allclose(got.log_probs, expected.log_probs, atol=1e-3)
+    assert np.isneginf(got.bounds).all()
+    for one, two in zip(got.top, expected.top, strict=True):
+        assert one  # the server's top list has tokens that are left out: it may be shorter
+        np.testing.assert_allclose([p for _, p in one], [p for _, p in two[: len(one)]], atol=1e-3)
+        assert {token for token, _ in one} <= set(tokens)
+
+
 def test_a_served_model_keeps_the_laws(served_tiny: tuple[RemoteLM, TransformersLM]):
     lm, _ = served_tiny
     verdicts = check_laws(lm, ["Input: a\nLabel:", "the cat"], [" yes no", " dog"], [" yes", " no", " yes no"])

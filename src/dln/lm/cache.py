@@ -386,7 +386,8 @@ class Cached(Wrapper):
     def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
         """Next-token log-probabilities; stored per context with the list of tokens and `top`."""
         ask = next_tokens_verb(self._inner)
-        digest = hashlib.sha256(json.dumps(tokens, separators=(",", ":")).encode("ascii")).hexdigest()
+        wanted = [self.capabilities.next_tokens, *tokens]  # another mode may tell more of the tokens
+        digest = hashlib.sha256(json.dumps(wanted, separators=(",", ":")).encode("ascii")).hexdigest()
         rows = self._answers(
             [self._key("next", context, digest, top) for context in contexts],
             contexts,
