@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dln.errors import ContextLengthError, DlnError
-from dln.lm.base import Sampling
+from dln.lm.base import Sampling, Token
 from dln.lm.load import load_lm
 from fault_language import Language, LanguageLM
 from fault_replies import Manners
@@ -22,6 +22,7 @@ CONTEXTS = [f"Input: box {i} of the tiles broke\nLabel:" for i in range(40)]
 LABELS = [" yes", " no", " deep thought of"]
 SAMPLING = Sampling(temperature=1.0, max_tokens=4)
 SEEDS = list(range(40))
+TOKENS = [Token(" yes"), Token(" no"), Token(" order")]
 
 
 def loaded(server: FaultServer, **options: Any) -> Any:
@@ -40,11 +41,18 @@ def test_a_reply_that_is_delivered_twice_never_answers_another_request(concurren
         again = [(draw.text, draw.token_ids) for draw in lm.sample(CONTEXTS, SAMPLING, SEEDS)]
         scores = lm.log_prob(CONTEXTS, [" yes sir no"] * 40)
         masses = lm.choice_log_probs(CONTEXTS, LABELS)
+        following = lm.next_token_log_probs(CONTEXTS, TOKENS, 3)
         ids = [lm.count_tokens(f"{'no ' * i}word") for i in range(20)]
     assert again == drawn
     for score, right in zip(scores, TRUTH.log_prob(CONTEXTS, [" yes sir no"] * 40), strict=True):
         assert score.values == pytest.approx(right.values, abs=1e-9)
     assert masses == pytest.approx(TRUTH.choice_log_probs(CONTEXTS, LABELS), abs=1e-9)
+    for j, token in enumerate(TOKENS):
+        right = [score.log_prob for score in TRUTH.log_prob(CONTEXTS, [token.text] * 40)]
+        assert following.log_probs[:, j] == pytest.approx(right, abs=1e-9)
+    for context, top in zip(CONTEXTS, following.top, strict=True):
+        scores = TRUTH.log_prob([context] * len(top), [token.text for token, _ in top])
+        assert [p for _, p in top] == pytest.approx([score.log_prob for score in scores], abs=1e-9)
     assert ids == [TRUTH.count_tokens(f"{'no ' * i}word") for i in range(20)]
 
 
@@ -68,6 +76,13 @@ def test_some_bad_values_never_make_a_plausible_wrong_one(name: str, k: int, man
         server.play(f"log-probs {name}", every(k))
         masses = lm.choice_log_probs(contexts, labels)
         scores = lm.log_prob(contexts, targets)
+        following = lm.next_token_log_probs(contexts, TOKENS)
+    assert np.isneginf(following.bounds).all() == manners.chosen_ids
+    for j, token in enumerate(TOKENS):
+        for value, right in zip(
+            following.log_probs[:, j], TRUTH.log_prob(contexts, [token.text] * len(contexts)), strict=True
+        ):
+            assert not (np.isfinite(value) and value <= 0) or abs(value - right.log_prob) < 1e-9
     for row, right in zip(masses, TRUTH.choice_log_probs(contexts, labels), strict=True):
         for value, wanted in zip(row, right, strict=True):
             assert abs(value - wanted) < 1e-9 or not (np.isfinite(row).all() and np.exp(row).sum() <= 1.05), row
