@@ -225,4 +225,5 @@ def test_headroom_of_one_task_is_printed_as_before(cli: Shell):
     done = cli("probe-task", "--lm", "fake/1", "--prompts", 2, "--shots", 3, "--draws", 0, "--task", "questions")
     assert done.code == 0, done.err
     assert "majority class" in done.out
+    assert "Training has to beat TF-IDF + logistic regression" in done.out
     assert "Depth was not measured." in done.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dln.cli.tune import answer
 from dln.data import load_task
 from dln.errors import InputError
+from dln.experiments.encoders import WordVectors
 from dln.experiments.headroom import Measured, measure_headroom, spread
 from dln.experiments.tuning import PAPER_SPACE, paper_space, read_space, search, size
 from dln.lm.table import TableLM
@@ -107,10 +110,11 @@ def test_a_file_of_the_space_is_checked(tmp_path):
 @given(st.integers(0, 10_000))
 def test_noise_alone_is_not_taken_for_a_spread_of_prompts(seed):
     rng = np.random.default_rng(seed)
-    rows = [Measured("", 0.0, 0.0, rng.normal(-1, 1, 200)) for _ in range(8)]
+    right = np.ones(200, dtype=bool)
+    rows = [Measured("", right, rng.normal(-1, 1, 200)) for _ in range(8)]
     sigma, noise = spread(rows)
     assert sigma < 3 * noise
-    shifted = [Measured("", 0.0, 0.0, m.per_example + shift) for m, shift in zip(rows, range(8), strict=True)]
+    shifted = [Measured("", right, m.per_example + shift) for m, shift in zip(rows, range(8), strict=True)]
     assert spread(shifted)[0] == pytest.approx(np.std(range(8), ddof=1), rel=0.25)
 
 
@@ -142,3 +146,20 @@ def test_headroom_is_seen_where_prompts_matter_and_not_where_they_do_not():
     found = measure_headroom(task, lm, prompts=8, shots=10, draws=2, dev_size=100)
     assert not found.pays
     assert found.depth_pays is False
+
+
+def test_the_baseline_to_beat_is_the_most_accurate_one_and_a_ceiling_is_said():
+    task, lm = informed(0.0)
+    found = measure_headroom(task, lm, prompts=2, shots=4, dev_size=40, encoder=WordVectors())
+    names = [one.name for one in found.baselines]
+    assert names[:3] == ["majority class", "TF-IDF + logistic regression", "sentence encoder + logistic regression"]
+    assert found.to_beat.accuracy == max(one.accuracy for one in found.baselines)
+    assert found.to_beat.name == "TF-IDF + logistic regression"
+    assert not found.at_ceiling
+    assert f"Training has to beat {found.to_beat.name}" in answer(found)
+    for one in found.baselines:
+        assert len(one.correct) == len(one.per_example) == 40
+        assert one.interval.low <= one.accuracy <= one.interval.high
+    sure = replace(found, instruction=Measured("label words, fitted", np.ones(40, dtype=bool), np.zeros(40)))
+    assert sure.at_ceiling
+    assert "Nothing to gain: label words, fitted is right on 100 %" in answer(sure)

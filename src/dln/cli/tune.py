@@ -24,6 +24,7 @@ from dln.cli.sources import configured, with_task
 from dln.data import Task
 from dln.errors import BudgetReached, InputError
 from dln.experiments.cells import made_here
+from dln.experiments.encoders import PACKAGE, installed_encoder, sentence_encoder
 from dln.experiments.headroom import Headroom, Measured, headroom_markdown, measure_headroom
 from dln.experiments.tables import Circumstances, full_section
 from dln.experiments.tuning import Space, Trial, paper_space, read_space, search, size
@@ -174,17 +175,17 @@ LEAST_DEV = 20
 
 
 @configured(
-    *(TASK, "instruction data leaky dev_size seed lm", ENGINE, CACHE, PRICES, LIMITS), **{"dev_size": 128, "seed": 13}
+    *(TASK, "instruction data leaky dev_size seed lm", ENGINE, CACHE, PRICES, LIMITS), **{"dev_size": 96, "seed": 13}
 )
 def probe_task(
     context: typer.Context,
     config: RunConfig,
     tasks: flags.TaskNames = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Number of random prompts to measure.")] = 8,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Number of random prompts to measure.")] = 4,
     shots: Annotated[int, typer.Option("--shots", min=1, help="Number of random examples in each.")] = 16,
     draws: Annotated[
         int, typer.Option("--draws", min=0, help="Number of intermediate texts per input, to estimate depth; 0 = none.")
-    ] = 3,
+    ] = 0,
     candidates: Annotated[
         int, typer.Option("--candidates", min=2, help="Number of candidate prompts that training would compare.")
     ] = 32,
@@ -192,7 +193,7 @@ def probe_task(
     region: flags.Region = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Estimate whether training, and a second layer, will help."""
+    """Measure baselines on dev examples, and estimate whether training, and a second layer, will help."""
     dev_size, seed = int(config.data.dev_size or 0), int(config.options["seed"])
     if dev_size < LEAST_DEV:
         raise InputError("too few examples to measure on", where="--dev-size", got=dev_size, expected=f"≥ {LEAST_DEV}")
@@ -200,6 +201,9 @@ def probe_task(
     loaded = [build_task(one) for one in _one_per_task(config, tasks)]
     found: list[tuple[str, Headroom]] = []
     started = time.perf_counter()
+    encoder = None if installed_encoder() is None else sentence_encoder(PACKAGE)
+    if encoder is None:
+        note("note: no sentence encoder is measured: pip install 'dln[encoder]'")
     with ExitStack() as stack:
         models = build_models(config, stack, Meter())
         for known in loaded:
@@ -211,6 +215,7 @@ def probe_task(
                     shots=shots,
                     draws=draws,
                     dev_size=dev_size,
+                    encoder=encoder,
                     seed=seed,
                     candidates=candidates,
                     progress=lambda what, name=known.name: status.update(f"{safe(name)}: measuring {what}"),
@@ -247,8 +252,14 @@ def _tell(found: Headroom, name: str, *, alone: bool, as_json: bool) -> None:
 
 def answer(found: Headroom) -> str:
     """The findings in plain sentences."""
-    gain, noise = found.expected_gain, found.noise
+    gain, noise, best = found.expected_gain, found.noise, found.to_beat
+    bounds = f"{100 * best.interval.low:.0f} to {100 * best.interval.high:.0f}"
     lines = [
+        (
+            f"Nothing to gain: {best.name} is right on {100 * best.accuracy:.0f} % of the examples ({bounds})."
+            if found.at_ceiling
+            else f"Training has to beat {best.name}: {100 * best.accuracy:.1f} % ({bounds})."
+        ),
         f"Random prompts differ by {found.spread:.3f} nats beyond the noise of measuring one ({noise:.3f}).",
         (
             f"Training is expected to help: the best of {found.candidates} candidates should gain {gain:+.3f} nats per "
@@ -276,37 +287,42 @@ def answer(found: Headroom) -> str:
 
 def _headroom_table(found: Headroom) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("on the dev examples", "accuracy", "without calibration", "log p(y|x)"):
+    for heading in ("on the dev examples", "accuracy", "95 % interval", "without calibration", "log p(y|x)"):
         table.add_column(heading, justify="right" if heading != "on the dev examples" else "left")
-    table.add_row("majority class", f"{found.majority:.3f}", "", f"{found.majority_log_likelihood:.3f}")
-    rows: list[tuple[str, tuple[Measured, ...]]] = [("instruction only", (found.instruction,))]
+    rows: list[tuple[str, tuple[Measured, ...]]] = [(one.name, (one,)) for one in found.baselines]
     rows += [(f"{len(found.prompts)} random prompts, mean", found.prompts)]
     best = max(found.prompts, key=lambda m: m.log_likelihood)
     rows += [("best of them", (best,))]
     if found.thoughts:
         rows += [(f"with intermediate text, mean of {len(found.thoughts)}", found.thoughts)]
     for name, measured in rows:
+        raw = [m.raw_accuracy for m in measured if m.raw_accuracy is not None]
+        bounds = measured[0].interval
         table.add_row(
             name,
             f"{np.mean([m.accuracy for m in measured]):.3f}",
-            f"{np.mean([m.raw_accuracy for m in measured]):.3f}",
+            f"{bounds.low:.3f} … {bounds.high:.3f}" if len(measured) == 1 else "",
+            f"{np.mean(raw):.3f}" if raw else "",
             f"{np.mean([m.log_likelihood for m in measured]):.3f}",
         )
     return table
 
 
 def _record(found: Headroom) -> dict[str, Any]:
-    def plain(measured: Measured) -> dict[str, float]:
+    def plain(measured: Measured) -> dict[str, Any]:
         return {
+            "name": measured.name,
             "accuracy": measured.accuracy,
+            "low": measured.interval.low,
+            "high": measured.interval.high,
             "raw_accuracy": measured.raw_accuracy,
             "log_likelihood": measured.log_likelihood,
         }
 
     return {
-        "majority": found.majority,
-        "majority_log_likelihood": found.majority_log_likelihood,
-        "instruction": plain(found.instruction),
+        "baselines": [plain(one) for one in found.baselines],
+        "to_beat": found.to_beat.name,
+        "nothing_to_gain": found.at_ceiling,
         "prompts": [plain(m) for m in found.prompts],
         "thoughts": [plain(m) for m in found.thoughts],
         "spread": found.spread,

@@ -1,5 +1,8 @@
 """Estimate whether training prompts will help on a task with a model, before spending money.
 
+Baselines that need no training come first: what is trained has to beat the best of them. They are fitted to train
+examples and measured on dev examples; test examples are not used.
+
 The gain from training is limited by how much prompts differ. A few random prompts are scored on dev examples, with the
 output layer fitted to each, and their spread is compared with the measurement noise:
 
@@ -12,14 +15,17 @@ measure with random intermediate texts instead of random prompts.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from dln.data import Task
+from dln.data import Dataset, Task, split
+from dln.data.splits import subsample
 from dln.experiments.baselines import draw_examples
+from dln.experiments.encoders import Encoder
+from dln.experiments.linear import LinearPredictor, encoded, fit_linear, tfidf
 from dln.experiments.method import Setup, output_layer
 from dln.experiments.tables import table
 from dln.infer.calibrate import PenalisedLikelihood
@@ -27,26 +33,41 @@ from dln.lm.base import LanguageModel
 from dln.nn import ChoiceLayer, LayerInput
 from dln.numerics import Floats
 from dln.random import Key
+from dln.train.evaluate import Interval, interval
 from dln.train.layout import staged, standard_network
 
 __all__ = ["Headroom", "Measured", "headroom_markdown", "measure_headroom"]
 
 
+CEILING = 0.98
+"""Accuracy of a baseline above which a better prompt could not be told from it on a hundred examples."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Scores of a prompt on the dev examples.
+    """Scores of a prompt or a baseline on the dev examples.
 
     Attributes:
-        name: description of the prompt.
-        accuracy: cross-fitted accuracy of the output layer.
-        raw_accuracy: accuracy without fitting.
-        per_example: [B] cross-fitted log p(y|x), in nats.
+        name: description.
+        correct: [B] whether each answer is right, cross-fitted for a prompt.
+        per_example: [B] log p(y|x), likewise, in nats.
+        raw_accuracy: accuracy of a prompt without a fitted output layer; None for a baseline.
     """
 
     name: str
-    accuracy: float
-    raw_accuracy: float
+    correct: npt.NDArray[np.bool_]
     per_example: Floats
+    raw_accuracy: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of `correct`."""
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """The accuracy with its 95 % interval."""
+        return interval(self.correct.astype(np.float64).tolist())
 
     @property
     def log_likelihood(self) -> float:
@@ -59,22 +80,37 @@ class Headroom:
     """The estimate of a task.
 
     Attributes:
-        majority: accuracy of the most frequent class.
-        majority_log_likelihood: log-likelihood of predicting the class frequencies, in nats.
-        instruction: the task's instruction alone.
+        majority: the class frequencies of the train examples.
+        linear: classifiers without a language model.
+        instruction: the task's instruction alone, label words fitted.
         prompts: random prompts.
         thoughts: the instruction with one intermediate text per example, one entry per draw.
         candidates: N of the expected gain.
         staged: whether the intermediate texts are those of the task's first step.
     """
 
-    majority: float
-    majority_log_likelihood: float
+    majority: Measured
+    linear: tuple[Measured, ...]
     instruction: Measured
     prompts: tuple[Measured, ...]
     thoughts: tuple[Measured, ...]
     candidates: int
     staged: bool = False
+
+    @property
+    def baselines(self) -> tuple[Measured, ...]:
+        """Everything that was measured without training prompts."""
+        return (self.majority, *self.linear, self.instruction)
+
+    @property
+    def to_beat(self) -> Measured:
+        """The most accurate baseline; of several, the one with the highest log-likelihood."""
+        return max(self.baselines, key=lambda one: (one.accuracy, one.log_likelihood))
+
+    @property
+    def at_ceiling(self) -> bool:
+        """Whether a baseline leaves nothing to gain."""
+        return self.to_beat.accuracy >= CEILING
 
     @property
     def spread(self) -> float:
@@ -89,7 +125,7 @@ class Headroom:
     @property
     def baseline(self) -> float:
         """The better log-likelihood of the instruction alone and the class frequencies, in nats."""
-        return max(self.instruction.log_likelihood, self.majority_log_likelihood)
+        return max(self.instruction.log_likelihood, self.majority.log_likelihood)
 
     @property
     def expected_gain(self) -> float:
@@ -119,10 +155,11 @@ def measure_headroom(
     task: Task,
     lm: LanguageModel,
     *,
-    prompts: int = 8,
+    prompts: int = 4,
     shots: int = 16,
-    draws: int = 3,
-    dev_size: int = 128,
+    draws: int = 0,
+    dev_size: int = 96,
+    encoder: Encoder | None = None,
     seed: int = 13,
     candidates: int = 32,
     progress: Callable[[str], None] = lambda _: None,
@@ -136,6 +173,7 @@ def measure_headroom(
         shots: examples per prompt.
         draws: intermediate texts per example; 0 skips the second layer.
         dev_size: maximum number of dev examples.
+        encoder: sentence encoder of a linear classifier; None leaves it out.
         seed: the random seed.
         candidates: N of the expected gain.
         progress: called with a description of the next measurement.
@@ -145,13 +183,20 @@ def measure_headroom(
     """
     setup = Setup(task, lm, seed)
     layer = output_layer(setup)
-    dev = list(task.dev)[:dev_size]
+    dev = subsample(task.dev, dev_size, seed)
     rows = [LayerInput(e.input, e.input) for e in dev]
     targets = [layer.index(e.target) for e in dev]
-    counts = Counter(targets)
-    frequency = np.array([counts[t] for t in targets]) / len(targets)
+    counts = np.array([float(n) for n in task.train.counts().values()])
+    frequencies = LinearPredictor(layer.names, counts, lambda _: None, None)
+    linear: list[Measured] = []
+    fits = [("TF-IDF + logistic regression", tfidf)]
+    fits += [] if encoder is None else [("sentence encoder + logistic regression", encoded(encoder))]
+    for name, fit in fits:
+        progress(name)
+        learnt, chooses = split(task.train, (0.75, 0.25), seed)
+        linear.append(_baseline(name, fit_linear(fit, learnt, chooses, layer.names)[0], dev))
     progress("instruction only")
-    instruction = _measure("instruction", layer, rows, targets)
+    instruction = _measure("label words, fitted", layer, rows, targets)
     found: list[Measured] = []
     for n in range(prompts):
         progress(f"random prompt {n + 1} of {prompts}")
@@ -167,8 +212,8 @@ def measure_headroom(
             seen = [LayerInput(row.x, h.text) for row, h in zip(rows, written, strict=True)]
             thoughts.append(_measure("thoughts", last, seen, targets))
     return Headroom(
-        majority=max(counts.values()) / len(targets),
-        majority_log_likelihood=float(np.log(frequency).mean()),
+        majority=_baseline("majority class", frequencies, dev),
+        linear=tuple(linear),
         instruction=instruction,
         prompts=tuple(found),
         thoughts=tuple(thoughts),
@@ -200,9 +245,16 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
     judged = PenalisedLikelihood().cross_fitted(masses[usable], wanted, np.ones(len(usable)), usable)
     values = np.full(len(rows), -np.log(masses.shape[1]))  # unscored examples count as a uniform guess
     values[usable] = np.take_along_axis(judged, wanted[:, None], axis=1)[:, 0]
-    right = float((judged.argmax(axis=1) == wanted).sum()) / len(rows)
+    right = np.zeros(len(rows), dtype=np.bool_)
+    right[usable] = judged.argmax(axis=1) == wanted
     raw = float((masses[usable].argmax(axis=1) == wanted).sum()) / len(rows)
-    return Measured(name, right, raw, values)
+    return Measured(name, right, values, raw)
+
+
+def _baseline(name: str, predictor: LinearPredictor, dev: Dataset) -> Measured:
+    p = predictor.probabilities(dev.inputs)
+    targets = np.array([predictor.labels.index(target) for target in dev.targets])
+    return Measured(name, p.argmax(axis=1) == targets, np.log(p[np.arange(len(targets)), targets]))
 
 
 def _expected_maximum(n: int) -> float:
@@ -215,7 +267,8 @@ def _expected_maximum(n: int) -> float:
 def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
     """Return a table with one row per (name of the task, its estimate)."""
     heads = (
-        *("task", "majority class", "instruction alone", "random prompts, mean", "the best of them"),
+        *("task", "majority class", "TF-IDF + LR", "encoder + LR", "label words, fitted"),
+        *("random prompts, mean", "the best of them", "to beat"),
         *("spread, nats", "noise, nats", "expected gain, nats", "training pays", "gain of depth, nats", "depth pays"),
     )
     drawn, candidates = (
@@ -223,7 +276,7 @@ def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
         for numbers in ({len(one.prompts) for _, one in found}, {one.candidates for _, one in found})
     )
     explained = (
-        "Cross-fitted accuracy in percent on dev examples. "
+        "Accuracy in percent on dev examples, cross-fitted for prompts. To beat: the most accurate of the first four. "
         f"{drawn} random prompts per task. Spread: standard deviation of their mean log p(y|x) beyond the noise of "
         f"measuring one. Expected gain: best of {candidates} candidates, above the better of the instruction and the "
         "class frequencies. Training pays if the expected gain is more than twice the noise."
@@ -234,10 +287,14 @@ def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
 def _row(name: str, found: Headroom) -> tuple[str, ...]:
     best = max(found.prompts, key=lambda measured: measured.log_likelihood)
     mean = float(np.mean([measured.accuracy for measured in found.prompts]))
-    accuracies = (found.majority, found.instruction.accuracy, mean, best.accuracy)
+    linear = [f"{100 * one.accuracy:.1f}" for one in found.linear]
+    accuracies = (found.instruction.accuracy, mean, best.accuracy)
     return (
         name,
+        f"{100 * found.majority.accuracy:.1f}",
+        *[*linear, ""][:2],
         *(f"{100 * value:.1f}" for value in accuracies),
+        found.to_beat.name + (" (nothing to gain)" if found.at_ceiling else ""),
         f"{found.spread:.3f}",
         f"{found.noise:.3f}",
         f"{found.expected_gain:+.3f}",
