@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from dln.cli.main import run
 __all__ = ["Done", "Shell", "mail_csv"]
 
 ENGINE = Path(__file__).with_name("cli_fake_engine.py")
+_KEPT = tempfile.TemporaryDirectory(prefix="dln-runs-")
+atexit.register(_KEPT.cleanup)
+_FINISHED: dict[tuple[str, ...], Path] = {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,18 @@ class Shell:
         code = run([str(word) for word in words])
         captured = self._capsys.readouterr()
         return Done(code, captured.out, captured.err)
+
+    def trained(self, *words: object, run_dir: str) -> Path:
+        """The directory of the finished run of `dln train …`: trained once per process, and copied from then on."""
+        key = (*map(str, words), run_dir)
+        if key not in _FINISHED:
+            done = self(*words, "--run-dir", run_dir, "--no-cache")
+            assert done.code == 0, done.err
+            _FINISHED[key] = Path(tempfile.mkdtemp(dir=_KEPT.name))
+            shutil.copytree(self.folder / run_dir, _FINISHED[key], dirs_exist_ok=True)
+        else:
+            shutil.copytree(_FINISHED[key], self.folder / run_dir)
+        return self.folder / run_dir
 
     def process(self, *words: object, **options: Any) -> subprocess.Popen[str]:
         """The same as a process."""

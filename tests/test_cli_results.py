@@ -43,7 +43,7 @@ def prompts_of(run: Path) -> list[object]:
 @pytest.mark.parametrize("stopped", ["finished", pytest.param("network lost", marks=pytest.mark.slow)])
 def test_a_run_is_extended_to_what_a_longer_run_would_have_been(cli: Shell, stopped: str):
     """Without annealed terms the steps that were done are those of the longer run."""
-    assert cli(*TRAIN, "--run-dir", "runs/short").code == 0
+    cli.trained(*TRAIN, run_dir="runs/short")
     if stopped == "network lost":
         (cli.folder / "runs/short/network.json").unlink()
     done = cli("resume", "runs/short", "--steps", 4)
@@ -60,7 +60,7 @@ def test_a_run_is_extended_to_what_a_longer_run_would_have_been(cli: Shell, stop
 
 
 def test_a_run_is_not_extended_to_fewer_steps_than_are_done(cli: Shell):
-    assert cli(*TRAIN, "--run-dir", "runs/a").code == 0
+    cli.trained(*TRAIN, run_dir="runs/a")
     before = (cli.folder / "runs/a/run.yaml").read_bytes()
     done = cli("resume", "runs/a", "--steps", 1)
     assert (done.code, "expected: a number ≥ 2" in done.err) == (2, True)
@@ -68,7 +68,7 @@ def test_a_run_is_not_extended_to_fewer_steps_than_are_done(cli: Shell):
 
 
 def test_an_unfinished_run_predicts_evaluates_and_shows_its_best_network_so_far(cli: Shell):
-    assert cli(*TRAIN, "--run-dir", "runs/a").code == 0
+    cli.trained(*TRAIN, run_dir="runs/a")
     finished = cli("predict", "runs/a", "two boxes", "--json").records
     shown = cli("show", "runs/a", "--format", "json").out
     accuracy = cli("eval", "runs/a", "--json").records[0]["after"]["accuracy"]
@@ -87,7 +87,7 @@ def test_an_unfinished_run_predicts_evaluates_and_shows_its_best_network_so_far(
 
 
 def test_predictions_are_written_as_a_table_or_as_json_lines(cli: Shell):
-    assert cli(*TRAIN, "--run-dir", "runs/a").code == 0
+    cli.trained(*TRAIN, run_dir="runs/a")
     words = ["predict", "runs/a", "--file", "mail.csv", "--input", "message"]
     records = cli(*words, "--json").records
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):

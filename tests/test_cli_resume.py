@@ -16,7 +16,7 @@ from cli_shell import Shell, mail_csv
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone, Validated
 from dln.train.run import current, of_kind, read_events
 
-STEPS = 5
+STEPS = 4
 WORDS = [
     *("train", "--csv", "mail.csv", "--lm", "fake/1/slow", "--layers", 2, "--steps", STEPS),
     *("--dev-size", 8, "--test-size", 8, "--set", "batch_size=4", "--set", "val_every=1"),
@@ -60,7 +60,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(cli: Shell, number: signal.Signals, code: int):
-    assert cli(*WORDS, "--run-dir", "runs/whole", "--cache", "whole.sqlite").code == 0
+    cli.trained(*WORDS, run_dir="runs/whole")
     process = cli.process(*WORDS, "--run-dir", "runs/cut")
     wait_for_step(cli.folder / "runs/cut", 2, process)
     process.send_signal(number)
@@ -93,8 +93,8 @@ def test_two_signals_in_a_row_end_the_process_too(cli: Shell):
 def test_killed_at_random_moments_the_result_is_the_same(cli: Shell, kills: int):
     rng = random.Random(kills)  # noqa: S311 - moments, not secrets
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    train = [*WORDS, "--steps", kills + 2]
-    assert cli(*train, "--run-dir", "runs/whole", "--cache", "whole.sqlite").code == 0
+    train = [*WORDS, "--steps", kills + 2] if kills + 2 > STEPS else WORDS
+    cli.trained(*train, run_dir="runs/whole")
     run, done = cli.folder / "runs/cut", 0
     log = run / "events.jsonl"
 
@@ -119,7 +119,7 @@ def test_killed_at_random_moments_the_result_is_the_same(cli: Shell, kills: int)
 
 
 def test_a_finished_run_says_so(cli: Shell):
-    assert cli(*WORDS, "--run-dir", "runs/a").code == 0
+    cli.trained(*WORDS, run_dir="runs/a")
     before = (cli.folder / "runs/a/events.jsonl").read_bytes()
     done = cli("resume", "runs/a")
     assert done.code == 0
@@ -128,7 +128,7 @@ def test_a_finished_run_says_so(cli: Shell):
 
 
 def test_a_test_evaluation_that_was_not_done_is_done_by_resume(cli: Shell):
-    assert cli(*WORDS, "--run-dir", "runs/a").code == 0
+    cli.trained(*WORDS, run_dir="runs/a")
     run = cli.folder / "runs/a"
     expected = outcome(run)
     lines = (run / "events.jsonl").read_text("utf-8").splitlines(keepends=True)
@@ -166,7 +166,7 @@ def test_a_run_whose_data_has_changed_is_not_resumed(cli: Shell):
 
 
 def test_a_network_that_was_lost_is_written_again(cli: Shell):
-    assert cli(*WORDS, "--run-dir", "runs/a").code == 0
+    cli.trained(*WORDS, run_dir="runs/a")
     network = cli.folder / "runs/a/network.json"
     before = json.loads(network.read_text("utf-8"))
     network.unlink()
