@@ -78,8 +78,15 @@ main()
 """
 
 
-@pytest.mark.parametrize("stacklevel", [1, 2], ids=["attributed to the library", "attributed to its caller"])
-@pytest.mark.parametrize("words", [["runs"], ["--debug", "runs"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("words", "stacklevel"),
+    [  # attributed to the library, or to its caller
+        (["runs"], 1),
+        (["--debug", "runs"], 2),
+        pytest.param(["runs"], 2, marks=pytest.mark.slow),
+        pytest.param(["--debug", "runs"], 1, marks=pytest.mark.slow),
+    ],
+)
 def test_warnings_of_other_packages_are_logged_once_and_not_shown(words: list[str], stacklevel: int):
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "DLN_DEBUG")}
     code = DEPRECATED.replace("STACKLEVEL", str(stacklevel))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dln.lm.table import TableLM
 from dln.train.layout import standard_network
 
 pytestmark = pytest.mark.data
+loaded = cache(load_task)
 
 LEAKY_SIZES = {
     "mpqa": (1000, 256, 250),
@@ -51,12 +53,12 @@ def keys(task: Task) -> list[set[str]]:
 
 @pytest.mark.parametrize("name", PAPER_TASKS)
 def test_leaky_sizes_are_the_originals(paper_data: Path, name: str) -> None:
-    assert sizes(load_task(name, paper_data, leaky=True)) == LEAKY_SIZES[name]
+    assert sizes(loaded(name, paper_data, leaky=True)) == LEAKY_SIZES[name]
 
 
 @pytest.mark.parametrize("name", PAPER_TASKS)
 def test_by_default_no_text_is_in_two_splits(paper_data: Path, name: str) -> None:
-    task = load_task(name, paper_data)
+    task = loaded(name, paper_data)
     assert sizes(task) == CLEAN_SIZES[name]
     train, dev, test = keys(task)
     assert not train & dev
@@ -71,13 +73,13 @@ def test_by_default_no_text_is_in_two_splits(paper_data: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["mpqa", "subj"])
 def test_dev_is_the_sources_where_test_has_enough_without_it(paper_data: Path, name: str) -> None:
-    ours, theirs = (load_task(name, paper_data, leaky=leaky, options=False).dev for leaky in (False, True))
+    ours, theirs = (loaded(name, paper_data, leaky=leaky, options=False).dev for leaky in (False, True))
     assert len(set(ours.inputs) & set(theirs.inputs)) >= len(set(theirs.inputs)) - 3
     assert len(set(ours.inputs)) == len(ours) == 256
 
 
 def test_mpqa_dev_has_the_class_proportions_of_test_and_not_of_train(paper_data: Path) -> None:
-    task = load_task("mpqa", paper_data)
+    task = loaded("mpqa", paper_data)
     share = {
         part: getattr(task, part).targets.count("negative") / len(getattr(task, part))
         for part in ("train", "dev", "test")
@@ -88,7 +90,7 @@ def test_mpqa_dev_has_the_class_proportions_of_test_and_not_of_train(paper_data:
 
 @pytest.mark.parametrize(("name", "in_dev", "in_train"), [("mpqa", 47, 19), ("trec", 137, 1), ("subj", 24, 0)])
 def test_leaky_mode_leaks_as_the_original_does(paper_data: Path, name: str, in_dev: int, in_train: int) -> None:
-    task = load_task(name, paper_data, leaky=True)
+    task = loaded(name, paper_data, leaky=True)
     train, dev, test = (set(part.inputs) for part in (task.train, task.dev, task.test))
     assert len(test & dev) == in_dev
     assert len(test & train) == in_train
@@ -105,7 +107,7 @@ def test_leaky_samples_are_those_of_the_legacy_generator(paper_data: Path) -> No
         for part in ("train", "test")
     }
     chosen = {part: rng.choice(len(files[part]), n, replace=False) for part, n in (("train", 1000), ("test", 250))}
-    task = load_task("subj", paper_data, leaky=True, options=False)
+    task = loaded("subj", paper_data, leaky=True, options=False)
     for part, dataset in (("train", task.train), ("test", task.test)):
         wanted = [files[part][i] for i in chosen[part]]
         assert list(dataset.inputs) == [record["sentence"] for record in wanted]
@@ -114,7 +116,7 @@ def test_leaky_samples_are_those_of_the_legacy_generator(paper_data: Path) -> No
 
 def test_shuffled_options_keep_the_right_answer(paper_data: Path) -> None:
     source = json.loads((paper_data / "bb_minus_bbh/logical_deduction_seven_objects.json").read_text())["examples"]
-    task = load_task("logic7", paper_data)
+    task = loaded("logic7", paper_data)
 
     def answer(text: str, letter: str) -> str:
         return next(line for line in text.split("\n") if line.startswith(letter)).removeprefix(letter)
@@ -133,10 +135,10 @@ def test_shuffled_options_keep_the_right_answer(paper_data: Path) -> None:
 
 
 def test_options_are_listed_on_request(paper_data: Path) -> None:
-    assert not any("Options" in x for x in load_task("airline", paper_data).train.inputs)
-    listed = load_task("airline", paper_data, options=True).train.inputs
+    assert not any("Options" in x for x in loaded("airline", paper_data).train.inputs)
+    listed = loaded("airline", paper_data, options=True).train.inputs
     assert all(x.endswith("\nOptions:\n- positive\n- negative\n- neutral") for x in listed)
-    assert "Options" in load_task("airline", paper_data, leaky=True).train[0].input
+    assert "Options" in loaded("airline", paper_data, leaky=True).train[0].input
 
 
 QUESTIONS = {
@@ -148,7 +150,7 @@ QUESTIONS = {
 @pytest.mark.parametrize("name", PAPER_TASKS)
 def test_leaky_inputs_are_those_of_the_original_loader(paper_data: Path, name: str) -> None:
     """The question, the text of the file, the options: disaster and airline have all three."""
-    task, plain = load_task(name, paper_data, leaky=True), load_task(name, paper_data, leaky=True, options=False)
+    task, plain = loaded(name, paper_data, leaky=True), loaded(name, paper_data, leaky=True, options=False)
     question = QUESTIONS.get(name, "")
     listed = name in ("mpqa", "trec", "subj", *QUESTIONS)
     options = "\n".join(["", "Options:", *(f"- {label}" for label in task.label_names or ())]) if listed else ""
@@ -160,7 +162,7 @@ def test_leaky_inputs_are_those_of_the_original_loader(paper_data: Path, name: s
             if name not in ("hyperbaton", "date_understanding", "logical_deduction_seven_objects"):  # options shuffled
                 assert bare.removeprefix(question) in texts
     if name in QUESTIONS:
-        assert not any(x.startswith(question) for x in load_task(name, paper_data).train.inputs)
+        assert not any(x.startswith(question) for x in loaded(name, paper_data).train.inputs)
 
 
 def raw_inputs(data: Path, name: str) -> list[str]:
@@ -178,7 +180,7 @@ def test_instructions_are_those_of_the_original(paper_data: Path) -> None:
     for name, info in original.items():
         wanted = info["prefix" if name == "logical_deduction_seven_objects" else "instruction"]
         for leaky in (False, True):
-            assert load_task(name, paper_data, leaky=leaky).instruction == wanted
+            assert loaded(name, paper_data, leaky=leaky).instruction == wanted
 
 
 def test_hidden_layers_begin_with_the_prompts_of_table_4(paper_data: Path) -> None:
@@ -186,26 +188,26 @@ def test_hidden_layers_begin_with_the_prompts_of_table_4(paper_data: Path) -> No
     wanted = {"navigate": thinking, "subj": thinking, "date": "", "logic7": ""}
     lm = TableLM.random([" a"], 1)
     for name, prompt in wanted.items():
-        task = load_task(name, paper_data)
+        task = loaded(name, paper_data)
         for depth in (2, 3):
             layers = standard_network(task, lm, depth, preset="paper").layers
             assert [layer.prompt.instruction for layer in layers] == [*[prompt] * (depth - 1), task.instruction]
     # a task without its own in the table has the usual one
-    disaster = standard_network(load_task("disaster", paper_data), lm, 2, preset="paper")
+    disaster = standard_network(loaded("disaster", paper_data), lm, 2, preset="paper")
     assert disaster.layers[0].prompt.instruction == thinking
 
 
 def test_labels_verbalizers_and_metrics(paper_data: Path) -> None:
-    navigate = load_task("nav", paper_data)
+    navigate = loaded("nav", paper_data)
     assert navigate.label_names == ("Yes", "No")
     assert navigate.metric("yes.", "Yes") == 1
-    assert load_task("hyperbaton", paper_data).labels == ("(A)", "(B)")
-    assert load_task("date", paper_data).metric("Option (C)", "(C)") == 1
-    assert load_task("disaster", paper_data).labels == ("no", "yes")
+    assert loaded("hyperbaton", paper_data).labels == ("(A)", "(B)")
+    assert loaded("date", paper_data).metric("Option (C)", "(C)") == 1
+    assert loaded("disaster", paper_data).labels == ("no", "yes")
 
 
 def test_gsm8k_targets_are_numbers_with_the_solution_kept(paper_data: Path) -> None:
-    task = load_task("gsm8k", paper_data)
+    task = loaded("gsm8k", paper_data)
     assert task.labels is None
     for example in (*task.train, *task.dev, *task.test):
         assert task.metric(f"so {example.target}", example.target) == 1
@@ -214,12 +216,12 @@ def test_gsm8k_targets_are_numbers_with_the_solution_kept(paper_data: Path) -> N
 
 
 def test_synthetic_hyperbaton_has_the_original_sizes_and_says_so(paper_data: Path) -> None:
-    task = load_task("hyperbaton", paper_data, synthetic=True)
+    task = loaded("hyperbaton", paper_data, synthetic=True)
     assert sizes(task) == (1000, 300, 250)
     assert any("generated" in note for note in task.notes)
-    assert task.test.content_hash() == load_task("hyperbaton", paper_data).test.content_hash()
+    assert task.test.content_hash() == loaded("hyperbaton", paper_data).test.content_hash()
     with pytest.raises(InputError, match="only hyperbaton"):
-        load_task("subj", paper_data, synthetic=True)
+        loaded("subj", paper_data, synthetic=True)
 
 
 def test_missing_data_says_which_file_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
