@@ -16,10 +16,11 @@ from dln.lm.local.decoding import drawing_probabilities
 from dln.lm.remote.call import Call
 from dln.lm.remote.dialect import Dialect
 from dln.lm.remote.dialects import VLLM, OpenAI
-from dln.lm.remote.engine import TOLERANCE, draw_log_probs, token_log_prob
+from dln.lm.remote.draws import TOLERANCE, draw_log_probs, token_log_prob
 from dln.lm.remote.read import ScoredToken
-from dln.lm.remote.scoring import AnsweredLabels, PickedLabels, TopLabels, labels_in, log_rest, spread
+from dln.lm.remote.scoring import AnsweredLabels, PickedLabels, labels_in, log_rest
 from dln.lm.remote.session import Session
+from dln.lm.remote.top_labels import TopLabels, spread
 from dln.lm.table import TableLM
 from dln.numerics import logsumexp
 from remote_simulator import TEXTS, Simulator, chat_text
