@@ -115,6 +115,17 @@ def test_every_request_is_answered_once_in_windows_that_begin_with_the_longest(r
         assert lengths == sorted(lengths, reverse=True)
 
 
+def test_long_top_lists_are_read_in_smaller_windows():
+    rows = [(7, i) for i in range(40)]
+    for top, most in ((0, 40), (100, 5)):  # a window of one token per forward has room for 512 tokens
+        engine = Replayed(1, True)
+        queries = [Query(row, (1,), ((3,),), top=top) for row in rows]
+        assert len(dict(stream(engine, rows, [2] * 40, lambda i, queries=queries: [queries[i]]))) == 40
+        sizes = [len(window) for window in engine.windows]
+        assert sum(sizes) == 40
+        assert max(sizes) <= most + 1
+
+
 @given(st.lists(st.text(max_size=6)), st.integers(1, 10))
 def test_a_memo_gives_what_it_encodes_and_forgets(texts, tokens):
     memo = BoundedMemo(lambda text: tuple(map(ord, text)), tokens)

@@ -5,8 +5,8 @@ window. The first window holds the longest request and those it shares most with
 at once and no long prefix is cut in two; the order wraps around from there. Where a model cannot share prefixes,
 requests are sorted by length alone, the longest first.
 
-A window is full when it brings 64 forwards of new tokens, or when its sequences are 512 forwards long: what two windows
-share beyond one path is computed twice, so windows are large.
+A window is full when it brings 64 forwards of new tokens, or when its sequences and the top tokens that are read from
+them are 512 forwards long: what two windows share beyond one path is computed twice, so windows are large.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class LabelQuestions:
 
 WINDOW_NEW = 64
 WINDOW_ASKED = 512
-"""Tokens of a window's sequences, in forwards."""
+"""Tokens of a window, in forwards: new ones, and those of its sequences and of the answers' top lists."""
 
 OWN_PART = 4
 """A request goes with the one before it that it shares more than a quarter of itself with."""
@@ -313,7 +313,7 @@ def _windows(
             window, new, asked = [], 0, 0
         for query in queries:
             new += len(query.ids) - common_prefix(last, query.ids)
-            asked += len(query.ids)
+            asked += len(query.ids) + query.top * len(query.positions)
             last = query.ids
         window.append((index, queries))
     if window:

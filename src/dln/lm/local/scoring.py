@@ -6,7 +6,7 @@ before it ended. Otherwise a window is fed in length-bucketed batches, in which 
 Beyond requests and results, memory is that of one window of ids and of one forward, whatever the number of requests.
 With b = `batch_tokens`, L = the longest sequence, V = vocabulary, d bytes per weight:
 
-    ids       ≤ 2 × 512 b tokens                     (about 36 bytes each)
+    ids, top  ≤ 2 × 512 b tokens                     (about 36 bytes each, 100 of a top list)
     cache     ≤ 3 (L + b) tokens of keys and values  (the last pack's, the path taken from it, the new pack's)
     mask      ≤ b (L + b) (1 + d) bytes
     logits    ≤ 8192 b values, or V if that is more  (4 bytes each; three copies while they are read)
