@@ -14,13 +14,13 @@ import yaml
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli.bench import checked_places, typed, write_places
 from dln.cli.build import build_network, build_task
 from dln.cli.config import CACHE, ENGINE, LIMITS, PRICES, TASK, RunConfig
 from dln.cli.flags import names_of, seeds_of
 from dln.cli.models import Models, build_models
 from dln.cli.output import err, examples, note, out, print_record, safe
 from dln.cli.sources import configured, with_task
+from dln.cli.tables import checked_places, typed, write_places
 from dln.data import Task
 from dln.errors import BudgetReached, InputError
 from dln.experiments.cells import made_here

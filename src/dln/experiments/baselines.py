@@ -74,21 +74,34 @@ class _Always:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The instruction of the task without examples; `fit` fits bias and temperature on the dev set."""
+    """The instruction of the task without examples.
+
+    Args:
+        name: in the table.
+        template: layout of the output layer.
+        fit: whether bias and temperature are fitted on the dev set.
+        refit: whether they are fitted on train and dev set, as linear classifiers are.
+    """
 
     name: str = "0-shot"
     template: str = PAPER
     fit: bool = False
+    refit: bool = False
     after: tuple[str, ...] = ()
 
     @property
     def about(self) -> str:
         """A description in one sentence."""
-        return f"instruction only, template {self.template}" + (", output layer fitted on dev" if self.fit else "")
+        fitted = ", output layer fitted on " + ("train and dev" if self.refit else "dev")
+        return f"instruction only, template {self.template}" + (fitted if self.fit or self.refit else "")
 
     def __call__(self, setup: Setup) -> Learnt:
-        """Build the layer and, with `fit`, fit its C + 1 parameters."""
-        return _learnt(setup, self.template, (), self.fit)
+        """Build the layer and, with `fit` or `refit`, fit its C + 1 parameters."""
+        if not self.refit:
+            return _learnt(setup, self.template, (), self.fit)
+        layer, task = output_layer(setup, self.template), setup.task
+        network, score = fitted(layer, task.train.with_examples([*task.train, *task.dev]))
+        return Learnt(network, (str(layer.prompt),), score)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ class CellResult(Record):
         log_likelihood: mean log p(y|x) of the scored test examples, in nats; None without probabilities, or if a
             correct label has probability zero.
         log_probs: log p(y|x) per test example, in nats; None for an example without a usable score.
+        confidences: probability of each predicted label; None for an example without a usable score.
         tested: short hash of each test input, so that only equal examples are compared.
         unscored: number of test examples without a usable score; they count as wrong.
         train: cost of training.
@@ -163,6 +164,7 @@ class CellResult(Record):
     balanced_accuracy: float | None
     log_likelihood: float | None = None
     log_probs: list[float | None] | None = None
+    confidences: list[float | None] | None = None
     tested: list[str] = []
     unscored: int
     train: Spent
@@ -297,6 +299,7 @@ def outcome(
         balanced_accuracy=sum(sum(row) / len(row) for row in by_class.values()) / len(by_class),
         log_likelihood=math.fsum(scored) / len(scored) if scored else None,
         log_probs=log_probs,
+        confidences=[round(p.probabilities[p.label], 6) if p.label in p.probabilities else None for p in predictions],
         tested=[hashlib.sha256(e.input.encode()).hexdigest()[:12] for e in task.test],
         unscored=sum(not p.scored for p in predictions),
         train=spent[0],

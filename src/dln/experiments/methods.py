@@ -253,6 +253,7 @@ _ALL: tuple[Method, ...] = (
     ZeroShot(),
     ZeroShot("0-shot-line", SAME_LINE),
     ZeroShot("0-shot-fitted", SAME_LINE, fit=True),
+    ZeroShot("label-words", SAME_LINE, refit=True),
     InContext(5),
     InContext(5, fit=True),
     InContext(10),

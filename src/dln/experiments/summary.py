@@ -19,6 +19,7 @@ COMPARISONS = (
     ("majority", "dln-1"),
     ("tfidf-lr", "dln-1"),
     ("encoder-lr", "dln-1"),
+    ("label-words", "dln-1"),
     ("0-shot", "dln-1"),
     ("0-shot-line", "dln-1"),
     ("0-shot-fitted", "dln-1"),

@@ -38,7 +38,10 @@ __all__ = [
     "frontier",
     "full_section",
     "markdown",
+    "nats",
+    "p_value",
     "picture",
+    "points",
     "reductions",
     "remaining",
     "seconds_of",
@@ -50,6 +53,9 @@ __all__ = [
 
 REGIONS = (
     "paper",
+    "sentences",
+    "labels",
+    "larger model",
     "baselines",
     "more steps",
     "equal tokens",
@@ -144,7 +150,8 @@ def accuracy(row: Row | None, *, balanced: bool = False) -> str:
     return f"{text} ({100 * row.balanced_accuracy:.1f})" if balanced and row.balanced_accuracy is not None else text
 
 
-def _nats(value: float | None) -> str:
+def nats(value: float | None) -> str:
+    """Format a log-likelihood."""
     return "" if value is None else f"{value:.3f}"
 
 
@@ -152,7 +159,7 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _points(found: Interval) -> str:
+def points(found: Interval) -> str:
     """A difference of accuracies with its interval, in percentage points."""
     return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
@@ -162,7 +169,8 @@ def _difference(found: Interval | None) -> str:
     return "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """Format a p-value."""
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
@@ -205,9 +213,9 @@ def _tested(found: Comparison) -> tuple[str, ...]:
     return (
         f"{found.after} against {found.before}",
         "all tasks" if found.task == ALL else found.task,
-        _points(found.result.difference),
+        points(found.result.difference),
         f"{found.result.better} / {found.result.worse}",
-        _p_value(found.result.p_value),
+        p_value(found.result.p_value),
         _difference(found.log_likelihood),
     )
 
@@ -232,7 +240,7 @@ def _costs(summary: Summary, method: str) -> tuple[str, ...]:
     return (
         *map(_count, sums),
         f"{sum(row.usd for row in rows):.2f}",
-        _nats(whole.log_likelihood if whole is not None else None),
+        nats(whole.log_likelihood if whole is not None else None),
     )
 
 
@@ -461,9 +469,9 @@ def _variant(
     return (
         f"{name} \\*" if best else name,
         accuracy(row),
-        "" if found is None else _points(found.result.difference),
-        "" if found is None else _p_value(found.result.p_value),
-        _nats(row.log_likelihood),
+        "" if found is None else points(found.result.difference),
+        "" if found is None else p_value(found.result.p_value),
+        nats(row.log_likelihood),
         "" if found is None else _difference(found.log_likelihood),
         _count(row.train_tokens / tasks),
         times,

@@ -1,7 +1,7 @@
-"""Charts: the line charts of a report, and the scatter plot of accuracy against training tokens.
+"""Charts: the line charts of a report, and plots of accuracies as SVG files.
 
 `line_chart` turns numbers into positions and labels; `templates/macros.html.j2` draws them and adds a table of the
-values. `scatter` returns a whole SVG file.
+values. `scatter` and `plot` return a whole SVG file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from dln.train.run import of_kind
 from dln.view.format import count, finite, number, percent
 from dln.view.summary import cost
 
-__all__ = ["Chart", "Dot", "Line", "Mark", "Point", "Series", "curves", "line_chart", "scatter", "ticks"]
+__all__ = [
+    "Chart",
+    "Curve",
+    "Dot",
+    "Line",
+    "Mark",
+    "Point",
+    "Series",
+    "curves",
+    "line_chart",
+    "plot",
+    "scatter",
+    "ticks",
+]
 
 Show = Callable[[float | None], str]
 Position = Callable[[float], float]
@@ -330,6 +343,73 @@ def scatter(marks: Sequence[Mark], title: str) -> str:
             f'<line x1="{x + 5}" x2="{side - 3}" y1="{y}" y2="{label}" stroke="{colour}" stroke-width="0.4"/>',
             f'<text x="{side}" y="{label + 4}" fill="{colour}">{escape(mark.name)} {100 * mark.accuracy:.1f}</text>',
         ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A named line of a plot; its points have ends of intervals or none."""
+
+    name: str
+    points: tuple[Point, ...]
+    highlighted: bool = False
+    dashed: bool = False
+
+
+COLOURS = ("#888", "#b3622e", "#3c8a4e", "#8a56a8", "#2f8f9d", "#a3324f")
+"""Of the curves that are not highlighted, in turn."""
+
+
+def plot(
+    curves: Sequence[Curve],
+    title: str,
+    x_label: str,
+    x_ticks: Sequence[Tick],
+    bounds: tuple[float, float] | None = None,
+) -> str:
+    """Return an SVG of curves of accuracies (in percent).
+
+    Args:
+        curves: positions and accuracies, with the ends of their intervals if they have some.
+        title: of the plot.
+        x_label: label of the horizontal axis.
+        x_ticks: positions and labels along it; the first and the last one are its ends.
+        bounds: of the vertical axis; default those of the values.
+    """
+    left, right, top, height = 60, 540, 40, 420
+    bottom = height - 52
+    drawn = [finite(v) for c in curves for p in c.points for v in (p.y, p.low, p.high)]
+    values = [value for value in drawn if value is not None]
+    marks = _vertical(values or [0.0, 1.0], (0.0, 1.0), False) if bounds is None else ticks(*bounds)
+    across = _scale(x_ticks[0][0], x_ticks[-1][0] + 1e-9, left + 10, right - 10)
+    down = _scale(marks[0], marks[-1], bottom, top)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-family="sans-serif" '
+        'font-size="12" role="img">',
+        f'<rect width="760" height="{height}" fill="white"/>',
+        f'<text x="{left}" y="22" font-size="14">{escape(title)}</text>',
+        f'<text x="{(left + right) / 2}" y="{height - 12}" text-anchor="middle">{escape(x_label)}</text>',
+    ]
+    for mark in marks:
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{down(mark)}" y2="{down(mark)}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 8}" y="{down(mark) + 4}" text-anchor="end">{_share(mark)}</text>')
+    for position, label in x_ticks:
+        parts.append(f'<text x="{across(position)}" y="{bottom + 20}" text-anchor="middle">{escape(label)}</text>')
+    ordered = sorted((c for c in curves if c.points), key=lambda curve: -(finite(curve.points[-1].y) or 0.0))
+    ends = _names([down(finite(curve.points[-1].y) or 0.0) for curve in ordered], bottom)
+    for index, (curve, name_y) in enumerate(zip(ordered, ends, strict=True)):
+        colour = "#1f5fbf" if curve.highlighted else COLOURS[index % len(COLOURS)]
+        known = [(across(p.x), down(p.y), p) for p in curve.points if p.y is not None]
+        path = " ".join(f"{x},{y}" for x, y, _ in known)
+        dashes = ' stroke-dasharray="4 4"' if curve.dashed else ""
+        width = 2.5 if curve.highlighted else 1.5
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>')
+        for x, y, p in known if not curve.dashed else ():
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            if p.low is not None and p.high is not None:
+                ends_of = f'y1="{down(p.low)}" y2="{down(p.high)}"'
+                parts.append(f'<line x1="{x}" x2="{x}" {ends_of} stroke="{colour}" stroke-opacity="0.5"/>')
+        parts.append(f'<text x="{right + 12}" y="{name_y + 4}" fill="{colour}">{escape(curve.name)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
