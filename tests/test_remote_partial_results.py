@@ -148,7 +148,7 @@ def seeds_asked(server: FaultServer, since: int) -> list[int]:
     return [asked.body["seed"] for asked in server.asked()[since:]]
 
 
-@pytest.mark.parametrize("chunk", [64, 256, 1000])
+@pytest.mark.parametrize("chunk", [64, pytest.param(256, marks=pytest.mark.slow), 1000])
 def test_after_a_failure_only_what_had_no_reply_is_asked_again(chunk: int):
     seeds = [7000 + i for i in range(COUNT)]
     store = Store(":memory:")
