@@ -24,7 +24,7 @@ DATA = Dataset.from_pairs(
 )
 TRAIN, DEV, TEST = DATA[:50], DATA[50:70], DATA[70:]
 CASES = [
-    (1, "default", {}),
+    pytest.param(1, "default", {}, marks=pytest.mark.slow),
     pytest.param(2, "default", {}, marks=pytest.mark.slow),
     pytest.param(3, "default", {"inference": {"num_hidden": 2}}, marks=pytest.mark.slow),
     (2, "paper", {"inference": {"num_prompts": 6}}),
