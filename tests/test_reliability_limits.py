@@ -149,7 +149,7 @@ def test_a_replica_that_dies_is_left_and_taken_back():
     with ExitStack() as stack:
         servers = [stack.enter_context(FaultServer(keep_alive=False)) for _ in range(2)]
         urls = [server.base_url for server in servers]
-        lm: Any = load_lm("vllm/tiny", base_url=urls, timeout=0.5, connect_timeout=0.3)
+        lm: Any = load_lm("vllm/tiny", base_url=urls, timeout=5, connect_timeout=5)
         truth = TRUTH.choice_log_probs(CONTEXTS, LABELS)
         assert lm.choice_log_probs(CONTEXTS, LABELS) == pytest.approx(truth, abs=1e-9)
         assert all(server.asked() for server in servers)  # both work
