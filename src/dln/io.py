@@ -80,7 +80,7 @@ def input_error(error: ValidationError, kind: object, where: str) -> InputError:
                 at = f"{where}: {place}" if place else where
                 at = at if own in at.replace("_", " ") else f"{at}: {own}"
             return InputError(inner.message, where=at, got=inner.got, expected=inner.expected, fix=inner.fix)
-    lines = [f"{_place(e['loc'])}: {_said(e)}" for e in problems]
+    lines = [f"{_place(e['loc'])}: {_said(e)}" if e["loc"] else _said(e) for e in problems]
     known = fields_at(kind, first["loc"][:-1]) if first["type"] in _UNKNOWN else []
     expected = f"one of {', '.join(known)}" if known else _expected(first)
     # pydantic names the choices of a literal within quotes
@@ -120,13 +120,14 @@ def _place(loc: tuple[object, ...]) -> str:
 def _expected(e: Mapping[str, Any]) -> str:
     """pydantic's "Input should be …" and "Field required" as what is expected."""
     name = str(e["loc"][-1]) if e["loc"] else "a value"
-    return f"the field {name!r}" if e["type"] == "missing" else e["msg"].removeprefix("Input should be ")
+    return f"the field {name!r}" if e["type"] == "missing" else e["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _said(e: Mapping[str, Any]) -> str:
     if e["type"] in _UNKNOWN:
         return f"there is no field {e['loc'][-1]!r}"
-    return f"{e['msg']} (got {shown(e['input'], 60)})"
+    message = str(e["msg"]).removeprefix("Value error, ")
+    return message if e["type"] == "value_error" else f"{message} (got {shown(e['input'], 60)})"
 
 
 def _fields(kind: type) -> dict[str, Any]:

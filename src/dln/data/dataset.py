@@ -1,4 +1,4 @@
-"""Example, Dataset, batches, and the conversion of tables to datasets.
+"""Example, Dataset and batches.
 
 Datasets are immutable. A batch is a pure function of a key, so a resumed run draws the same batches.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, overload
+from typing import Any, cast, overload
 
 from dln.arguments import Count, checked, shown
-from dln.data.labels import Labels, label_names, label_order, label_specs
-from dln.data.readers import Row, Table, choose_columns, read_csv, read_jsonl, table_of_hf, table_of_pandas
+from dln.data.labels import Labels, label_names, label_specs
+from dln.data.resolve import Item, ReadReport, Resolved, resolve, text_key
+from dln.data.spec import DataSpec
+from dln.data.tables import Table, table_of_dicts, table_of_frame, table_of_hf
 from dln.errors import InputError
 from dln.random import Key
 
-__all__ = ["MAX_LABELS", "Dataset", "Example", "batch_indices", "cell_text", "dataset_of_table", "text_key"]
+__all__ = ["Dataset", "Example", "batch_indices", "examples_of", "text_key"]
 
 
 @checked
@@ -46,14 +46,15 @@ class Example:
 class Dataset(Sequence[Example]):
     """An immutable sequence of examples.
 
-    Slicing gives a `Dataset`; `select` takes indices. Constructors: `from_pairs`, `from_csv`, `from_jsonl`,
-    `from_pandas`, `from_hf`.
+    Slicing gives a `Dataset`; `select` takes indices. Constructors: `from_pairs`, `from_file`, `from_frame`,
+    `from_dicts`, `from_hf`.
 
     Attributes:
         examples: the examples in order.
         labels: canonical label names, to which every target belongs; None for free-form targets.
         notes: what the reader guessed, dropped or decided.
         name: name of the source for messages.
+        report: how it was read, if it was read.
 
     Raises:
         InputError: a target is not one of `labels`, or a label is repeated.
@@ -63,6 +64,7 @@ class Dataset(Sequence[Example]):
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     name: str = "dataset"
+    report: ReadReport | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(self.examples))
@@ -103,64 +105,98 @@ class Dataset(Sequence[Example]):
         return cls(tuple(examples), None if labels is None else tuple(labels), name=name)
 
     @classmethod
-    def from_csv(
+    def from_file(
         cls,
-        path: str | Path,
-        input: str | None = None,  # noqa: A002
+        path: str | Path | Sequence[str | Path],
+        input: str | Sequence[str] | None = None,  # noqa: A002
         target: str | None = None,
-        *,
-        labels: Labels | None = None,
-        free_form: bool | None = None,
-        delimiter: str | None = None,
-        encoding: str = "utf-8",
+        **options: Any,
     ) -> Dataset:
-        """Read a CSV file with a header line; see `dln.data.readers.read_csv`."""
-        table = read_csv(path, delimiter=delimiter, encoding=encoding, wanted=(input, target))
-        return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
+        """Read a file, or several of the same kind: CSV, JSON, JSON Lines, Excel, Parquet, a folder of texts.
+
+        Args:
+            path: the files; compressed ones too, "-" for standard input, "hf/<name>" for a Hugging Face dataset.
+            input: the input column, or several, which are joined; default guessed.
+            target: the target column; default guessed.
+            options: further fields of `dln.DataSpec`: `encoding="cp1252"`, `labels={"0": "no", "1": "yes"}`.
+
+        Raises:
+            InputError: the file, its columns or its labels are invalid; names file and line.
+        """
+        return cls._read(DataSpec.make(path, "Dataset.from_file", input=_columns(input), target=target, **options))
 
     @classmethod
-    def from_jsonl(
-        cls,
-        path: str | Path,
-        input: str | None = None,  # noqa: A002
-        target: str | None = None,
-        *,
-        labels: Labels | None = None,
-        free_form: bool | None = None,
-        encoding: str = "utf-8",
-    ) -> Dataset:
-        """Read a file of one JSON object per line; see `dln.data.readers.read_jsonl`."""
-        return dataset_of_table(read_jsonl(path, encoding=encoding), input, target, labels=labels, free_form=free_form)
-
-    @classmethod
-    def from_pandas(
+    def from_frame(
         cls,
         frame: object,
-        input: str | None = None,  # noqa: A002
+        input: str | Sequence[str] | None = None,  # noqa: A002
         target: str | None = None,
         *,
-        labels: Labels | None = None,
-        free_form: bool | None = None,
         name: str = "data frame",
+        **options: Any,
     ) -> Dataset:
-        """Convert two columns of a pandas data frame."""
-        return dataset_of_table(table_of_pandas(frame, name), input, target, labels=labels, free_form=free_form)
+        """Convert a pandas or polars data frame, or an Arrow table; see `from_file`."""
+        spec = DataSpec.make((), "Dataset.from_frame", input=_columns(input), target=target, **options)
+        return cls._read(spec, table_of_frame(frame, name))
+
+    @classmethod
+    def from_dicts(
+        cls,
+        records: Iterable[Mapping[str, object]],
+        input: str | Sequence[str] | None = None,  # noqa: A002
+        target: str | None = None,
+        *,
+        name: str = "list",
+        **options: Any,
+    ) -> Dataset:
+        """Convert a list of dictionaries, one per example; see `from_file`."""
+        spec = DataSpec.make((), "Dataset.from_dicts", input=_columns(input), target=target, **options)
+        return cls._read(spec, table_of_dicts(records, name))
 
     @classmethod
     def from_hf(
         cls,
         name_or_dataset: object,
-        input: str | None = None,  # noqa: A002
+        input: str | Sequence[str] | None = None,  # noqa: A002
         target: str | None = None,
         *,
         split: str = "train",
         subset: str | None = None,
-        labels: Labels | None = None,
-        free_form: bool | None = None,
+        **options: Any,
     ) -> Dataset:
-        """Convert two columns of a Hugging Face dataset, loaded by name or in memory (extra `hf`)."""
-        table = table_of_hf(name_or_dataset, split=split, subset=subset)
-        return dataset_of_table(table, input, target, labels=labels, free_form=free_form)
+        """Convert a Hugging Face dataset, loaded by name or in memory (extra `hf`); see `from_file`."""
+        spec = DataSpec.make((), "Dataset.from_hf", input=_columns(input), target=target, **options)
+        return cls._read(spec, table_of_hf(name_or_dataset, split=split, subset=subset))
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        input: str | Sequence[str] | None = None,  # noqa: A002
+        target: str | None = None,
+        **options: Any,
+    ) -> Dataset:
+        """Read a CSV file, whatever its suffix; see `from_file`."""
+        kind = "tsv" if str(path).lower().endswith(".tsv") else "csv"
+        return cls.from_file(path, input, target, **{"format": kind, **options})
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: str | Path,
+        input: str | Sequence[str] | None = None,  # noqa: A002
+        target: str | None = None,
+        **options: Any,
+    ) -> Dataset:
+        """Read a file of one JSON object per line, whatever its suffix; see `from_file`."""
+        return cls.from_file(path, input, target, **{"format": "jsonl", **options})
+
+    from_pandas = from_frame
+
+    @classmethod
+    def _read(cls, spec: DataSpec, table: Table | None = None) -> Dataset:
+        resolved = resolve(spec, None if table is None else [table])
+        return examples_of(resolved)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -253,15 +289,6 @@ class Dataset(Sequence[Example]):
         return hashlib.sha256(json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def text_key(text: str) -> str:
-    r"""Normalize a text for comparison: compatibility form, case and white space are ignored.
-
-    >>> text_key("  Two  Words\n") == text_key("two words")
-    True
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 @checked
 def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool = True) -> tuple[int, ...]:
     """Draw the positions of a batch, without replacement, in random order.
@@ -300,154 +327,20 @@ def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool 
     return tuple(int(i) for i in generator.permutation(by_turn[:batch_size]))
 
 
-MAX_LABELS = 100
-"""Maximum number of distinct targets that are taken as labels, unless labels are given."""
+def _columns(given: str | Sequence[str] | None) -> object:
+    return given if given is None or isinstance(given, str) else tuple(given)
 
 
-def dataset_of_table(
-    table: Table,
-    input_column: str | None,
-    target_column: str | None,
-    *,
-    labels: Labels | None = None,
-    free_form: bool | None = None,
-) -> Dataset:
-    """Convert two columns of a table to a dataset.
-
-    Cells are stripped; numbers and booleans become texts. Repeated (input, target) rows are dropped except the first.
-    With labels, inputs with contradicting targets are dropped, because the correct label is unknown. The notes say so.
-
-    Args:
-        table: the rows.
-        input_column: name of the input column; None guesses.
-        target_column: name of the target column; None guesses.
-        labels: label specifications, or a mapping of the data's values to them; default the distinct targets.
-        free_form: True keeps targets as free texts, False requires labels; default free-form if there are more than
-            100 distinct targets, or if most of them occur once.
-
-    Raises:
-        InputError: no rows, no such column, an empty or missing cell, or a target that is not a label.
-    """
-    if not table.rows:
-        raise InputError("there are no rows", where=table.source, expected="at least one example")
-    choice = choose_columns(table.columns, [row.cells for row in table.rows], table.source, input_column, target_column)
-    examples = [
-        Example(
-            input=cell_text(table, row, choice.input),
-            target=cell_text(table, row, choice.target),
-            id=f"{table.source}:{row.line}",
-        )
-        for row in table.rows
-    ]
-    notes = [*table.notes, *choice.notes]
-    specs: tuple[str, ...] | None = None
-    if labels is not None and not free_form:
-        specs, names = label_specs(labels)
-        examples = [_renamed(table, row, e, names) for row, e in zip(table.rows, examples, strict=True)]
-    elif free_form is not True:
-        specs = _distinct_labels(table, examples, notes, insist=free_form is False)
-    examples = _without_repeats(examples, notes)
-    if specs is not None:
-        examples = _without_conflicts(table.source, examples, notes)
-    names_of = None if specs is None else label_names(specs)
-    return Dataset(tuple(examples), names_of, tuple(notes), table.source)
+def examples_of(resolved: Resolved, items: Sequence[Item] | None = None, name: str | None = None) -> Dataset:
+    """The dataset of resolved rows, or of some of them."""
+    chosen = resolved.items if items is None else items
+    examples = tuple(Example(item.input, item.target, _place(item)) for item in chosen)
+    report, labels = resolved.report, resolved.labels
+    names = None if labels is None else label_names(labels)
+    return Dataset(examples, names, report.notes, name or report.source, report)
 
 
-def cell_text(table: Table, row: Row, column: str) -> str:
-    """Return a cell as a stripped text; numbers and booleans become texts.
-
-    Raises:
-        InputError: it is missing, empty, or not a text; names its place.
-    """
-    value = row.cells.get(column)
-    if isinstance(value, str):
-        text = value.strip()
-    elif isinstance(value, bool):
-        text = "true" if value else "false"
-    elif isinstance(value, int):
-        text = str(value)
-    elif isinstance(value, float) and math.isfinite(value):
-        text = str(int(value)) if value.is_integer() else repr(value)
-    elif value is None or isinstance(value, float):
-        text = ""
-    else:
-        raise InputError(
-            f"column {column!r} has a value that is not a text",
-            where=table.where(row),
-            got=f"{type(value).__name__} {str(value)[:60]}",
-            expected="a text or a number",
-        )
-    if not text:
-        raise InputError(
-            f"column {column!r} is empty",
-            where=table.where(row),
-            got=repr(value),
-            expected="a text",
-            fix="fill the cell or remove the row",
-        )
-    broken = next((c for c in text if c == "\x00" or "\ud800" <= c <= "\udfff"), None)
-    if broken is not None:
-        raise InputError(
-            f"column {column!r} has an invalid character",
-            where=table.where(row),
-            got=f"U+{ord(broken):04X} at position {text.index(broken)}",
-            fix="remove it, or export the data again",
-        )
-    return text
-
-
-def _renamed(table: Table, row: Row, example: Example, names: Mapping[str, str]) -> Example:
-    if example.target not in names:
-        raise InputError(
-            "a target is not one of the labels",
-            where=table.where(row),
-            got=repr(example.target),
-            expected=", ".join(names),
-            fix='add it to the labels, or as another spelling: "label|value"',
-        )
-    return Example(example.input, names[example.target], example.id)
-
-
-def _distinct_labels(
-    table: Table, examples: Sequence[Example], notes: list[str], *, insist: bool
-) -> tuple[str, ...] | None:
-    distinct = label_order([example.target for example in examples])
-    mostly_unique = len(distinct) > max(3, len({(e.input, e.target) for e in examples}) / 2)
-    if not insist and (len(distinct) > MAX_LABELS or mostly_unique):
-        notes.append(
-            f"{len(distinct)} distinct targets in {len(examples)} rows: treated as free-form texts, not as labels"
-        )
-        return None
-    for row, example in zip(table.rows, examples, strict=True):
-        if "|" in example.target:
-            raise InputError(
-                "a label must not contain '|', which separates spellings",
-                where=table.where(row),
-                got=repr(example.target),
-                fix=f'rename it: labels={{"{example.target}": "another name", …}}',
-            )
-    return distinct
-
-
-def _without_repeats(examples: Sequence[Example], notes: list[str]) -> list[Example]:
-    kept: dict[tuple[str, str], Example] = {}
-    for example in examples:
-        kept.setdefault((text_key(example.input), example.target), example)
-    if len(kept) < len(examples):
-        notes.append(f"{len(examples) - len(kept)} repeated rows (same input, same target) dropped")
-    return list(kept.values())
-
-
-def _without_conflicts(source: str, examples: Sequence[Example], notes: list[str]) -> list[Example]:
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(text_key(example.input), []).append(example)
-    conflicts = [group for group in groups.values() if len(group) > 1]
-    if conflicts:
-        places = ["/".join((e.id or "?").rpartition(":")[2] for e in group) for group in conflicts[:5]]
-        more = f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""
-        notes.append(f"{len(conflicts)} inputs with contradicting labels dropped (lines {', '.join(places)}{more})")
-    kept = [group[0] for group in groups.values() if len(group) == 1]
-    if not kept:
-        raise InputError("every input occurs with contradicting labels", where=source, got=notes[-1])
-    return kept
+def _place(item: Item) -> str:
+    """The place of a row as an identifier: `mail.csv:17`."""
+    source, _, number = item.place.rpartition(" ")
+    return f"{source.rpartition(', ')[0]}:{number}"

@@ -6,11 +6,28 @@ this label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 
 from dln.errors import InputError
 
-__all__ = ["Labels", "canonical_label", "label_names", "label_order", "label_specs", "spelling_map", "spellings"]
+__all__ = [
+    "MISSING_LIKE",
+    "Labels",
+    "canonical_label",
+    "folded",
+    "label_lookup",
+    "label_names",
+    "label_order",
+    "label_specs",
+    "lookalikes",
+    "similar_key",
+    "spelling_map",
+    "spellings",
+]
 
 
 Labels = Sequence[str] | Mapping[str, str]
@@ -96,8 +113,8 @@ def label_specs(labels: Labels) -> tuple[tuple[str, ...], dict[str, str]]:
     if not isinstance(labels, Mapping):
         specs = tuple(labels)
         return specs, spelling_map(specs)
-    specs = tuple(dict.fromkeys(labels.values()))
-    return specs, {value.strip(): canonical_label(spec) for value, spec in labels.items()}
+    specs = tuple(dict.fromkeys(str(spec) for spec in labels.values()))
+    return specs, {str(value).strip(): canonical_label(str(spec)) for value, spec in labels.items()}
 
 
 def label_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -106,3 +123,70 @@ def label_order(names: Sequence[str]) -> tuple[str, ...]:
     if all(name.removeprefix("-").isdecimal() for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct, key=lambda name: (name.casefold(), name)))
+
+
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_JOINER = re.compile("(?:^|(?<=[\\s\u0000-\u024f]))[\u200c\u200d]+|[\u200c\u200d]+(?=[\\s\u0000-\u024f]|$)")
+"""Joiners that join nothing: at an end, or beside a Latin letter; within emoji and Persian words they have a meaning."""
+
+
+def folded(text: str) -> str:
+    """A label without differences that cannot be seen: white space, Unicode normal form, zero-width characters.
+
+    >>> folded("nai\u0308ve\u200b ") == folded("na\u00efve")
+    True
+    """
+    if text.isascii():
+        return " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFC", _JOINER.sub("", _INVISIBLE.sub("", text))).split())
+
+
+MISSING_LIKE = frozenset({"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "nat", "missing", "-", "?"})
+"""Labels, in lower case, that often stand for a missing value."""
+
+_BOOLEANS = ({"true", "yes", "on"}, {"false", "no", "off"})
+
+
+def similar_key(text: str) -> str:
+    """What is equal for labels that differ in case, compatibility form or the form of a number only.
+
+    >>> similar_key("Order") == similar_key("order"), similar_key("1.0") == similar_key("1")
+    (True, True)
+    """
+    key = unicodedata.normalize("NFKC", folded(text)).casefold().replace("\ufe0f", "")
+    try:
+        number = Decimal(key) if key[:1] in "+-.0123456789" else None
+    except InvalidOperation:
+        number = None
+    if number is None or not number.is_finite() or len(key) > 30:
+        return key
+    return format(number.normalize() + 0, "f")
+
+
+def lookalikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of labels that differ in case or in the form of a number only, in order."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(similar_key(label), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def label_lookup(names: Mapping[str, str]) -> dict[str, str]:
+    """The map of spellings or values to labels, for folded spellings too, and for other words of YAML's booleans."""
+    lookup: dict[str, str] = {}
+    for value, label in names.items():
+        lookup.setdefault(folded(value), label)
+    for words in _BOOLEANS:
+        known = {lookup[word] for word in words if word in lookup}
+        if len(known) == 1:
+            (label,) = known
+            for word in words:
+                for form in (word, word.capitalize(), word.upper()):
+                    lookup.setdefault(form, label)
+    numbers = Counter(similar_key(value) for value in lookup)
+    for value, label in list(lookup.items()):
+        key = similar_key(value)  # the key 1 of a YAML mapping is also the value 1.0
+        if numbers[key] == 1 and key[:1] in "-0123456789":
+            lookup.setdefault(key, label)
+            lookup.setdefault(f"{key}.0", label)
+    return lookup

@@ -4,7 +4,7 @@ A metric is any callable (function, lambda, `functools.partial`, object)
 
     metric(prediction, target) -> float | bool | Score(value, feedback)
 
-or a name ("exact_match", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`,
+or a name ("normalized", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`,
 which has a name for reports and checks the values.
 """
 
@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dln import extensions
-from dln.answers import begins_with, labels_said
+from dln.answers import begins_with, first_words_agree, labels_said, number_of, numbers_in, tokens, words_of
 from dln.arguments import checked, shown
 from dln.data.labels import spelling_map
 from dln.errors import InputError
@@ -36,6 +39,7 @@ __all__ = [
     "Metric",
     "NamedMetric",
     "NumberPresence",
+    "PaperMatch",
     "Score",
     "accuracy",
     "balanced_accuracy",
@@ -44,9 +48,13 @@ __all__ = [
     "load_metric",
     "number_presence",
     "scores",
+    "suggested_metric",
 ]
 
-METRIC_NAMES = ("exact_match", "number_presence")
+METRIC_NAMES = (
+    *("exact", "normalized", "numeric", "json", "token_f1", "contains", "paper"),
+    *("exact_match", "number_presence"),
+)
 """The built-in metrics."""
 
 
@@ -105,11 +113,11 @@ class NamedMetric(Protocol):
 @checked
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """1 if the prediction starts with the target after normalisation, else 0.
+    """1 if the prediction starts with the target, else 0.
 
-    Case, punctuation, a leading word "option", and digits if the target has none, are ignored: `"Option (A)."` matches
-    `"(A)"`, `"1. Positive, because …"` matches `"positive"`. The paper's rule compares the first word only; here a
-    target of n words is compared with the first n words.
+    Words, numbers by their value, and symbols are compared (see `dln.answers.tokens`); case and punctuation are
+    ignored: `"Option (A)."` matches `"(A)"`, `"1. Positive, because …"` matches `"positive"`, `"-5"` does not match
+    `"5"`, and `"C++"` not `"C#"`.
 
     Args:
         labels: label specifications ("yes|Yes"). With them, the longest label that the prediction starts with counts,
@@ -127,6 +135,35 @@ class ExactMatch:
             return float(begins_with(prediction, target))
         names = spelling_map(self.labels)
         return float(names.get(target, target) in labels_said(prediction, names))
+
+
+@checked
+@dataclass(frozen=True, slots=True)
+class PaperMatch:
+    """The paper's rule: 1 if the first words of prediction and target are equal, without case, signs and symbols.
+
+    The paper compares the first word only; here a target of n words is compared with the first n words.
+
+    Args:
+        labels: label specifications; with them the longest label that the prediction starts with counts.
+    """
+
+    labels: tuple[str, ...] = ()
+    name: str = "paper"
+
+    def __call__(self, prediction: str, target: str) -> float:
+        """1.0 or 0.0."""
+        if prediction == target:
+            return 1.0
+        if not self.labels:
+            return float(first_words_agree(prediction, target))
+        names = spelling_map(self.labels)
+        if prediction.strip() in names:
+            return float(names[prediction.strip()] == names.get(target, target))
+        said = [spelling for spelling in names if first_words_agree(prediction, spelling)]
+        longest = max((len(words_of(spelling)) for spelling in said), default=0)
+        found = {names[spelling] for spelling in said if len(words_of(spelling)) == longest}
+        return float(names.get(target, target) in found)
 
 
 @checked
@@ -195,6 +232,147 @@ exact_match = ExactMatch()
 number_presence = NumberPresence()
 
 
+def exact(prediction: str, target: str) -> float:
+    """1 if the texts are equal but for white space at the ends."""
+    return float(unicodedata.normalize("NFC", prediction).strip() == unicodedata.normalize("NFC", target).strip())
+
+
+def normalized(prediction: str, target: str) -> float:
+    """1 if the tokens are equal: case, white space and punctuation are ignored, numbers compared by value."""
+    wanted = tokens(target)
+    return float(tokens(prediction) == wanted) if wanted else exact(prediction, target)
+
+
+def numeric(prediction: str, target: str) -> float:
+    """1 if the prediction is the target number, or the last number that it contains is.
+
+    Signs, decimals, thousands separators, percent and fractions are read: `-1,000.5`, `50%` = `0.5`, `3/4` = `0.75`.
+
+    Raises:
+        InputError: the target is not a number.
+    """
+    wanted = number_of(target)
+    if wanted is None:
+        found = numbers_in(target)
+        wanted = found[0] if len(found) == 1 else None
+    if wanted is None:
+        raise InputError(
+            "the metric numeric needs a number as target",
+            where="target",
+            got=repr(target[:60]),
+            expected="a number such as -1,000.5, 50% or 3/4",
+            fix="use normalized, contains or your own metric",
+        )
+    said = number_of(prediction)
+    if said is None:
+        last = numbers_in(prediction)
+        said = last[-1] if last else None
+    if said is None or not math.isclose(said, wanted, rel_tol=1e-9, abs_tol=0.0):
+        return 0.0
+    money = [{token for token in tokens(text) if token in ("$", "€", "£", "¥")} for text in (prediction, target)]
+    return float(not (money[0] and money[1]) or money[0] == money[1])
+
+
+def json_match(prediction: str, target: str) -> float:
+    """1 if both are the same JSON value: the order of keys and the form of numbers and of white space are ignored.
+
+    The value may stand in a fenced block or within other text.
+
+    Raises:
+        InputError: the target is not JSON.
+    """
+    try:
+        wanted = json.loads(target)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            "the metric json needs JSON as target",
+            where="target",
+            got=repr(target[:60]),
+            expected='a JSON value such as {"item": "fan"}',
+            fix="use normalized or your own metric",
+        ) from error
+    return float(any(_same_json(value, wanted) for value in _json_values(prediction)))
+
+
+def _json_values(text: str) -> list[object]:
+    """The JSON value that a text is, or the first object or list within it."""
+    fenced = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+    for candidate in (text, *([fenced[1]] if fenced else [])):
+        try:
+            return [json.loads(candidate)]
+        except (ValueError, RecursionError):
+            continue
+    for start in (match.start() for match in re.finditer(r"[{\[]", text)):
+        try:
+            return [json.JSONDecoder().raw_decode(text, start)[0]]
+        except (ValueError, RecursionError):
+            continue
+    return []
+
+
+def _same_json(a: object, b: object) -> bool:
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-12, abs_tol=0.0)
+    if isinstance(a, dict) and isinstance(b, dict):
+        first, second = cast("dict[str, object]", a), cast("dict[str, object]", b)
+        return first.keys() == second.keys() and all(_same_json(first[key], second[key]) for key in first)
+    if isinstance(a, list) and isinstance(b, list):
+        left, right = cast("list[object]", a), cast("list[object]", b)
+        return len(left) == len(right) and all(map(_same_json, left, right))
+    if isinstance(a, str) and isinstance(b, str):
+        return unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)
+    return a is None and b is None
+
+
+def token_f1(prediction: str, target: str) -> float:
+    """F1 of the tokens that prediction and target share, without English articles."""
+    said, wanted = ([t for t in tokens(text) if t not in ("a", "an", "the")] for text in (prediction, target))
+    if not said or not wanted:
+        return exact(prediction, target) if not said and not wanted else 0.0
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted))
+
+
+def contains(prediction: str, target: str) -> float:
+    """1 if the tokens of the target occur in the prediction one after another."""
+    wanted, said = tokens(target), tokens(prediction)
+    if not wanted:
+        return float(target.strip() in prediction)
+    n = len(wanted)
+    return float(any(said[i : i + n] == wanted for i in range(len(said) - n + 1)))
+
+
+_NAMED: dict[str, Callable[[str, str], float]] = {
+    "exact": exact,
+    "normalized": normalized,
+    "numeric": numeric,
+    "json": json_match,
+    "token_f1": token_f1,
+    "contains": contains,
+}
+
+
+def suggested_metric(targets: Sequence[str]) -> str:
+    """The metric for free texts of this kind: "json" for objects and lists, "numeric" for numbers, else "exact_match".
+
+    >>> suggested_metric(["-5", "1,000"]), suggested_metric(["Paris"])
+    ('numeric', 'exact_match')
+    """
+    sample = list(dict.fromkeys(targets))[:500]
+    if sample and all(number_of(text) is not None for text in sample):
+        return "numeric"
+    if sample and all(text[:1] in "{[" for text in sample):
+        try:
+            for text in sample:
+                json.loads(text)
+        except (ValueError, RecursionError):
+            return "exact_match"
+        return "json"
+    return "exact_match"
+
+
 @checked
 def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> NamedMetric:
     """Return a metric with a name and checked values.
@@ -202,12 +380,12 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
     Args:
         metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", where
             the module may be in the working directory; or a callable (prediction, target) -> float | bool | `Score`.
-        labels: label specifications for `exact_match`.
+        labels: label specifications for `exact_match` and `paper`.
 
     Raises:
         InputError: no such metric, module or function, or a callable that does not take two arguments.
     """
-    if isinstance(metric, ExactMatch | NumberPresence | FunctionMetric):
+    if isinstance(metric, ExactMatch | NumberPresence | PaperMatch | FunctionMetric):
         return metric
     if not isinstance(metric, str):
         return FunctionMetric(_two_arguments(metric), _name_of(metric))
@@ -215,6 +393,10 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
         return ExactMatch(tuple(labels or ()))
     if metric == "number_presence":
         return NumberPresence()
+    if metric == "paper":
+        return PaperMatch(tuple(labels or ()))
+    if metric in _NAMED:
+        return FunctionMetric(_NAMED[metric], metric)
     function = extensions.load("metric", metric, METRIC_NAMES)
     if not callable(function):
         raise InputError(

@@ -27,7 +27,8 @@ import numpy as np
 from dln.data.dataset import Dataset, Example, text_key
 from dln.data.labels import canonical_label
 from dln.data.metrics import ExactMatch, number_presence
-from dln.data.readers import read_jsonl
+from dln.data.readers import read_table
+from dln.data.spec import DataSpec
 from dln.data.tasks import Task
 from dln.errors import InputError
 from dln.io import read_text
@@ -108,7 +109,7 @@ def read_items(path: Path) -> list[Item]:
     """
     name = f"{path.parent.name}/{path.name}"
     if path.suffix == ".jsonl":
-        records: Sequence[tuple[int, object]] = [(row.line, row.cells) for row in read_jsonl(path).rows]
+        records: Sequence[tuple[int, object]] = [(row.line, row.cells) for row in read_table(DataSpec(format="jsonl"), str(path)).rows]
         unit = "line"
     else:
         records = list(enumerate(_json_list(path), start=1))

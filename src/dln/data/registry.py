@@ -1,4 +1,4 @@
-"""Tasks by name or from a file: the bundled ones, the paper's, and CSV or JSON lines."""
+"""Tasks by name or from a file: the bundled ones, the paper's, and files of every format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import yaml
 from dln import extensions
 from dln.arguments import Seed, checked, unknown_name
 from dln.data.dataset import Dataset, Example
-from dln.data.labels import label_specs
 from dln.data.metrics import ExactMatch, Metric
 from dln.data.paper import PAPER_TASKS, paper_task
-from dln.data.tasks import Task
+from dln.data.spec import FORMATS, DataSpec, suffix_format
+from dln.data.tasks import Task, task_from_spec
 from dln.errors import CorruptDataError, InputError
 
-__all__ = ["ALIASES", "bundled_names", "load_task", "task_from_file", "task_names"]
+__all__ = ["ALIASES", "bundled_names", "is_file", "load_task", "task_from_file", "task_names"]
 
 ALIASES: Mapping[str, str] = {
     "date": "date_understanding",
@@ -34,8 +34,6 @@ ALIASES: Mapping[str, str] = {
 """Short names of tasks."""
 
 _BUNDLED = ("questions", "asked", "corrected")
-
-_FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def task_names() -> tuple[str, ...]:
@@ -58,12 +56,11 @@ def load_task(
     options: bool | None = None,
     synthetic: bool = False,
 ) -> Task:
-    """Load a task by name, or from a CSV or JSON-lines file.
+    """Load a task by name, or from a file.
 
     Args:
         name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks or "gsm8k" (or their short
-            names, `ALIASES`), a registered name (see `dln.extensions`), or the path of a `.csv`, `.tsv`, `.jsonl` or
-            `.ndjson` file.
+            names, `ALIASES`), a registered name (see `dln.extensions`), or the path of a file (`task_from_file`).
         data: for the paper's tasks and gsm8k, the directory with the files, in the layout of
             microsoft/deep-language-networks; default the environment variable DLN_PAPER_DATA.
         leaky: for the paper's tasks, the splits of the original loader, leaks included.
@@ -74,7 +71,7 @@ def load_task(
     Raises:
         InputError: an unknown name, an option that the task does not have, or missing data.
     """
-    if Path(name).suffix.lower() in _FILE_SUFFIXES:
+    if is_file(str(name)):
         _refuse(str(name), data=data, leaky=leaky, options=options, synthetic=synthetic)
         return task_from_file(name, seed=seed)
     wanted = str(name).strip().lower()
@@ -86,7 +83,7 @@ def load_task(
         _refuse(str(name), data=data, leaky=leaky, options=options, synthetic=synthetic)
         return extensions.create("task", str(name))
     if wanted not in PAPER_TASKS:
-        expected = f"one of {', '.join(task_names())}, or the path of a {', '.join(_FILE_SUFFIXES)} file"
+        expected = f"one of {', '.join(task_names())}, or the path of a {', '.join(FORMATS)} file or of a folder"
         raise unknown_name("task", str(name), [*task_names(), *ALIASES], where="task", expected=expected)
     if synthetic and wanted != "hyperbaton":
         raise InputError("only hyperbaton has a synthetic version", where=wanted, got="synthetic=True")
@@ -103,54 +100,44 @@ def load_task(
 
 @checked
 def task_from_file(
-    path: str | Path,
-    input: str | None = None,  # noqa: A002
+    path: str | Path | Sequence[str | Path],
+    input: str | Sequence[str] | None = None,  # noqa: A002
     target: str | None = None,
     *,
-    labels: Sequence[str] | Mapping[str, str] | None = None,
-    free_form: bool | None = None,
     instruction: str | None = None,
     seed: Seed = 42,
     dev_fraction: float = 0.25,
     test_fraction: float = 0.25,
     metric: Metric | str | None = None,
-    delimiter: str | None = None,
-    encoding: str = "utf-8",
+    **options: Any,
 ) -> Task:
-    """Make a task of one CSV (`.csv`, `.tsv`) or JSON-lines (`.jsonl`, `.ndjson`) file, split at random.
+    """Make a task of a file, or of several: CSV, JSON, JSON Lines, Excel, Parquet, or a folder of texts.
 
-    See `Dataset.from_csv` for columns and labels, `Task.from_dataset` for the other arguments.
+    See `Dataset.from_file` for columns and further options (fields of `dln.DataSpec`: `labels`, `encoding`, `group`,
+    `split_by`, `split_column`, `test_file`, …), `Task.from_dataset` for the other arguments.
 
     Raises:
         InputError: the file, its columns or its labels are invalid; names file and line.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        dataset = Dataset.from_jsonl(path, input, target, labels=labels, free_form=free_form, encoding=encoding)
-    elif suffix in (".csv", ".tsv"):
-        divider = delimiter or ("\t" if suffix == ".tsv" else None)
-        dataset = Dataset.from_csv(
-            path, input, target, labels=labels, free_form=free_form, delimiter=divider, encoding=encoding
-        )
-    else:
-        raise InputError(
-            "unknown file type",
-            where=path,
-            got=suffix,
-            expected=", ".join(_FILE_SUFFIXES),
-            fix="save it as .csv or .jsonl",
-        )
-    return Task.from_dataset(
-        dataset,
+    columns = input if input is None or isinstance(input, str) else tuple(input)
+    spec = DataSpec.make(path, "task_from_file", input=columns, target=target, **options)
+    first = Path(spec.path[0]) if spec.path else Path("task")
+    return task_from_spec(
+        spec,
+        name=first.name.split(".")[0] or "task",
         instruction=instruction,
-        labels=None if labels is None or free_form else label_specs(labels)[0],
         seed=seed,
         dev_fraction=dev_fraction,
         test_fraction=test_fraction,
         metric=metric,
-        name=path.stem,
     )
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is named by a path: the suffix of a format, a folder, standard input, or "hf/<name>"."""
+    if name == "-" or name.startswith("hf/") or suffix_format(name) is not None:
+        return True
+    return name.lower() not in (*_BUNDLED, *PAPER_TASKS, *ALIASES) and Path(name).is_dir()
 
 
 def _refuse(name: str, **given: object) -> None:

@@ -1,19 +1,160 @@
-"""Disjoint, stratified, reproducible splits.
+"""Disjoint, reproducible splits.
 
 The unit is the distinct input: an example and its repeats stay together, so no input is in two splits.
+
+`assign` divides the rows of a file by content: the part of a row depends on its input (or its group) and the seed
+alone, so that sorting, adding and removing rows moves no other row. `split` draws parts of exact sizes from a dataset.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from dln.arguments import Count, Seed, checked
-from dln.data.dataset import Dataset, text_key
+from dln.data.dataset import Dataset
+from dln.data.resolve import text_key
 from dln.errors import InputError
 from dln.random import Key
 
-__all__ = ["split", "subsample"]
+__all__ = ["PARTS", "assign", "by_time", "content_order", "split", "subsample", "thinned"]
+
+PARTS = ("train", "dev", "test")
+
+
+def _uniform(text: str, seed: int, purpose: str) -> float:
+    """A number in [0, 1) that is a function of a text and a seed."""
+    digest = hashlib.sha256(f"{seed}\x00{purpose}\x00{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def assign(
+    inputs: Sequence[str],
+    targets: Sequence[str] | None,
+    seed: int,
+    *,
+    dev_fraction: float = 0.25,
+    test_fraction: float = 0.25,
+    groups: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """The part of every row: test below `test_fraction` of a hash in [0, 1), dev below the sum of both, else train.
+
+    Two exceptions, which notes announce: the only row of a label is in train, and a part that would be empty takes
+    one row from train.
+
+    Args:
+        inputs: text of every row.
+        targets: label of every row; None if the targets are no labels.
+        seed: the random seed.
+        dev_fraction: expected share of the dev set; 0 for none.
+        test_fraction: expected share of the test set; 0 for none.
+        groups: value of every row; rows of equal value are in one part. "" is no group.
+
+    Returns:
+        One of `PARTS` per row, and notes.
+    """
+    keys = [text_key(text) for text in inputs]
+    units = keys if groups is None else [f"group {g}" if g else k for g, k in zip(groups, keys, strict=True)]
+    place = {unit: _uniform(unit, seed, "part") for unit in dict.fromkeys(units)}
+    bounds = (test_fraction, test_fraction + dev_fraction)
+    part = {u: "test" if x < bounds[0] else "dev" if x < bounds[1] else "train" for u, x in place.items()}
+    notes: list[str] = []
+    if targets is not None and groups is None:
+        rows = Counter(dict(zip(keys, targets, strict=True)).values())
+        single = [(t, u) for t, u in zip(targets, units, strict=True) if rows[t] == 1]
+        part |= {unit: "train" for _, unit in single}
+        if single:
+            names = list(dict.fromkeys(repr(target) for target, _ in single))
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            notes.append(f"labels with a single row, which is in train: {shown}")
+    for name, fraction in (("dev", dev_fraction), ("test", test_fraction)):
+        train = [unit for unit in place if part[unit] == "train"]
+        if fraction and name not in part.values() and len(train) > 1:
+            part[min(train, key=lambda unit: (place[unit], unit))] = name
+            notes.append(f"too few rows to divide by content: one is moved from train to {name}")
+    return [part[unit] for unit in units], notes
+
+
+def by_time(
+    times: Sequence[str], where: str, *, dev_fraction: float = 0.25, test_fraction: float = 0.25
+) -> list[str]:
+    """The part of every row by time: the latest rows are the test set, those before the dev set.
+
+    Rows of equal time are in one part.
+
+    Args:
+        times: numbers, or dates in one form: ISO 8601, or d.m.y, or y/m/d.
+        where: the column, for messages.
+        dev_fraction: share of the dev set.
+        test_fraction: share of the test set.
+
+    Raises:
+        InputError: a value is neither a number nor a date, or all are equal.
+    """
+    values = [_moment(text, where) for text in times]
+    ordered = sorted(values)
+    n = len(ordered)
+    first_test = ordered[min(n - 1, math.ceil(n * (1 - test_fraction)))] if test_fraction else math.inf
+    first_dev = ordered[min(n - 1, math.ceil(n * (1 - test_fraction - dev_fraction)))] if dev_fraction else first_test
+    if ordered[0] == ordered[-1] or first_dev == ordered[0]:
+        raise InputError(
+            "the rows cannot be divided by time",
+            where=where,
+            got=f"{len(set(values))} distinct times in {n} rows",
+            expected="enough distinct times for three parts",
+            fix="leave out split_by",
+        )
+    return ["test" if value >= first_test else "dev" if value >= first_dev else "train" for value in values]
+
+
+def _moment(text: str, where: str) -> float:
+    try:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    except ValueError:
+        pass
+    dotted = re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)", text)
+    iso = f"{dotted[3]}-{int(dotted[2]):02d}-{int(dotted[1]):02d}{dotted[4]}" if dotted else text
+    slashed = re.fullmatch(r"(\d{4})/(\d{1,2})/(\d{1,2})(.*)", iso)
+    iso = f"{slashed[1]}-{int(slashed[2]):02d}-{int(slashed[3]):02d}{slashed[4]}" if slashed else iso
+    try:
+        moment = datetime.fromisoformat(iso.strip())
+    except ValueError as error:
+        raise InputError(
+            "a value is neither a number nor a date",
+            where=f"column {where!r}",
+            got=repr(text[:40]),
+            expected="numbers, or dates such as 2026-11-28 or 2026-11-28T09:30:00",
+            fix="write dates as year-month-day",
+        ) from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def content_order(inputs: Sequence[str], seed: int) -> list[int]:
+    """Positions in an order that is random but a function of the texts and the seed."""
+    keys = [text_key(text) for text in inputs]
+    return sorted(range(len(keys)), key=lambda i: (_uniform(keys[i], seed, "order"), keys[i], inputs[i]))
+
+
+def thinned(targets: Sequence[str], size: int, least: int = 8) -> list[int]:
+    """The first positions of a sample of about `size` rows in the proportions of the labels.
+
+    Every label keeps `least` rows, or all that it has.
+    """
+    counts = Counter(targets)
+    many = len(counts) > size / 4
+    quota = {t: size if many else max(min(n, least), round(size * n / len(targets))) for t, n in counts.items()}
+    kept: list[int] = []
+    for i, target in enumerate(targets):
+        if quota[target] > 0 and (not many or len(kept) < size):
+            quota[target] -= 1
+            kept.append(i)
+    return kept
 
 
 @checked

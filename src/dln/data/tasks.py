@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dln.arguments import Seed, checked
-from dln.data.dataset import Dataset
+from dln.data.columns import Unusable, text_of
+from dln.data.dataset import Dataset, examples_of
 from dln.data.labels import label_names
-from dln.data.metrics import ExactMatch, Metric, load_metric
-from dln.data.splits import split
+from dln.data.metrics import Metric, load_metric, suggested_metric
+from dln.data.resolve import Item, ReadReport, Resolved, resolve, text_key
+from dln.data.spec import DataSpec
+from dln.data.splits import PARTS, assign, by_time, content_order, thinned
+from dln.data.tables import PART_NAMES, Table, cell_of
 from dln.errors import InputError
 
-__all__ = ["Task", "default_instruction"]
+__all__ = ["MOST", "Task", "default_instruction", "task_from_spec"]
 
 
 @checked
@@ -34,6 +38,8 @@ class Task:
         stages: instructions of the steps of the task in order, if known: each step reads only the output of the
             previous one, the last one gives the label. They are the initial prompts of a network of this depth.
         hidden_instruction: the initial prompt of hidden layers that generate a thought; None for the default.
+        spec: how the data was read, completed with what was guessed; None if it was not read from a file or frame.
+        report: what was read, guessed, folded and dropped.
     """
 
     name: str
@@ -47,6 +53,8 @@ class Task:
     input_name: str = "input"
     stages: tuple[str, ...] = ()
     hidden_instruction: str | None = None
+    spec: DataSpec | None = field(default=None, repr=False, compare=False)
+    report: ReadReport | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("notes", "stages"):
@@ -100,58 +108,271 @@ class Task:
         name: str | None = None,
         input_name: str = "input",
     ) -> Task:
-        """Make a task of one dataset, split at random with the same class distribution in each part.
+        """Make a task of one dataset, split by content: the part of a row depends on its input and the seed alone.
 
         Args:
             dataset: all examples.
             instruction: the initial prompt; default a sentence that names the labels.
             labels: label specifications with alternative spellings, if the dataset lacks them.
             seed: seed of the split.
-            dev_fraction: fraction of the examples to select prompts on.
-            test_fraction: fraction of the examples for the final score; the rest is the training set.
-            metric: default exact match among the labels.
+            dev_fraction: expected share of the examples to select prompts on.
+            test_fraction: expected share of the examples for the final score; the rest is the training set.
+            metric: default exact match among the labels; for free texts by their kind (see `suggested_metric`).
             name: default the dataset's.
             input_name: name of an input, in one word.
 
         Raises:
             InputError: one class only, too few examples, or fractions that leave nothing to train on.
         """
-        if min(dev_fraction, test_fraction) <= 0 or dev_fraction + test_fraction >= 1:
-            raise InputError(
-                "dev_fraction and test_fraction must be positive and leave examples to train on",
-                where=dataset.name,
-                got=f"{dev_fraction} and {test_fraction}",
-                expected="two numbers > 0 with a sum below 1",
-                fix="dev_fraction=0.25, test_fraction=0.25",
-            )
+        _check_fractions(dev_fraction, test_fraction, dataset.name)
         data = dataset if labels is None else dataset.with_labels(labels)
         specs = data.labels if labels is None else tuple(labels)
-        present = [label for label, n in data.counts().items() if n > 0]
         if specs is not None:
-            _check_classes(present, data.name)
-        train_fraction = 1.0 - dev_fraction - test_fraction
-        train, dev, test = split(data, (train_fraction, dev_fraction, test_fraction), seed)
-        missing = [
-            f"no example of {label!r} in {part}"
-            for part, subset in (("train", train), ("dev", dev), ("test", test))
-            for label, n in (subset.counts() if specs is not None else {}).items()
-            if n == 0
-        ]
-        return cls(
+            _check_classes([label for label, n in data.counts().items() if n > 0], data.name)
+        targets = None if specs is None else data.targets
+        parts, notes = assign(data.inputs, targets, seed, dev_fraction=dev_fraction, test_fraction=test_fraction)
+        order = content_order(data.inputs, seed)
+        split = {name: data.select(i for i in order if parts[i] == name) for name in PARTS}
+        return _made(
+            split,
+            specs,
+            notes=(*data.notes, f"split by content with seed {seed}: {_sizes(split)}", *notes),
+            instruction=instruction,
+            metric=metric,
             name=name or data.name,
-            instruction=instruction if instruction is not None else default_instruction(data.labels, input_name),
-            labels=specs,
-            train=train,
-            dev=dev,
-            test=test,
-            metric=ExactMatch(specs or ()) if metric is None else load_metric(metric, specs),
-            notes=(*data.notes, f"split at random with seed {seed}: {len(train)}/{len(dev)}/{len(test)}", *missing),
             input_name=input_name,
+            report=data.report,
         )
 
     def with_metric(self, metric: Metric | str) -> Task:
         """Return the same task with another metric."""
         return replace(self, metric=load_metric(metric, self.labels))
+
+
+MOST: Mapping[str, int] = {"train": 4000, "dev": 1000, "test": 2000}
+"""Rows of a part that are used of a large file, unless a size is given."""
+
+
+def task_from_spec(
+    spec: DataSpec,
+    tables: Sequence[Table] | None = None,
+    *,
+    name: str,
+    instruction: str | None = None,
+    seed: int = 42,
+    dev_fraction: float = 0.25,
+    test_fraction: float = 0.25,
+    metric: Metric | str | None = None,
+    sizes: Mapping[str, int | None] | None = None,
+) -> Task:
+    """Make a task of the files or tables of a specification.
+
+    The parts are those of `spec.split_column`, of the files `spec.dev_file` and `spec.test_file`, by time with
+    `spec.split_by`, by group with `spec.group`, and by content otherwise. An input that is in two parts stays in the
+    later one (test, dev, train).
+
+    Args:
+        spec: what is read and how.
+        tables: tables in memory instead of the files of `spec.path`.
+        name: name of the task.
+        instruction: the initial prompt; default a sentence that names the labels.
+        seed: seed of the split and of samples.
+        dev_fraction: expected share of the dev set, if it is split off.
+        test_fraction: expected share of the test set, if it is split off.
+        metric: default exact match among the labels; for free texts by their kind.
+        sizes: rows of each part to use at most; default `MOST`.
+
+    Raises:
+        InputError: the data cannot be read or divided.
+    """
+    _check_fractions(dev_fraction, test_fraction, name)
+    main = resolve(spec, tables)
+    spec = main.spec
+    specs, notes = main.labels, list(main.report.notes)
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    files = [(part, path) for part, path in (("dev", spec.dev_file), ("test", spec.test_file)) if path]
+    for part, path in files:
+        parts[part], more = _other_file(main, path, part)
+        notes += more
+    known = None if specs is None else label_names(specs)
+    items = main.items
+    if known is not None:
+        _check_classes(known, main.report.source)
+    if spec.split_column is not None:
+        rest, more = _by_column(items, spec.split_column, parts)
+    elif spec.split_by is not None:
+        times = [text_of(cell_of(item.cells, spec.split_by)) for item in items]
+        rest, more = items, []
+        shares = {f"{part}_fraction": 0.0 for part, _ in files}
+        for item, part in zip(items, by_time(times, spec.split_by, **shares), strict=True):
+            parts[part].append(item)
+        more = [f"split by time, column {spec.split_by!r}"]
+        rest = ()
+    else:
+        rest, more = items, []
+    notes += more
+    if rest:
+        shares = {"dev": dev_fraction, "test": test_fraction} | {p: 0.0 for p in PARTS if parts[p]}
+        groups = None if spec.group is None else [_group(item, spec.group) for item in rest]
+        labelled = None if specs is None else [item.target for item in rest]
+        where, more = assign(
+            [item.input for item in rest],
+            labelled,
+            seed,
+            dev_fraction=shares["dev"],
+            test_fraction=shares["test"],
+            groups=groups,
+        )
+        for item, part in zip(rest, where, strict=True):
+            parts[part].append(item)
+        by = "content" if groups is None else f"groups of equal {spec.group!r}"
+        notes += [f"split by {by} with seed {seed}", *more]
+    notes += _separate(parts)
+    chosen: dict[str, Dataset] = {}
+    given = dict(sizes or {})
+    for part in PARTS:
+        ordered = [parts[part][i] for i in content_order([item.input for item in parts[part]], seed)]
+        most = max(given.get(part) or MOST[part], 1)
+        if len(ordered) > most and given.get(part) is None:
+            notes.append(f"{part}: a sample of {most:,} of {len(ordered):,} rows is used (--{part}-size)")
+        if len(ordered) > most:
+            ordered = [ordered[i] for i in thinned([item.target if specs else "" for item in ordered], most)]
+        chosen[part] = examples_of(main, ordered, f"{name}.{part}")
+    notes.append(f"parts: {_sizes(chosen)}")
+    return _made(
+        chosen,
+        specs,
+        notes=tuple(notes),
+        instruction=instruction,
+        metric=metric,
+        name=name,
+        spec=spec,
+        report=replace(main.report, notes=tuple(notes)),
+    )
+
+
+def _check_fractions(dev: float, test: float, where: str) -> None:
+    if min(dev, test) <= 0 or dev + test >= 1:
+        raise InputError(
+            "dev_fraction and test_fraction must be positive and leave examples to train on",
+            where=where,
+            got=f"{dev} and {test}",
+            expected="two numbers > 0 with a sum below 1",
+            fix="dev_fraction=0.25, test_fraction=0.25",
+        )
+
+
+def _made(
+    parts: Mapping[str, Dataset],
+    specs: tuple[str, ...] | None,
+    *,
+    notes: tuple[str, ...],
+    instruction: str | None,
+    metric: Metric | str | None,
+    name: str,
+    input_name: str = "input",
+    spec: DataSpec | None = None,
+    report: ReadReport | None = None,
+) -> Task:
+    train = parts["train"]
+    missing = [
+        f"no example of {label!r} in {part}"
+        for part, subset in parts.items()
+        for label, n in (subset.counts() if specs is not None else {}).items()
+        if n == 0
+    ]
+    if len(missing) > 6:
+        missing = [*missing[:5], f"and {len(missing) - 5} more labels without an example in a part"]
+    said: list[str] = []
+    if metric is None and specs is None:
+        metric = suggested_metric([target for part in parts.values() for target in part.targets])
+        said = [f"answers are compared by the metric {metric!r}"]
+    return Task(
+        name=name,
+        instruction=instruction if instruction is not None else default_instruction(train.labels, input_name),
+        labels=specs,
+        train=train,
+        dev=parts["dev"],
+        test=parts["test"],
+        metric=load_metric("exact_match" if metric is None else metric, specs),
+        notes=(*notes, *missing, *said),
+        input_name=input_name,
+        spec=spec,
+        report=report,
+    )
+
+
+def _sizes(parts: Mapping[str, Dataset]) -> str:
+    return ", ".join(f"{len(dataset)} {part}" for part, dataset in parts.items())
+
+
+def _other_file(main: Resolved, path: Sequence[str], part: str) -> tuple[list[Item], list[str]]:
+    """The examples of a separate file, read with the columns and labels of the main one."""
+    names = None if main.labels is None else label_names(main.labels)
+    dialect = {"format": None, "encoding": None, "delimiter": None, "quotechar": None}
+    free = {"free_form": names is None, "labels": main.spec.labels or (None if names is None else list(main.labels or ()))}
+    other = main.spec.model_copy(
+        update={**dialect, **free, "path": tuple(path), "split_column": None, "group": None, "split_by": None}
+    )
+    found = resolve(other, evaluation=True)
+    own = [f"{part}: {note}" for note in found.report.lines if not note.startswith("no row has the label")]
+    return list(found.items), own
+
+
+def _by_column(
+    items: Sequence[Item], column: str, parts: Mapping[str, list[Item]]
+) -> tuple[list[Item], list[str]]:
+    """Put rows into the parts that a column names; what is left is to be split off from train."""
+    unknown: dict[str, int] = {}
+    train: list[Item] = []
+    for item in items:
+        try:
+            said = text_of(cell_of(item.cells, column)).lower()
+        except Unusable:
+            said = "a list"
+        part = PART_NAMES.get(said)
+        if part is None:
+            unknown[said] = unknown.get(said, 0) + 1
+        else:
+            (train if part == "train" else parts[part]).append(item)
+    if unknown:
+        raise InputError(
+            f"column {column!r} does not name a part in every row",
+            where=items[0].place.partition(",")[0],
+            got=", ".join(f"{value!r} ({n} rows)" for value, n in list(unknown.items())[:5]),
+            expected="train, dev (or validation) and test",
+            fix="correct the column, or leave out split_column",
+        )
+    if not train:
+        raise InputError(
+            f"column {column!r} says train nowhere", where=items[0].place.partition(",")[0], got="no row to train on"
+        )
+    absent = [part for part in ("dev", "test") if not parts[part]]
+    notes = [f"parts of column {column!r}" + (f"; {' and '.join(absent)} split off from train" if absent else "")]
+    if absent:
+        return train, notes
+    parts["train"].extend(train)
+    return [], notes
+
+
+def _group(item: Item, column: str) -> str:
+    try:
+        return text_of(cell_of(item.cells, column))
+    except Unusable:
+        return ""
+
+
+def _separate(parts: dict[str, list[Item]]) -> list[str]:
+    """Leave inputs that are in a later part out of the earlier ones."""
+    notes: list[str] = []
+    seen: set[str] = set()
+    for part in reversed(PARTS):
+        kept = [item for item in parts[part] if text_key(item.input) not in seen]
+        if len(kept) < len(parts[part]):
+            notes.append(f"{len(parts[part]) - len(kept)} rows of {part} left out: their inputs are in a later part too")
+        seen |= {text_key(item.input) for item in kept}
+        parts[part] = kept
+    return notes
 
 
 def _check_classes(names: Sequence[str], where: str) -> None:
