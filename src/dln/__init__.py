@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dln.data import Dataset, Example, Metric, Score, Task, load_metric, load_task, task_from_file
+    from dln.data import Dataset, DataSpec, Example, Metric, Score, Task, load_metric, load_task, task_from_file
     from dln.errors import DlnError, InputError
     from dln.infer.calibrate import Calibration, Calibrator, FixedOutput
     from dln.infer.estep import Evidence, WeightTerm
@@ -69,6 +69,7 @@ __all__ = [
     "ChoiceLayer",
     "Completion",
     "DLNClassifier",
+    "DataSpec",
     "Dataset",
     "Demonstration",
     "DlnError",
@@ -140,7 +141,17 @@ __version__ = "0.1.0"
 
 # A name is imported when it is first asked for: `import dln` alone takes milliseconds.
 _HOMES = {
-    "dln.data": ("Dataset", "Example", "Metric", "Score", "Task", "load_metric", "load_task", "task_from_file"),
+    "dln.data": (
+        "DataSpec",
+        "Dataset",
+        "Example",
+        "Metric",
+        "Score",
+        "Task",
+        "load_metric",
+        "load_task",
+        "task_from_file",
+    ),
     "dln.errors": ("DlnError", "InputError"),
     "dln.infer.calibrate": ("Calibration", "Calibrator", "FixedOutput"),
     "dln.infer.estep": ("Evidence", "WeightTerm"),

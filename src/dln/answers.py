@@ -115,7 +115,8 @@ def tokens(text: str, *, whole: bool = False) -> tuple[Token, ...]:
         elif _spaceless(character):
             end = i + 1
             while end < len(plain) and (
-                unicodedata.category(plain[end])[0] == "M" or (whole and _spaceless(plain[end]) and _is_word(plain[end]))
+                unicodedata.category(plain[end])[0] == "M"
+                or (whole and _spaceless(plain[end]) and _is_word(plain[end]))
             ):
                 end += 1
             found += [plain[i:end]] if _is_word(character) else []
@@ -156,9 +157,11 @@ def _number_at(text: str, i: int) -> tuple[Fraction, str, int] | None:
 def _is_unit(text: str, i: int) -> bool:
     """Whether letters at a place are a unit (5kg), not the end of an ordinal or a name (18th, 3D)."""
     unit = re.match(r"[^\W\d_]+", text[i:])
-    return unit is not None and unit[0] not in ("st", "nd", "rd", "th", "D", "d", "x") and not text[
-        i + unit.end() : i + unit.end() + 1
-    ].isdigit()
+    return (
+        unit is not None
+        and unit[0] not in ("st", "nd", "rd", "th", "D", "d", "x")
+        and not text[i + unit.end() : i + unit.end() + 1].isdigit()
+    )
 
 
 def _starts_name(text: str, i: int) -> bool:

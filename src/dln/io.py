@@ -120,7 +120,11 @@ def _place(loc: tuple[object, ...]) -> str:
 def _expected(e: Mapping[str, Any]) -> str:
     """pydantic's "Input should be …" and "Field required" as what is expected."""
     name = str(e["loc"][-1]) if e["loc"] else "a value"
-    return f"the field {name!r}" if e["type"] == "missing" else e["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return (
+        f"the field {name!r}"
+        if e["type"] == "missing"
+        else e["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    )
 
 
 def _said(e: Mapping[str, Any]) -> str:

@@ -13,9 +13,12 @@ import yaml
 
 from dln.cli.config import RunConfig, parse_config
 from dln.cli.models import with_server_of
-from dln.cli.output import in_flags, note
-from dln.data import Dataset, Task, bundled_names, load_task
+from dln.cli.output import in_flags, note, note_in_flags
+from dln.data import Task, bundled_names, load_task
+from dln.data.files import STANDARD_INPUT
+from dln.data.spec import DataSpec
 from dln.data.splits import subsample
+from dln.data.tasks import task_from_spec
 from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.nn import Prompt, Sequential
@@ -28,6 +31,7 @@ from dln.train.run import read_checkpoint, read_meta
 __all__ = [
     "build_network",
     "build_task",
+    "data_record",
     "ensemble_line",
     "initial_network",
     "known_task",
@@ -35,19 +39,51 @@ __all__ = [
     "present_models",
     "recorded_config",
     "task_label",
+    "with_columns",
 ]
 
 
 def build_task(config: RunConfig) -> Task:
-    """The task with its data, cut to the sizes asked for.
+    """The task with its data, cut to the sizes asked for; prints what was read, guessed, folded and dropped.
 
     Raises:
         InputError: no task or several, an option that it does not have, or data that cannot be used.
     """
-    task, data = _full_task(config), config.data
-    sizes = {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
-    cut = {part: subsample(getattr(task, part), n, data.seed) for part, n in sizes.items() if n is not None}
-    return replace(task, **cut)
+    task, sizes = _full_task(config), _sizes(config)
+    cut = {part: subsample(getattr(task, part), n, config.data.seed) for part, n in sizes.items() if n is not None}
+    task = replace(task, **cut)
+    paper = str(config.options.get("preset", "default")) == "paper"
+    if config.task.metric is not None:
+        task = task.with_metric(config.task.metric)
+    elif paper and task.labels is not None:
+        task = task.with_metric("paper")
+    if task.report is not None:
+        note(task.report.summary)
+    for text in dict.fromkeys((*task.notes, *(() if task.report else task.train.notes))):
+        note(f"note: {note_in_flags(text)}")
+    return task
+
+
+def _sizes(config: RunConfig) -> dict[str, int | None]:
+    data = config.data
+    return {"train": data.train_size, "dev": data.dev_size, "test": data.test_size}
+
+
+def with_columns(config: RunConfig, task: Task) -> RunConfig:
+    """The configuration with the columns of the task, guessed ones too, for the record of a run."""
+    if task.spec is None:
+        return config
+    found = {name: getattr(task.spec, name) for name in ("input", "target", "id", "split_column", "free_form")}
+    if config.task.labels is not None:
+        del found["free_form"]
+    return config.model_copy(update={"task": config.task.model_copy(update=found)})
+
+
+def data_record(task: Task) -> dict[str, Any]:
+    """What run.yaml says of data that was read: the completed specification and the report."""
+    if task.spec is None or task.report is None:
+        return {}
+    return {"data": {"spec": task.spec.given(), "report": task.report.to_json()}}
 
 
 def known_task(name: str, directory: str | None, *, leaky: bool = False, seed: int = 42) -> Task:
@@ -67,7 +103,9 @@ def known_task(name: str, directory: str | None, *, leaky: bool = False, seed: i
 def task_label(config: RunConfig) -> str:
     """A short name for the run directory."""
     wanted = config.task
-    return Path(wanted.csv or wanted.jsonl or wanted.name or "task").stem
+    if not wanted.files:
+        return Path(wanted.name or "task").stem
+    return "stdin" if wanted.files[0] in STANDARD_INPUT else Path(wanted.files[0]).name.split(".")[0] or "task"
 
 
 def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequential:
@@ -94,13 +132,14 @@ def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequentia
 
 def _full_task(config: RunConfig) -> Task:
     wanted, data = config.task, config.data
-    sources = [name for name in ("name", "csv", "jsonl") if getattr(wanted, name) is not None]
+    given = {"name": wanted.name, "path": wanted.path, "csv": wanted.csv, "jsonl": wanted.jsonl}
+    sources = [name for name, value in given.items() if value]
     if len(sources) != 1:
         raise InputError(
             "say which task to work on" if not sources else "more than one task is given",
             where="task",
             got=", ".join(sources) or None,
-            expected="one of --task NAME, --csv FILE or --jsonl FILE",
+            expected="one of --task NAME or FILE, --csv FILE or --jsonl FILE",
             fix="--task questions needs no data",
         )
     if wanted.name is None:
@@ -108,8 +147,8 @@ def _full_task(config: RunConfig) -> Task:
             return _file_task(config)
         except InputError as error:
             raise in_flags(error) from error
-    for option in ("input", "target", "free_form", "labels"):
-        if getattr(wanted, option) is not None:
+    for option in DataSpec.model_fields:
+        if getattr(wanted, option) not in (None, ()):
             raise InputError("a named task does not have that option", where=wanted.name, got=option)
     task = known_task(wanted.name, data.directory, leaky=data.leaky, seed=data.seed)
     return task if wanted.instruction is None else replace(task, instruction=wanted.instruction)
@@ -119,23 +158,13 @@ def _file_task(config: RunConfig) -> Task:
     wanted, data = config.task, config.data
     if data.leaky:
         raise InputError("a task of one file does not have that option", where="data", got="leaky")
-    if wanted.csv is not None:
-        divider = "\t" if wanted.csv.lower().endswith(".tsv") else None
-        dataset = Dataset.from_csv(
-            wanted.csv,
-            wanted.input,
-            wanted.target,
-            labels=wanted.labels,
-            free_form=wanted.free_form,
-            delimiter=divider,
-        )
-    else:
-        dataset = Dataset.from_jsonl(
-            str(wanted.jsonl), wanted.input, wanted.target, labels=wanted.labels, free_form=wanted.free_form
-        )
-    specs = wanted.labels if isinstance(wanted.labels, list) and not wanted.free_form else None
-    return Task.from_dataset(
-        dataset, instruction=wanted.instruction, labels=specs, seed=data.seed, name=task_label(config)
+    return task_from_spec(
+        wanted.spec,
+        name=task_label(config),
+        instruction=wanted.instruction,
+        seed=data.seed,
+        metric=wanted.metric,
+        sizes=_sizes(config),
     )
 
 

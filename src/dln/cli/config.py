@@ -15,7 +15,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, ClassVar, cast, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import yaml
@@ -33,6 +33,7 @@ from pydantic import (
 from dln.cli import flags as complete
 from dln.cli.flags import DATA, MODEL, NETWORK, TRAINING, Flag
 from dln.cli.output import closest, expectation
+from dln.data.spec import DataSpec, Texts, suffix_format
 from dln.errors import InputError
 from dln.lm.prices import parse_price
 from dln.train.layout import Hidden
@@ -45,6 +46,7 @@ __all__ = [
     "LAYERS",
     "LIMITS",
     "PRICES",
+    "READ",
     "SETTINGS",
     "SIDE_MODELS",
     "SIZES",
@@ -250,31 +252,62 @@ COMMAND_LINE = "command line"
 """Where settings from flags and environment variables are."""
 
 
-class TaskConfig(Section):
-    """The task: a known one by name, or a file of examples."""
+class TaskConfig(DataSpec, Section):
+    """The task: a known one by name, or files of examples and how they are read."""
+
+    FLAGS: ClassVar[Mapping[str, Flag]] = {
+        "dev_file": Flag("--dev-file", DATA, "FILE"),
+        "test_file": Flag("--test-file", DATA, "FILE"),
+        "input": Flag("--input", DATA, "COLUMN"),
+        "target": Flag("--target", DATA, "COLUMN"),
+        "id": Flag("--id", DATA, "COLUMN"),
+        "free_form": Flag("--free-form/--labels", DATA),
+        "merge_labels": Flag("--merge-labels/--keep-labels", DATA),
+        "several": Flag("--several", DATA, "combine|first|refuse"),
+        "split_column": Flag("--split-column", DATA, "COLUMN"),
+        "group": Flag("--group", DATA, "COLUMN"),
+        "split_by": Flag("--split-by", DATA, "COLUMN"),
+        "format": Flag("--format", DATA, "NAME"),
+        "encoding": Flag("--encoding", DATA, "NAME"),
+        "delimiter": Flag("--delimiter", DATA, "CHARACTER"),
+        "quotechar": Flag("--quotechar", DATA, "CHARACTER"),
+        "header": Flag("--header/--no-header", DATA),
+        "missing": Flag("--missing", DATA, "TEXT"),
+        "empty": Flag("--empty", DATA, "drop|keep|refuse"),
+        "long_rows": Flag("--long-rows", DATA, "skip|cut|refuse"),
+    }
 
     name: Annotated[str | None, Flag("--task", DATA, "NAME|FILE", env="DLN_TASK", complete=complete.tasks)] = Field(
-        None, description="A known task (questions, subj, trec, gsm8k, …) or a .csv, .tsv or .jsonl file."
+        None, description="A known task (questions, subj, trec, gsm8k, …), a file of any format, or a folder of texts."
     )
-    csv: Annotated[str | None, Flag("--csv", DATA, "FILE")] = Field(None, description="CSV or TSV file of examples.")
-    jsonl: Annotated[str | None, Flag("--jsonl", DATA, "FILE")] = Field(
-        None, description="JSON Lines file of examples."
+    csv: Annotated[Texts, Flag("--csv", DATA, "FILE")] = Field(
+        (), description="CSV or TSV file of examples; several are read as one."
     )
-    input: Annotated[str | None, Flag("--input", DATA, "COLUMN")] = Field(
-        None, description="Column with the inputs (default: guessed)."
-    )
-    target: Annotated[str | None, Flag("--target", DATA, "COLUMN")] = Field(
-        None, description="Column with the targets (default: guessed)."
-    )
-    free_form: Annotated[bool | None, Flag("--free-form/--labels", DATA)] = Field(
-        None, description="Whether targets are free text or labels (default: guessed)."
-    )
-    labels: list[str] | dict[str, str] | None = Field(
-        None, description='Labels with alternative spellings ("yes|Yes"), or {value in the file: label}.'
+    jsonl: Annotated[Texts, Flag("--jsonl", DATA, "FILE")] = Field(
+        (), description="JSON Lines file of examples; several are read as one."
     )
     instruction: Annotated[str | None, Flag("--instruction", DATA, "TEXT")] = Field(
         None, description="The task in one sentence; the initial prompt of the output layer."
     )
+    metric: Annotated[str | None, Flag("--metric", DATA, "NAME")] = Field(
+        None,
+        description="How answers are compared: exact, normalized, numeric, json, token_f1, contains, or "
+        "package.module:function (default: by the kind of the targets).",
+    )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of examples, however they were given."""
+        return (*self.path, *self.csv, *self.jsonl)
+
+    @property
+    def spec(self) -> DataSpec:
+        """How the files are read; a CSV or JSON Lines file may have any suffix."""
+        fields = {name: getattr(self, name) for name in DataSpec.model_fields}
+        unknown = self.format is None and self.files and suffix_format(self.files[0]) in (None, "lines")
+        if unknown and (self.csv or self.jsonl):
+            fields["format"] = "csv" if self.csv else "jsonl"
+        return DataSpec.model_validate(fields | {"path": self.files})
 
 
 class DataConfig(Section):
@@ -427,7 +460,8 @@ def _settings() -> Iterator[Setting]:
 
 def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting]:
     for name, field in section.model_fields.items():
-        for flag in (one for one in field.metadata if isinstance(one, Flag)):
+        declared: Mapping[str, Flag] = getattr(section, "FLAGS", {})
+        for flag in (declared[name],) if name in declared else (f for f in field.metadata if isinstance(f, Flag)):
             kinds = [one for one in get_args(field.annotation) if isinstance(one, type)]
             if str(field.annotation).startswith("tuple"):
                 kind: Any = list[kinds[0]]
@@ -444,7 +478,11 @@ def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting
 SETTINGS = {setting.flag.parameter: setting for setting in _settings()}
 """Settings with a flag, by the name of the command's parameter."""
 
-TASK = "task csv jsonl input target free_form"
+READ = "format encoding delimiter quotechar header input id missing empty long_rows"
+TASK = (
+    "task csv jsonl dev_file test_file input target id free_form merge_labels several split_column group split_by "
+    "format encoding delimiter quotechar header missing empty long_rows metric"
+)
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"
 ENGINE = "base_url api_key_env lm_option threads"

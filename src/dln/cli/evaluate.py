@@ -1,45 +1,56 @@
-"""`dln eval` and `dln predict`: the accuracy of a network, compared with another one, and its predictions."""
+"""`dln eval`: the accuracy of a network on a part of its data or on a whole file, compared with another network."""
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
-from rich.table import Table
 
 from dln.cli import flags
 from dln.cli.build import build_task, ensemble_line, initial_network, open_network, present_models, recorded_config
 from dln.cli.config import CACHE, ENGINE, PRICES, SIZES, TASK, RunConfig, training_options
 from dln.cli.models import Loader
-from dln.cli.output import err, evaluation_table, examples, note, one_line, out, print_record, record_line, safe
-from dln.cli.sources import configured, named_file
-from dln.data import Example
-from dln.data.dataset import Dataset, cell_text
-from dln.data.readers import INPUT_NAMES, read_csv, read_jsonl
+from dln.cli.output import err, evaluation_table, examples, in_flags, note, note_in_flags, out, print_record, safe
+from dln.cli.sources import configured
+from dln.data import Dataset, Metric, NamedMetric
+from dln.data.dataset import examples_of
+from dln.data.metrics import METRIC_NAMES, load_metric, suggested_metric
+from dln.data.registry import is_file
+from dln.data.resolve import ReadReport, Resolved, resolve, row_hash
+from dln.data.spec import DataSpec
+from dln.data.splits import subsample
 from dln.errors import InputError
-from dln.io import read_text
-from dln.nn import Prediction
 from dln.nn.ensemble import AnyNetwork, members_of
-from dln.nn.sequential import Vote
 from dln.train import conclude, fitted_initial
 from dln.train.estimate import check_room
 from dln.train.run import read_meta, to_line
 
-__all__ = ["EVALUATE_EPILOG", "PREDICT_EPILOG", "evaluate", "predict"]
+__all__ = ["EVALUATE_EPILOG", "evaluate", "file_spec", "read_again"]
 
 EVALUATE_EPILOG = examples(
     "dln eval runs/questions",
     "dln eval runs/questions --split dev --samples 8",
+    "dln eval runs/mail --csv more.csv",
     "dln eval runs/questions --answers free",
     "dln eval runs/mail --base-url http://127.0.0.1:8000/v1",
     "dln eval network.json --csv mail.csv --input message --target kind --against old.json",
 )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is evaluated on, and how."""
+
+    dataset: Dataset
+    split: str
+    metric: Metric | NamedMetric | str
+    report: ReadReport | None = None
+    dev: Dataset | None = None
 
 
 @configured(TASK, "data leaky", SIZES, "lm", ENGINE, CACHE, PRICES)
@@ -51,6 +62,14 @@ def evaluate(
         Literal["test", "dev", "train"],
         typer.Option("--split", help="Examples to evaluate on.", rich_help_panel=flags.DATA),
     ] = "test",
+    include_seen: Annotated[
+        bool,
+        typer.Option(
+            "--include-seen",
+            help="Evaluate also on rows that were used in training or are shown in the prompts.",
+            rich_help_panel=flags.DATA,
+        ),
+    ] = False,
     samples: flags.Draws = None,
     answers: flags.Answers = None,
     against: Annotated[
@@ -61,20 +80,33 @@ def evaluate(
     ] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Evaluate a network: accuracy with a 95 % interval, and a paired test against another network."""
+    """Evaluate a network: accuracy with a 95 % interval, and a paired test against another network.
+
+    A file is evaluated as a whole, with the columns of the run. Rows that the run trained on are left out.
+    """
     lm = given.get("lm", {}).get("spec")
     is_run = network.is_dir() and (network / "run.yaml").exists()
-    recorded = _recorded(network, config, given) if is_run else None
-    if recorded is not None:
-        config = config.model_copy(update={"task": recorded.task, "data": recorded.data})
-    task = build_task(config)
-    dataset = cast(Dataset, getattr(task, split))
-    for text in dict.fromkeys((*task.notes, *dataset.notes)):
-        note(f"note: {text}")
-    config = present_models(config, network, lm)
+    recorded = recorded_config(network) if is_run and read_meta(network).get("config") else None
+    explicit = cast("dict[str, Any]", given.get("task", {}))
+    whole = any(explicit.get(name) for name in ("csv", "jsonl")) or is_file(str(explicit.get("name") or ""))
+    models = present_models(config, network, lm)
     with ExitStack() as stack:
-        load = Loader(config, lm, stack)
+        load = Loader(models, lm, stack)
         after = open_network(network, load)
+        try:
+            if whole:
+                data = _whole_file(config, recorded, explicit, after, network)
+            else:
+                data = _part(config, recorded, given, split)
+        except InputError as error:
+            raise in_flags(error) from error
+        left_out: dict[str, int] = {}
+        if not include_seen and data.split not in ("train", "dev"):
+            data, left_out = _unseen(data, after, network)
+        size = given.get("data", {}).get("test_size") if whole else None
+        if size is not None:
+            data = replace(data, dataset=subsample(data.dataset, size, config.data.seed))
+        dataset = data.dataset
         initial = initial_network(network, load) if is_run and against is None else None
         before = initial if against is None else open_network(against, load)
         if answers is not None:
@@ -85,25 +117,23 @@ def evaluate(
             check_room(member, dataset)
         # as at the end of training: the initial prompts with an output layer fitted on the whole dev set
         fitted = None
-        if (
-            initial is not None
-            and recorded is not None
-            and not (split == "dev" and "dev_size" in given.get("data", {}))
-        ):
-            fitted = fitted_initial(initial, task.dev, task.metric, training_options(recorded))
+        cut = data.split == "dev" and "dev_size" in given.get("data", {})
+        if initial is not None and recorded is not None and data.dev is not None and not cut:
+            fitted = fitted_initial(initial, data.dev, data.metric, training_options(recorded))
         with err().status("evaluating") as status:
             event = conclude(
                 before,
                 after,
                 dataset,
                 fitted=fitted,
-                split=split,
-                metric=task.metric,
+                split=data.split,
+                metric=data.metric,
                 samples=samples,
                 progress=lambda done, total: status.update(f"evaluating {done}/{total}"),
             )
     if as_json:
-        print_record(json.loads(to_line(event)))
+        about = {} if data.report is None else {"data": {**data.report.to_json(), "left_out": left_out}}
+        print_record({**json.loads(to_line(event)), **about})
         return
     names = (against.name if against is not None else "before", network.name if against is not None else "after")
     out().print(evaluation_table(event, names))
@@ -117,222 +147,110 @@ def _print_ensembles(named: Iterable[tuple[str, AnyNetwork | None]]) -> None:
             out().print(safe(f"{name}: {several}"))
 
 
-def _recorded(run: Path, config: RunConfig, given: dict[str, Any]) -> RunConfig | None:
-    """The settings of the run whose data is evaluated on; None where another task is named."""
-    if not read_meta(run).get("config"):
-        return recorded_config(run) if config.task == RunConfig.model_validate({}).task else None
-    recorded = recorded_config(run)
-    other = (config.task.name, config.task.csv, config.task.jsonl)
-    if other not in ((None, None, None), (recorded.task.name, recorded.task.csv, recorded.task.jsonl)):
-        return None
-    if "task" in given and other == (None, None, None):
-        return None  # columns without a file: the error says that a task is missing
-    sizes = {name: value for name, value in given.get("data", {}).items() if name in SIZES.split()}
-    return recorded.model_copy(update={"data": recorded.data.model_copy(update=sizes)})
+def _part(config: RunConfig, recorded: RunConfig | None, given: Mapping[str, Any], split: str) -> _Data:
+    """A part of the run's own data, read as it was then unless a flag says otherwise; or of another known task."""
+    name = given.get("task", {}).get("name")
+    own = recorded is not None and (name is None or name == recorded.task.name)
+    if recorded is not None and own:
+        task = recorded.task.model_copy(update=_fields(given.get("task", {})))
+        sizes = {key: value for key, value in given.get("data", {}).items() if key in SIZES.split()}
+        data = recorded.data.model_copy(update=sizes)
+        options = recorded.options
+        config = config.model_copy(update={"task": task, "data": data, "options": options})
+    task = build_task(config)
+    dataset = cast(Dataset, getattr(task, split))
+    return _Data(dataset, split, task.metric, task.report, task.dev if own else None)
 
 
-PREDICT_EPILOG = examples(
-    'dln predict runs/questions "How tall is the tower?"',
-    "dln predict runs/questions --file questions.txt --json",
-    "dln predict network.json --file mail.csv --input message --out answers.csv",
-    "dln predict runs/mail --base-url http://127.0.0.1:8000/v1 --file mail.txt",
-    "cat questions.txt | dln predict runs/questions -",
-)
-CHUNK = 64
-FORMS: dict[str, str | None] = {".csv": ",", ".tsv": "\t", ".jsonl": None}
-"""Extensions of output files, with the delimiter of a table."""
-
-STANDARD_INPUT = Path("-")
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task that flags gave, validated."""
+    read = RunConfig.model_validate({"task": dict(given)}).task
+    return {name: getattr(read, name) for name in given}
 
 
-@configured("input seed lm", ENGINE, CACHE, seed=0)
-def predict(
-    config: RunConfig,
-    given: dict[str, Any],
-    network: flags.NetworkOrRun,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; - or none: lines of standard input.")
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", metavar="FILE", help="Inputs: one per line (- is standard input), or a .csv, .tsv or .jsonl file."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Write predictions to a .csv, .tsv or .jsonl file."),
-    ] = None,
-    samples: flags.Draws = None,
-    answers: flags.Answers = None,
-    as_json: flags.Json = False,
-) -> None:
-    """Predict the label of each input, with probabilities and hidden texts."""
-    inputs = _inputs(texts or [], file, given.get("task", {}).get("input"))
-    lm, seed = given.get("lm", {}).get("spec"), int(given["options"]["seed"])
-    config = present_models(config, network, lm)
-    if output is not None and output.suffix.lower() not in FORMS:
-        raise InputError("unknown format of the output file", where="--out", got=output, expected=", ".join(FORMS))
-    with ExitStack() as stack:
-        trained = open_network(network, Loader(config, lm, stack))
-        trained = trained if answers is None else trained.with_answers(answers)
-        for member in members_of(trained):
-            check_room(member, inputs)
-        several = ensemble_line(trained)
-        if several is not None:
-            note(several)
-        write = _print_json if as_json else _print_table
-        if output is not None:
-            write = stack.enter_context(_writer(output, trained.labels or ()))
-        for start in range(0, len(inputs), CHUNK):
-            part = [example.input for example in inputs[start : start + CHUNK]]
-            for text, prediction in zip(part, trained.predict_many(part, samples=samples, seed=seed), strict=True):
-                write(text, prediction)
-    if output is not None:
-        note(f"written: {output} ({len(inputs)} predictions)")
+def file_spec(config: RunConfig, recorded: RunConfig | None, explicit: Mapping[str, Any]) -> tuple[DataSpec, DataSpec]:
+    """How a file is read for a run: by the flags, and below them by the settings of the run or of a settings file."""
+    own = RunConfig.model_validate({"task": {name: v for name, v in explicit.items() if name in _READ}}).task.spec
+    below = (config if recorded is None else recorded).task.spec
+    fresh = {name: getattr(DataSpec(), name) for name in ("path", "dev_file", "test_file", "format", *_SPLITTING)}
+    return own, below.model_copy(update=fresh)
 
 
-Write = Callable[[str, Prediction], None]
+_SPLITTING = ("split_column", "group", "split_by")
+_READ = frozenset(DataSpec.model_fields)
+_DIALECT = ("encoding", "delimiter", "quotechar", "header")
 
 
-def _print_json(text: str, prediction: Prediction) -> None:
-    print_record(_record(text, prediction))
-
-
-def _print_table(text: str, prediction: Prediction) -> None:
-    out().print(_table(text, prediction))
-
-
-@contextmanager
-def _writer(path: Path, labels: Sequence[str]) -> Generator[Write]:
-    """A function that adds a prediction to a file, in the format of its extension.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+def read_again(own: DataSpec, below: DataSpec, read: Any) -> Any:
+    """Call `read` with the specification of a file: the dialect of the run's file counts if this file has it too."""
+    spec = own.over(below)
+    inherited = {name: None for name in _DIALECT if getattr(own, name) is None and getattr(below, name) is not None}
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            delimiter = FORMS[path.suffix.lower()]
-            yield _json_lines(file) if delimiter is None else _rows(file, delimiter, labels)
-    except OSError as error:
-        raise InputError("cannot write the output file", where=path, got=error.strerror, fix="another --out") from error
-
-
-def _json_lines(file: TextIO) -> Write:
-    def write(text: str, prediction: Prediction) -> None:
-        file.write(record_line(_record(text, prediction)))
-
-    return write
-
-
-def _rows(file: TextIO, delimiter: str, labels: Sequence[str]) -> Write:
-    """Input, label and its probability; then the probability of each label of a closed set."""
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(["input", "label", "probability", *(f"p({name})" for name in labels)])
-
-    def write(text: str, prediction: Prediction) -> None:
-        p = prediction.probabilities
-        writer.writerow([text, prediction.label, p.get(prediction.label, ""), *(p.get(name, "") for name in labels)])
-
-    return write
-
-
-def _inputs(texts: list[str], file: Path | None, column: str | None) -> list[Example]:
-    """The inputs, each with its place as its id."""
-    if file is not None and texts:
-        raise InputError(
-            "inputs are given twice",
-            where="TEXT and --file",
-            got=f"{texts[0]!r} and {file}",
-            fix="leave out one of them",
-        )
-    if column is not None and file is None:
-        raise InputError("a column needs a file", where="--input", got=column, fix="name the file with --file")
-    if file == STANDARD_INPUT and column is None:
-        file, texts = None, ["-"]
-    if len(texts) > 1 and "-" in texts:
-        raise InputError(
-            "inputs are given twice", where="TEXT", got="- and other texts", expected="texts, or - for standard input"
-        )
-    if file is not None:
-        found = _read(file, column)
-    elif texts and texts != ["-"]:
-        found = [Example(text, "", f"text {n}") for n, text in enumerate(texts, 1)]
-    elif not texts and sys.stdin.isatty():
-        raise InputError(
-            "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE
-        )
-    else:
-        found = _lines((line.rstrip("\r\n") for line in sys.stdin), "standard input")
-    if not found:
-        raise InputError("there is nothing to predict", where=file or "standard input", got="no lines")
+        return read(spec)
+    except InputError:
+        if not inherited:
+            raise
+    found = read(spec.model_copy(update=inherited))
+    note(f"note: this file is not read with the run's {' and '.join(inherited)}, which do not fit it")
     return found
 
 
-def _lines(lines: Iterable[str], source: object) -> list[Example]:
-    return [Example(line, "", f"{source}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+def _whole_file(
+    config: RunConfig, recorded: RunConfig | None, explicit: Mapping[str, Any], network: AnyNetwork, place: Path
+) -> _Data:
+    """All rows of a file, with the columns and labels of the run."""
+    own, below = file_spec(config, recorded, explicit)
+    files = config.task.spec
+    own = own.model_copy(update={"path": files.path, "format": own.format or files.format})
+    if network.labels is None:
+        below = below.model_copy(update={"labels": None, "free_form": True})
+    elif below.labels is None or own.labels is not None:
+        below = below.model_copy(update={"labels": list(network.labels), "free_form": None})
+    found: Resolved = read_again(own, below, lambda spec: resolve(spec, evaluation=True))
+    note(found.report.summary)
+    for text in found.report.notes:
+        note(f"note: {note_in_flags(text)}")
+    dataset = examples_of(found)
+    name = config.task.metric if "metric" in explicit else None if recorded is None else recorded.task.metric
+    if name is None and network.labels is None:
+        known = read_meta(place).get("metric") if place.is_dir() and (place / "run.yaml").exists() else None
+        name = known if known in METRIC_NAMES else suggested_metric(dataset.targets)
+    return _Data(dataset, "file", load_metric(name or "exact_match", network.labels), found.report)
 
 
-EXAMPLE = 'dln predict runs/questions "How tall is the tower?"'
+def _unseen(data: _Data, network: AnyNetwork, place: Path) -> tuple[_Data, dict[str, int]]:
+    """The rows that the run has not used: neither trained or selected on, nor shown in the prompts.
 
-
-def _read(file: Path, column: str | None) -> list[Example]:
-    suffix = file.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        if column is not None:
-            raise InputError(
-                "this file has lines, not columns", where=file, got=f"--input {column}", fix="leave out --input"
-            )
-        return _lines(read_text(named_file(file), "utf-8").splitlines(), file)
-    if suffix in (".csv", ".tsv"):
-        table = read_csv(file, delimiter="\t" if suffix == ".tsv" else None, wanted=(column,))
-    else:
-        table = read_jsonl(file)
-    by_case = {name.strip().casefold(): name for name in reversed(table.columns)}
-    guess = next((by_case[name] for name in INPUT_NAMES if name in by_case), None)
-    if guess is None and len(table.columns) == 1:
-        guess = table.columns[0]
-    chosen = column or guess
-    if chosen is None or chosen not in table.columns:
+    Raises:
+        InputError: no row is left.
+    """
+    run = place if place.is_dir() else place.parent
+    seen = cast("dict[str, str]", read_meta(run).get("seen") or {}) if (run / "run.yaml").exists() else {}
+    parts = {f"{part} rows of the run": frozenset(hashes.split()) for part, hashes in seen.items()}
+    shown = (d.x for member in members_of(network) for p in member.parameters() for d in p.demonstrations)
+    parts["shown in the prompts"] = frozenset(map(row_hash, shown))
+    counts: dict[str, int] = {}
+    kept: list[int] = []
+    for i, example in enumerate(data.dataset):
+        key = row_hash(example.input)
+        found = next((name for name, hashes in parts.items() if key in hashes), None)
+        if found is None:
+            kept.append(i)
+        else:
+            counts[found] = counts.get(found, 0) + 1
+    if not counts:
+        if data.split == "file" and seen:
+            note("note: no row of this file was used in training")
+        return data, {}
+    listed = ", ".join(f"{n} {name}" for name, n in counts.items())
+    if not kept:
         raise InputError(
-            "cannot tell which column has the inputs" if column is None else f"there is no column {column!r}",
-            where=file,
-            got=f"columns {', '.join(map(repr, table.columns))}",
-            fix="name one of them with --input",
+            "every row was used in training",
+            where=data.dataset.name,
+            got=listed,
+            expected="rows that the run has not seen",
+            fix="--include-seen evaluates them all the same",
         )
-    return [Example(cell_text(table, row, chosen), "", table.where(row)) for row in table.rows]
-
-
-def _record(text: str, prediction: Prediction) -> dict[str, Any]:
-    return {
-        "input": text,
-        "label": prediction.label,
-        "probabilities": prediction.probabilities,
-        "hidden": [list(chain) for chain in prediction.hidden],
-        "label_mass": prediction.label_mass,
-        "members": [vote.to_json() for vote in prediction.members],
-    }
-
-
-def _table(text: str, prediction: Prediction) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]input[/]", one_line(text, 200))
-    table.add_row("[bold]label[/]", safe(prediction.label) if prediction.scored else "– (no finite score)")
-    best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:10]
-    table.add_row("[bold]probabilities[/]", ", ".join(f"{one_line(name, 40)} {p:.3f}" for name, p in best))
-    for vote in prediction.members:
-        table.add_row(f"[bold]member {vote.member + 1}[/]", _vote(vote))
-    for number, chain in enumerate(prediction.hidden[:3], 1):
-        for level, hidden in enumerate(chain, 1):
-            table.add_row(
-                f"[bold]h{level}[/]" + (f" draw {number}" if prediction.draws > 1 else ""), one_line(hidden, 300)
-            )
-    table.add_row("", "")
-    return table
-
-
-def _vote(vote: Vote) -> str:
-    """The prediction of one member of an ensemble, and its weight."""
-    probability = vote.probabilities.get(vote.label)
-    said = "– (no finite score)" if probability is None else f"{one_line(vote.label, 40)} {probability:.3f}"
-    return f"weight {vote.weight:.3f}: {said}"
+    total = sum(counts.values())
+    note(f"note: {total} of {len(data.dataset)} rows are left out: {listed} (--include-seen evaluates them too)")
+    return replace(data, dataset=data.dataset.select(kept)), counts

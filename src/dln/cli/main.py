@@ -30,7 +30,7 @@ COMMANDS = {
     "init": "dln.cli.init:init",
     "train": "dln.cli.train:train",
     "eval": "dln.cli.evaluate:evaluate",
-    "predict": "dln.cli.evaluate:predict",
+    "predict": "dln.cli.predict:predict",
     "resume": "dln.cli.train:resume",
     "bench": "dln.cli.bench:app",
     "probe-task": "dln.cli.tune:probe_task",

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from types import FrameType
@@ -40,6 +40,7 @@ __all__ = [
     "expectation",
     "in_flags",
     "note",
+    "note_in_flags",
     "one_line",
     "out",
     "p_value",
@@ -180,15 +181,25 @@ UsageError: type[Exception] = cast("type[Exception]", typer.BadParameter.__mro__
 """The base of Typer's errors about a command line. It is found from a public class: Typer has its own since 0.26,
 and took Click's before."""
 
-_WORDS: tuple[tuple[str, str], ...] = (
+
+def _flag_of(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')} {match[2]}"
+
+
+_WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r'\b(input|target)="([^"]*)"', r'--\1 "\2"'),
     (r'\bdata="([^"]*)"', r"--data \1"),
     (r"\bdata=…", "--data DIR"),
     (r"\bfree_form=True", "--free-form"),
     (r"\bfree_form=False", "--labels"),
     (r"\blabels=(\{.*\})", r"task: {labels: \1} in a --config file"),
-    (r'\b(?:say |or name its encoding: )encoding="[^"]*", or save', "save"),
-    (r',? or name its encoding: encoding="[^"]*"', ""),
+    (r"\bheader=False", "--no-header"),
+    (r"\bheader=True", "--header"),
+    (r"\bmerge_labels=True", "--merge-labels"),
+    (
+        r"\b(encoding|delimiter|quotechar|long_rows|missing|several|split_column|format)=[\"']?([\w./-]+|…)[\"']?",
+        _flag_of,
+    ),
 )
 
 RENAMED: dict[str, dict[str, str]] = {
@@ -234,10 +245,19 @@ def in_flags(error: InputError) -> InputError:
     no input column
       try: name it: --input "text"
     """
-    fix = error.fix
-    for pattern, flag in _WORDS:
-        fix = None if fix is None else re.sub(pattern, flag, fix)
+    fix = None if error.fix is None else note_in_flags(error.fix)
     return type(error)(error.message, where=error.where, got=error.got, expected=error.expected, fix=fix)
+
+
+def note_in_flags(text: str) -> str:
+    """A note with flags in the place of Python arguments.
+
+    >>> note_in_flags("merge_labels=True merges them")
+    '--merge-labels merges them'
+    """
+    for pattern, flag in _WORDS:
+        text = re.sub(pattern, flag, text)
+    return text
 
 
 def expectation(problem: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ from dln.cli.config import (
     parse_config,
 )
 from dln.cli.flags import Config
+from dln.cli.output import note
+from dln.data.registry import is_file
 from dln.errors import InputError
 from dln.train.options import nested
 
@@ -33,19 +35,22 @@ __all__ = ["PROJECT_FILE", "configured", "load_config", "named_file", "parse_set
 PROJECT_FILE = Path("dln.yaml")
 
 _PATHS = (
-    *(("task", "csv"), ("task", "jsonl"), ("data", "directory")),
+    *(("task", name) for name in ("path", "csv", "jsonl", "dev_file", "test_file")),
+    ("data", "directory"),
     *(("lm", "cache_path"), ("lm", "prices_file"), ("network", "prompts_from")),
 )
 _WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals", "base_url"}
 """Values that replace a lower one as a whole."""
 
-_EITHER = {"task": ({"name", "csv", "jsonl"},), "network": ({"prompts", "prompts_from"},)}
+_EITHER = {"task": ({"name", "path", "csv", "jsonl"},), "network": ({"prompts", "prompts_from"},)}
 """Fields of a section that exclude one another: a higher source's one puts out a lower one's other."""
 
 _MODELS = ("lm", "prompt_lm", "hidden_lm")
 """Sections of a model and its server."""
 
 _CSV, _JSONL = (".csv", ".tsv"), (".jsonl", ".ndjson")
+_KEPT = {"name", "path", "csv", "jsonl", "instruction", "metric"}
+"""Settings of a task that has a name; the others say how a file is read."""
 
 
 def configured(*groups: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -229,7 +234,7 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`; another task drops the lower one's file and columns."""
+    """`change` over `base`, field by field; a task by name has no file, and drops how one is read, with a note."""
     merged = dict(base)
     for name, value in change.items():
         below = merged.get(name)
@@ -239,7 +244,12 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         inner, over = cast(Mapping[str, Any], below), cast(Mapping[str, Any], value)
         for group in _EITHER.get(name, ()):
             if group & set(over):
-                inner = {} if name == "task" else {k: v for k, v in inner.items() if k not in group}
+                inner = {k: v for k, v in inner.items() if k not in group}
+                if name == "task" and over.get("name") is not None:
+                    unused = [k for k, v in inner.items() if v not in (None, [], ())]
+                    if unused:
+                        note(f"note: not used for the task {over['name']}: {', '.join(unused)} of a settings file")
+                    inner = {}
         if name in _MODELS:
             inner = _server_below(inner, over)
         merged[name] = _merge(inner, over)
@@ -270,12 +280,21 @@ def _absolute(layer: Mapping[str, Any], base: Path) -> dict[str, Any]:
             models[side] = {"spec": models[side]}  # the short form, so that sources can be put together
     task = cast(dict[str, Any], result.get("task") or {})
     name = str(task.get("name") or "")
-    for kind, suffixes in (("csv", _CSV), ("jsonl", _JSONL)):
-        if name.lower().endswith(suffixes):
-            del task["name"]
-            task[kind] = name
+    if name and is_file(name):
+        del task["name"]
+        kinds = (kind for kind, suffixes in (("csv", _CSV), ("jsonl", _JSONL)) if name.lower().endswith(suffixes))
+        task[next(kinds, "path")] = [name]
     for section, field in _PATHS:
         values = cast(dict[str, Any], result.get(section) or {})
-        if values.get(field) is not None:
-            values[field] = str(base / Path(named_file(values[field])).expanduser())
+        given = values.get(field)
+        if isinstance(given, list | tuple):
+            values[field] = [_absolute_path(one, base) for one in cast("Sequence[object]", given)]
+        elif given is not None:
+            values[field] = _absolute_path(given, base)
     return result
+
+
+def _absolute_path(name: object, base: Path) -> str:
+    """A path as an absolute one; names of Hugging Face datasets stay."""
+    text = named_file(name)
+    return text if text.startswith("hf/") and not (base / text).exists() else str(base / Path(text).expanduser())

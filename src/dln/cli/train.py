@@ -20,7 +20,16 @@ import yaml
 from rich.table import Table
 
 from dln.cli import flags
-from dln.cli.build import build_network, build_task, ensemble_line, initial_network, recorded_config, task_label
+from dln.cli.build import (
+    build_network,
+    build_task,
+    data_record,
+    ensemble_line,
+    initial_network,
+    recorded_config,
+    task_label,
+    with_columns,
+)
 from dln.cli.config import (
     CACHE,
     ENGINE,
@@ -304,8 +313,6 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
     """
     training_options(config)  # invalid options are reported before anything is loaded
     task = build_task(config)
-    for text in dict.fromkeys((*task.notes, *task.train.notes)):
-        note(f"note: {text}")
     if resume:
         restore_threads(read_meta(directory).get("threads"))
     with ExitStack() as stack:
@@ -319,7 +326,8 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         record = None
         try:
             if not resume:
-                config, record = _begin(config, task, network, models)
+                config, record = _begin(with_columns(config, task), task, network, models)
+                record |= data_record(task)
             options = training_options(config)
             board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
             watch = choose_watch(board, as_json=as_json)

@@ -235,7 +235,7 @@ def _one_per_task(config: RunConfig, tasks: str | None) -> list[RunConfig]:
     config = config.model_copy(update={"data": config.data.model_copy(update={"dev_size": None})})
     if tasks is None:
         return [config]
-    if config.task.name or config.task.csv or config.task.jsonl:
+    if config.task.name or config.task.files:
         raise InputError("tasks are given twice", where="--tasks", got=tasks, fix="leave out --task, --csv and --jsonl")
     return [with_task(config, name) for name in names_of(tasks, "--tasks")]
 

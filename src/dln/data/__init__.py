@@ -19,10 +19,13 @@ from dln.data.metrics import (
     scores,
 )
 from dln.data.registry import bundled_names, load_task, task_from_file, task_names
+from dln.data.resolve import ReadReport
+from dln.data.spec import DataSpec
 from dln.data.splits import split
 from dln.data.tasks import Task
 
 __all__ = [
+    "DataSpec",
     "Dataset",
     "ExactMatch",
     "Example",
@@ -30,6 +33,7 @@ __all__ = [
     "Metric",
     "NamedMetric",
     "NumberPresence",
+    "ReadReport",
     "Score",
     "Task",
     "accuracy",

@@ -26,7 +26,8 @@ INPUT_NAMES = (
 
 TARGET_NAMES = (
     "target", "label", "answer", "class", "y", "output", "category", "labels", "gold", "sentiment", "intent", "topic",
-    "tag", "rating", "completion", "response", "answers", "stars", "kind", "type", "tags", "categories", "score", "grade",
+    "tag", "rating", "completion", "response", "answers", "stars", "kind", "type", "tags", "categories", "score",
+    "grade",
     "kategorie", "klasse", "stimmung", "antwort", "catégorie", "étiquette", "classe", "réponse", "categoría",
     "categoria", "etiqueta", "clase", "respuesta", "resposta", "标签", "类别", "分类", "答案", "情感", "ラベル", "分類",
     "التصنيف", "метка", "категория", "класс", "ответ", "라벨", "분류",
@@ -41,7 +42,8 @@ PAIRS = (
 """Columns that are read together if both are there."""
 
 _ID_NAME = re.compile(
-    r"(|#|id|_id|nr\.?|no\.?|num|number|index|idx|key|uuid|guid|row|row_?id|unnamed: 0|编号|номер|.*[_ .-]id)", re.IGNORECASE
+    r"(|#|id|_id|nr\.?|no\.?|num|number|index|idx|key|uuid|guid|row|row_?id|unnamed: 0|编号|номер|.*[_ .-]id)",
+    re.IGNORECASE,
 )
 
 

@@ -28,7 +28,7 @@ STANDARD_INPUT = ("-", "/dev/stdin")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text of a file, its encoding, and how that is known: "given", "mark" (byte order mark), "utf-8" or "guess"."""
+    """The text of a file, its encoding, and how that is known: "given", "mark" (byte order), "utf-8" or "guess"."""
 
     text: str
     encoding: str
@@ -59,7 +59,10 @@ def read_bytes(path: str) -> bytes:
         return _decompressed(data, path)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(
-            "the compressed file is damaged", where=path, got=str(error) or type(error).__name__, fix="compress it again"
+            "the compressed file is damaged",
+            where=path,
+            got=str(error) or type(error).__name__,
+            fix="compress it again",
         ) from error
 
 
@@ -76,7 +79,9 @@ def _decompressed(data: bytes, path: str) -> bytes:
         names = [
             info.filename
             for info in archive.infolist()
-            if not info.is_dir() and not info.filename.startswith("__MACOSX") and not Path(info.filename).name.startswith(".")
+            if not info.is_dir()
+            and not info.filename.startswith("__MACOSX")
+            and not Path(info.filename).name.startswith(".")
         ]
         if len(names) != 1:
             raise InputError(
@@ -187,9 +192,17 @@ _CANDIDATES = (
 
 _WIDE = ("cp932", "euc-jp", "gb18030", "big5", "cp949")
 _FREQUENT = {
-    "gb18030": "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从今回很己最但现满意味差服务牛肉",
-    "big5": "的一是不了人我在有他這為之大來以個中上們到說國和地也子時道出而要於就下得可你年生自會那後能對著事其裡所去行過家十用發天如然作方成者多日都三小軍二無同麼經法當起與好看學進種將還分此心前面又定見只主沒公從今回很己最但現滿意味差服務",
-    "cp949": "이다는을가에의하고지은를한기로도사아어나자시인그리대수있서니해일들정보여라게만스부주안전구원장제상과요면문무내오우비소동배송빠좋",
+    "gb18030": (
+        "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与"
+        "好看学进种将还分此心前面又定见只主没公从今回很己最但现满意味差服务牛肉"
+    ),
+    "big5": (
+        "的一是不了人我在有他這為之大來以個中上們到說國和地也子時道出而要於就下得可你年生自會那後能對著事其裡所去行過家十用發天如然作方成者多日都三小軍二無同麼經法當起與"
+        "好看學進種將還分此心前面又定見只主沒公從今回很己最但現滿意味差服務"
+    ),
+    "cp949": (
+        "이다는을가에의하고지은를한기로도사아어나자시인그리대수있서니해일들정보여라게만스부주안전구원장제상과요면문무내오우비소동배송빠좋"
+    ),
 }
 
 

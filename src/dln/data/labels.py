@@ -127,7 +127,7 @@ def label_order(names: Sequence[str]) -> tuple[str, ...]:
 
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _JOINER = re.compile("(?:^|(?<=[\\s\u0000-\u024f]))[\u200c\u200d]+|[\u200c\u200d]+(?=[\\s\u0000-\u024f]|$)")
-"""Joiners that join nothing: at an end, or beside a Latin letter; within emoji and Persian words they have a meaning."""
+"""Joiners that join nothing: at an end, or beside a Latin letter; in emoji and Persian words they have a meaning."""
 
 
 def folded(text: str) -> str:

@@ -389,14 +389,10 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
         return metric
     if not isinstance(metric, str):
         return FunctionMetric(_two_arguments(metric), _name_of(metric))
-    if metric == "exact_match":
-        return ExactMatch(tuple(labels or ()))
-    if metric == "number_presence":
-        return NumberPresence()
-    if metric == "paper":
-        return PaperMatch(tuple(labels or ()))
-    if metric in _NAMED:
-        return FunctionMetric(_NAMED[metric], metric)
+    if metric in ("exact_match", "paper"):
+        return (ExactMatch if metric == "exact_match" else PaperMatch)(tuple(labels or ()))
+    if metric in METRIC_NAMES:
+        return FunctionMetric(_NAMED[metric], metric) if metric in _NAMED else NumberPresence()
     function = extensions.load("metric", metric, METRIC_NAMES)
     if not callable(function):
         raise InputError(

@@ -180,7 +180,9 @@ def _any_cell_size() -> Generator[None]:
 Records = list[tuple[int, list[str]]]
 
 
-def _records(text: str, delimiter: str, quote: str | None, escape: str | None = None) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    text: str, delimiter: str, quote: str | None, escape: str | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, cells) of every record; a blank line has no cells."""
     options: dict[str, Any] = {"delimiter": delimiter, "strict": True}
     if quote is None:
@@ -205,7 +207,7 @@ def _all_records(
     records: Records = []
     try:
         for line, cells in _records(text, delimiter, quote):
-            records.append((line + first - 1, cells))  # noqa: PERF401 - what was read before an error tells the line
+            records.append((line + first - 1, cells))
         return records, False
     except csv.Error as error:
         failed: Exception = error
@@ -246,9 +248,7 @@ def _line_after(text: str, delimiter: str, quote: str | None, start: int) -> int
     return start
 
 
-def _dialect_of(
-    text: str, delimiter: str | None, quote: str | None, wanted: Sequence[str]
-) -> tuple[str, str | None]:
+def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Sequence[str]) -> tuple[str, str | None]:
     """Delimiter and quote character: most wanted columns, then the most even rows, then the most columns."""
     quotes: tuple[str | None, ...] = (None,) if quote == "none" else (quote or '"',)
     head = text[:_SNIFFED]
@@ -338,7 +338,10 @@ def _json(text: str, name: str) -> Table:
             return replace(_json_lines(text, name), notes=("JSON Lines, not one JSON value",))
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise InputError(
-            "the file is not valid JSON", where=f"{name}, line {line}", got=str(error)[:80], expected="a list of objects"
+            "the file is not valid JSON",
+            where=f"{name}, line {line}",
+            got=str(error)[:80],
+            expected="a list of objects",
         ) from error
     records = _objects(value)
     if records is None:
@@ -357,9 +360,11 @@ def _objects(value: object) -> list[Any] | None:
     if isinstance(value, list):
         items = cast("list[object]", value)
         return _questions(items) or items
-    if not isinstance(value, dict):
-        return None
-    fields = cast("dict[str, object]", value)
+    return _objects_within(cast("dict[str, object]", value)) if isinstance(value, dict) else None
+
+
+def _objects_within(fields: dict[str, object]) -> list[Any] | None:
+    """The records of an object: its parts, its columns, or the one list of objects that it holds."""
     lists = {key: cast("list[object]", inner) for key, inner in fields.items() if isinstance(inner, list)}
     if lists and len(lists) == len(fields) and set(map(str.lower, lists)) <= set(PART_NAMES):
         return [{**cast("dict[str, object]", row), "split": part} for part, rows in lists.items() for row in rows]
@@ -440,7 +445,7 @@ def _excel(value: object) -> str:
 def _parquet(data: bytes, name: str) -> Table:
     try:
         import pyarrow
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise InputError("reading Parquet files needs pyarrow", where=name, fix="pip install 'dln[parquet]'") from error
     try:
@@ -452,7 +457,7 @@ def _parquet(data: bytes, name: str) -> Table:
 
 
 def _folder(folder: Path, spec: DataSpec) -> Table:
-    """Text files of a folder: the name of a text's sub-folder is its label, `train`, `dev` and `test` above it its part."""
+    """Text files of a folder: the sub-folder of a text is its label, and `train`, `dev` or `test` above it its part."""
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         return _saved_dataset(folder)
     files = sorted(
@@ -491,6 +496,8 @@ def _saved_dataset(folder: Path) -> Table:
     try:
         import datasets
     except ImportError as error:
-        raise InputError("the library `datasets` is not installed", where=folder, fix="pip install 'dln[hf]'") from error
+        raise InputError(
+            "the library `datasets` is not installed", where=folder, fix="pip install 'dln[hf]'"
+        ) from error
     load: Callable[[str], Mapping[str, object]] = cast(Any, datasets).load_from_disk
     return replace(table_of_hf(load(str(folder)), split=None), source=folder.name)

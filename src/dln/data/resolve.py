@@ -207,7 +207,8 @@ def _shape(table: Table, spec: DataSpec) -> list[str]:
             f"{_count(len(long), 'row')} of {len(table.rows)} and the header have different numbers of cells",
             where=table.where(long[0]),
             got=long[0].problem.removeprefix(LONG).strip(" ()").replace("instead", "cells instead"),
-            expected=f"{len(table.columns)} ({', '.join(table.columns[:8])}), divided by {table.facts.get('delimiter')!r}",
+            expected=f"{len(table.columns)} ({', '.join(table.columns[:8])}), "
+            f"divided by {table.facts.get('delimiter')!r}",
             fix='put cells that contain the delimiter in double quotes; or long_rows="skip", long_rows="cut", '
             "or another delimiter",
         )
@@ -268,8 +269,10 @@ def _with_split_column(
         if column.lower() not in ("split", "fold", "part", "partition", "subset", "set") or column in choice.input:
             continue
         said = {str(cell_of(item.cells, column) or "").strip().lower() for item in items if not item.problem}
-        if column != choice.target and {"train", "test"} <= {PART_NAMES.get(word, "") for word in said} - {""} and all(
-            word in PART_NAMES for word in said
+        if (
+            column != choice.target
+            and {"train", "test"} <= {PART_NAMES.get(word, "") for word in said} - {""}
+            and all(word in PART_NAMES for word in said)
         ):
             notes.append(f"column {column!r} taken as the parts of the rows (split_column=none ignores it)")
             return spec.model_copy(update={"split_column": column})
@@ -440,9 +443,8 @@ def _labelled(
     pairs = len({(text_key(item.input), names[item.target]) for item in items})
     mostly_unique = len(distinct) > max(3, pairs / 2)
     if spec.free_form is None and (len(distinct) > MAX_LABELS or mostly_unique):
-        notes.append(
-            f"{len(distinct)} distinct targets in {_count(len(items), 'row')}: treated as free-form texts, not as labels"
-        )
+        told = f"{len(distinct)} distinct targets in {_count(len(items), 'row')}"
+        notes.append(f"{told}: treated as free-form texts, not as labels")
         return items, None
     if any("|" in name for name in distinct):
         where = next(item for item in items if "|" in item.target)
@@ -456,9 +458,7 @@ def _labelled(
     return [replace(item, target=names[item.target]) for item in items], distinct
 
 
-def _given_labels(
-    items: list[Item], spec: DataSpec, notes: list[str]
-) -> tuple[list[Item], tuple[str, ...]]:
+def _given_labels(items: list[Item], spec: DataSpec, notes: list[str]) -> tuple[list[Item], tuple[str, ...]]:
     specs, names = label_specs(cast("Any", spec.labels))
     lookup = label_lookup(names)
     if spec.merge_labels:
@@ -538,7 +538,9 @@ def _distinct(
         ranked = count.most_common(2)
         winners[key] = None if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
     kept = [item for (key, target), item in first.items() if winners[key] == target]
-    outvoted = sum(n for key, c in counts.items() if winners[key] is not None for t, n in c.items() if t != winners[key])
+    outvoted = sum(
+        n for key, c in counts.items() if winners[key] is not None for t, n in c.items() if t != winners[key]
+    )
     undecided = sum(sum(c.values()) for key, c in counts.items() if winners[key] is None)
     repeats = len(items) - len(kept) - outvoted - undecided
     if repeats:
@@ -549,7 +551,9 @@ def _distinct(
         (undecided, "contradicting labels", "with contradicting labels and no majority dropped"),
     ):
         if number:
-            wanted = [k for k, c in counts.items() if len(c) > 1 and (winners[k] is None) == (reason != "outvoted label")]
+            wanted = [
+                k for k, c in counts.items() if len(c) > 1 and (winners[k] is None) == (reason != "outvoted label")
+            ]
             chosen = set(wanted[:5])
             lines: dict[str, list[str]] = {key: [] for key in wanted[:5]}
             for key, item in zip(keys, items, strict=True):
@@ -557,7 +561,9 @@ def _distinct(
                     lines[key].append(item.line)
             more = f" and {len(wanted) - 5} more" if len(wanted) > 5 else ""
             dropped[reason] += number
-            notes.append(f"{_count(len(wanted), 'input')} {said} (lines {', '.join('/'.join(v) for v in lines.values())}{more})")
+            notes.append(
+                f"{_count(len(wanted), 'input')} {said} (lines {', '.join('/'.join(v) for v in lines.values())}{more})"
+            )
     if not kept:
         raise InputError("every input occurs with contradicting labels", where=source, got=notes[-1])
     return kept
@@ -584,7 +590,9 @@ def _announced(
     similar = [group for group in lookalikes(names) if not spec.merge_labels]
     if similar:
         listed = ["/".join(map(repr, group)) for group in similar[:5]]
-        notes.append(f"labels that look alike are different classes: {', '.join(listed)}; merge_labels=True merges them")
+        notes.append(
+            f"labels that look alike are different classes: {', '.join(listed)}; merge_labels=True merges them"
+        )
     missing = [name for name in names if name.lower() in MISSING_LIKE]
     if missing and spec.labels is None:
         ways = "; merge_labels=True merges them" if len(missing) > 1 else ""

@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dln.errors import InputError
 from dln.io import input_error
 
-__all__ = ["FORMATS", "READING", "DataSpec", "key_text", "suffix_format"]
+__all__ = ["FORMATS", "DataSpec", "Texts", "key_text", "suffix_format"]
 
 Format = Literal["csv", "tsv", "json", "jsonl", "xlsx", "parquet", "lines", "folder", "hf"]
 
@@ -86,7 +85,9 @@ def _label_texts(given: object) -> object:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts, str | list[str])]
-Labels = Annotated[list[str] | dict[str, str] | None, BeforeValidator(_label_texts, Any)]
+Labels = Annotated[
+    list[str] | dict[str, str] | None, BeforeValidator(_label_texts, list[Any] | dict[str | int | float, Any] | None)
+]
 
 
 class DataSpec(BaseModel):
@@ -120,14 +121,16 @@ class DataSpec(BaseModel):
         None, description="Merge labels that differ in case or in the form of a number (1 and 1.0)."
     )
     several: Literal["combine", "first", "refuse"] | None = Field(
-        None, description="Several labels in a cell: each combination is a class (default), the first counts, or an error."
+        None,
+        description="Several labels in a cell: each combination is a class (default), the first counts, or an error.",
     )
     missing: Texts = Field((), description="Text that counts as an empty cell, as NaN.")
     empty: Literal["drop", "keep", "refuse"] | None = Field(
         None, description="Rows with an empty cell: drop (default), keep, or refuse the file."
     )
     long_rows: Literal["skip", "cut", "refuse"] | None = Field(
-        None, description="Rows with more cells than the header: skip (default, if they are few), cut, or refuse the file."
+        None,
+        description="Rows with more cells than the header: skip (default, if they are few), cut, or refuse the file.",
     )
 
     @field_validator("encoding")
@@ -135,7 +138,7 @@ class DataSpec(BaseModel):
     def _known_encoding(cls, name: str | None) -> str | None:
         if name is not None:
             try:
-                if not codecs.lookup(name)._is_text_encoding:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+                if not codecs.lookup(name)._is_text_encoding:  # pyright: ignore[reportPrivateUsage]
                     raise LookupError
             except (LookupError, ValueError):
                 raise ValueError(f"unknown encoding {name!r}: utf-8, cp1252, utf-16, shift_jis, gb18030, …") from None
@@ -205,7 +208,3 @@ class DataSpec(BaseModel):
         if self.input and merged.get("target") in self.input and self.target is None:
             del merged["target"]
         return DataSpec.model_validate(merged)
-
-
-READING = "format encoding delimiter quotechar header input id missing empty long_rows"
-"""Fields that matter where there are no targets."""

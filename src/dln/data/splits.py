@@ -79,9 +79,7 @@ def assign(
     return [part[unit] for unit in units], notes
 
 
-def by_time(
-    times: Sequence[str], where: str, *, dev_fraction: float = 0.25, test_fraction: float = 0.25
-) -> list[str]:
+def by_time(times: Sequence[str], where: str, *, dev_fraction: float = 0.25, test_fraction: float = 0.25) -> list[str]:
     """The part of every row by time: the latest rows are the test set, those before the dev set.
 
     Rows of equal time are in one part.

@@ -127,27 +127,25 @@ def cell_of(cells: Mapping[str, object], column: str) -> object:
     for part in CHAT:
         if column.endswith(part) and (found := _chat_part(cell_of(cells, column.removesuffix(part)), part)) is not None:
             return found
-    value: object = cells
-    names = column.split(".")
-    while names:
-        if isinstance(value, Mapping):
-            inner = cast("Mapping[str, object]", value)
-            # a key may itself hold dots: the longest one that is there
-            n = next((n for n in range(len(names), 0, -1) if ".".join(names[:n]) in inner), 0)
-            if not n:
-                return None
-            value, names = inner[".".join(names[:n])], names[n:]
-        elif isinstance(value, list | tuple) and names[0].isdecimal():
-            items = cast("Sequence[object]", value)
-            if int(names[0]) >= len(items):
-                return None
-            value, names = items[int(names[0])], names[1:]
-        elif isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in cast("list[object]", value)):
-            found = [cell_of(one, ".".join(names)) for one in cast("Sequence[Mapping[str, object]]", value)]
-            return [one for one in found if one is not None]
-        else:
-            return None
-    return value
+    return _inside(cells, column.split("."))
+
+
+def _inside(value: object, names: list[str]) -> object:
+    """The value at a path of fields and positions; of a list of objects the values of all."""
+    if not names:
+        return value
+    if isinstance(value, Mapping):
+        inner = cast("Mapping[str, object]", value)
+        # a key may itself hold dots: the longest one that is there
+        n = next((n for n in range(len(names), 0, -1) if ".".join(names[:n]) in inner), 0)
+        return _inside(inner[".".join(names[:n])], names[n:]) if n else None
+    if not isinstance(value, list | tuple):
+        return None
+    items = cast("Sequence[object]", value)
+    if names[0].isdecimal():
+        return _inside(items[int(names[0])], names[1:]) if int(names[0]) < len(items) else None
+    found = [_inside(one, names) for one in items if isinstance(one, Mapping)]
+    return [one for one in found if one is not None] or None
 
 
 def columns_of(rows: Iterable[Mapping[str, object]]) -> tuple[str, ...]:

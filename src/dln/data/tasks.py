@@ -310,7 +310,10 @@ def _other_file(main: Resolved, path: Sequence[str], part: str) -> tuple[list[It
     """The examples of a separate file, read with the columns and labels of the main one."""
     names = None if main.labels is None else label_names(main.labels)
     dialect = {"format": None, "encoding": None, "delimiter": None, "quotechar": None}
-    free = {"free_form": names is None, "labels": main.spec.labels or (None if names is None else list(main.labels or ()))}
+    free = {
+        "free_form": names is None,
+        "labels": main.spec.labels or (None if names is None else list(main.labels or ())),
+    }
     other = main.spec.model_copy(
         update={**dialect, **free, "path": tuple(path), "split_column": None, "group": None, "split_by": None}
     )
@@ -319,9 +322,7 @@ def _other_file(main: Resolved, path: Sequence[str], part: str) -> tuple[list[It
     return list(found.items), own
 
 
-def _by_column(
-    items: Sequence[Item], column: str, parts: Mapping[str, list[Item]]
-) -> tuple[list[Item], list[str]]:
+def _by_column(items: Sequence[Item], column: str, parts: Mapping[str, list[Item]]) -> tuple[list[Item], list[str]]:
     """Put rows into the parts that a column names; what is left is to be split off from train."""
     unknown: dict[str, int] = {}
     train: list[Item] = []
@@ -369,7 +370,9 @@ def _separate(parts: dict[str, list[Item]]) -> list[str]:
     for part in reversed(PARTS):
         kept = [item for item in parts[part] if text_key(item.input) not in seen]
         if len(kept) < len(parts[part]):
-            notes.append(f"{len(parts[part]) - len(kept)} rows of {part} left out: their inputs are in a later part too")
+            notes.append(
+                f"{len(parts[part]) - len(kept)} rows of {part} left out: their inputs are in a later part too"
+            )
         seen |= {text_key(item.input) for item in kept}
         parts[part] = kept
     return notes

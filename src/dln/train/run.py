@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dln.arguments import checked, shown
 from dln.data import Dataset, FunctionMetric, NamedMetric
+from dln.data.resolve import row_hash
 from dln.errors import CorruptDataError, InputError
 from dln.extensions import described
 from dln.lm.local.threads import chosen_threads
@@ -150,6 +151,11 @@ def provenance(
         "network": network_to_json(network),
         "models": {lm.name: lm.fingerprint() for layer in network for lm in layer.models},
         "data_hash": hashlib.sha256(content.encode()).hexdigest(),
+        "seen": {
+            part: " ".join(sorted(set(map(row_hash, dataset.inputs))))
+            for part, dataset in (("train", train), ("dev", dev))
+            if dataset is not None
+        },
         "versions": _versions(),
         "threads": None if threads is None else threads.count,
     }
