@@ -66,19 +66,20 @@ def test_a_setting_beats_its_flag_only_where_it_says_more():
     assert config.options == {"steps": 3, "inference": {"num_hidden": 2}, "seed": 1}
 
 
-def test_another_task_drops_the_lower_ones_file_and_columns(cli: Shell):
+def test_a_named_task_drops_the_lower_ones_file_and_columns_and_a_file_keeps_them(cli: Shell):
     write(cli.folder / "dln.yaml", {"task": {"csv": "mail.csv", "input": "message"}})
-    assert load_config({}).task.csv == str(cli.folder / "mail.csv")
+    assert load_config({}).task.csv == (str(cli.folder / "mail.csv"),)
     chosen = load_config({"task": {"name": "questions"}}).task
-    assert (chosen.name, chosen.csv, chosen.input) == ("questions", None, None)
-    chosen = load_config({"task": {"target": "kind"}}).task
-    assert (chosen.csv, chosen.input, chosen.target) == (str(cli.folder / "mail.csv"), "message", "kind")
+    assert (chosen.name, chosen.csv, chosen.input) == ("questions", (), ())
+    for file in ("mail.csv", "other.csv"):
+        chosen = load_config({"task": {"target": "kind", "csv": [file]}}).task
+        assert (chosen.csv, chosen.input, chosen.target) == ((str(cli.folder / file),), ("message",), "kind")
 
 
 def test_paths_of_a_file_are_relative_to_that_file(cli: Shell):
     file = write(cli.folder / "deep/settings.yaml", {"task": {"name": "mail.csv"}, "data": {"directory": "data"}})
     config = load_config({}, file)
-    assert config.task.csv == str(cli.folder / "deep/mail.csv")
+    assert config.task.csv == (str(cli.folder / "deep/mail.csv"),)
     assert config.data.directory == str(cli.folder / "deep/data")
 
 

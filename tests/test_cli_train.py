@@ -140,7 +140,7 @@ def test_sizes_limit_the_data_and_no_test_leaves_the_test_out(cli: Shell):
 def test_a_spent_budget_is_exit_code_4_with_the_result_so_far(cli: Shell):
     mail_csv(cli.folder / "mail.csv")
     words = ["train", "--csv", "mail.csv", "--steps", 12, "--run-dir", "runs/a", *QUICK]
-    done = cli(*words, "--max-tokens", 20000)
+    done = cli(*words, "--max-tokens", 10000)
     assert done.code == 4
     assert "budget is spent" in done.err
     assert "without a test evaluation" in done.err
@@ -151,12 +151,12 @@ def test_a_spent_budget_is_exit_code_4_with_the_result_so_far(cli: Shell):
     assert finished.reason == "budget"
     assert 0 < finished.step < 12
     assert not of_kind(events, Evaluated)
-    assert finished.usage["prompt_tokens"] <= 20000
+    assert finished.usage["prompt_tokens"] <= 10000
     assert [layer["prompt"] for layer in finished.network["layers"]] == [
         layer["prompt"] for layer in network_of(cli.folder / "runs/a")
     ]
     assert cli("resume", "runs/a").code == 4, "without another limit nothing can go on"
-    assert cli("resume", "runs/a", "--max-tokens", 20001).code == 4
+    assert cli("resume", "runs/a", "--max-tokens", 10001).code == 4
     assert cli("resume", "runs/a", "--max-tokens", 10**9).code == 0
 
 

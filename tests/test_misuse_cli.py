@@ -83,10 +83,10 @@ CASES: dict[str, str] = {
     "serve fake/1 --api-key-env NO_SUCH": "use --client-key-env",
     # files
     "train --csv nowhere.csv": "nowhere.csv: there is no such file",
-    "train --csv folder": "folder: the file cannot be read",
+    "train --csv folder": "folder: the folder holds no files",
     "train --csv empty.csv": "the file is empty",
     "train --csv garbled.csv": "garbled.csv, line",
-    "train --csv wide.csv": "the file is UTF-16",
+    "train --csv wide.csv": "at least two classes",
     "train --csv latin.csv": "the file is not valid utf-8",
     "train --csv header.csv": "no rows",
     "train --jsonl garbled.jsonl": "a line is not valid JSON",

@@ -267,7 +267,7 @@ class TaskConfig(DataSpec, Section):
         "split_column": Flag("--split-column", DATA, "COLUMN"),
         "group": Flag("--group", DATA, "COLUMN"),
         "split_by": Flag("--split-by", DATA, "COLUMN"),
-        "format": Flag("--format", DATA, "NAME"),
+        "format": Flag("--file-format", DATA, "NAME"),
         "encoding": Flag("--encoding", DATA, "NAME"),
         "delimiter": Flag("--delimiter", DATA, "CHARACTER"),
         "quotechar": Flag("--quotechar", DATA, "CHARACTER"),
@@ -478,10 +478,10 @@ def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting
 SETTINGS = {setting.flag.parameter: setting for setting in _settings()}
 """Settings with a flag, by the name of the command's parameter."""
 
-READ = "format encoding delimiter quotechar header input id missing empty long_rows"
+READ = "file_format encoding delimiter quotechar header input id missing empty long_rows"
 TASK = (
     "task csv jsonl dev_file test_file input target id free_form merge_labels several split_column group split_by "
-    "format encoding delimiter quotechar header missing empty long_rows metric"
+    "file_format encoding delimiter quotechar header missing empty long_rows metric"
 )
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"

@@ -59,9 +59,11 @@ def evaluate(
     given: dict[str, Any],
     network: flags.NetworkOrRun,
     split: Annotated[
-        Literal["test", "dev", "train"],
-        typer.Option("--split", help="Examples to evaluate on.", rich_help_panel=flags.DATA),
-    ] = "test",
+        Literal["test", "dev", "train"] | None,
+        typer.Option(
+            "--split", help="Part to evaluate on (default: test; the whole of a file).", rich_help_panel=flags.DATA
+        ),
+    ] = None,
     include_seen: Annotated[
         bool,
         typer.Option(
@@ -94,16 +96,16 @@ def evaluate(
         load = Loader(models, lm, stack)
         after = open_network(network, load)
         try:
-            if whole:
+            if whole and split is None:
                 data = _whole_file(config, recorded, explicit, after, network)
             else:
-                data = _part(config, recorded, given, split)
+                data = _part(config, recorded, given, split or "test")
         except InputError as error:
             raise in_flags(error) from error
         left_out: dict[str, int] = {}
         if not include_seen and data.split not in ("train", "dev"):
             data, left_out = _unseen(data, after, network)
-        size = given.get("data", {}).get("test_size") if whole else None
+        size = given.get("data", {}).get("test_size") if data.split == "file" else None
         if size is not None:
             data = replace(data, dataset=subsample(data.dataset, size, config.data.seed))
         dataset = data.dataset
@@ -149,8 +151,8 @@ def _print_ensembles(named: Iterable[tuple[str, AnyNetwork | None]]) -> None:
 
 def _part(config: RunConfig, recorded: RunConfig | None, given: Mapping[str, Any], split: str) -> _Data:
     """A part of the run's own data, read as it was then unless a flag says otherwise; or of another known task."""
-    name = given.get("task", {}).get("name")
-    own = recorded is not None and (name is None or name == recorded.task.name)
+    named = {key: value for key, value in given.get("task", {}).items() if key in ("name", "csv", "jsonl")}
+    own = recorded is not None and (not named or named == {"name": recorded.task.name})
     if recorded is not None and own:
         task = recorded.task.model_copy(update=_fields(given.get("task", {})))
         sizes = {key: value for key, value in given.get("data", {}).items() if key in SIZES.split()}

@@ -183,7 +183,8 @@ and took Click's before."""
 
 
 def _flag_of(match: re.Match[str]) -> str:
-    return f"--{match[1].replace('_', '-')} {match[2]}"
+    name = "file-format" if match[1] == "format" else match[1].replace("_", "-")
+    return f"--{name} {match[2]}"
 
 
 _WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (

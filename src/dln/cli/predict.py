@@ -120,9 +120,10 @@ def predict(
         missing = 0
         for start in range(len(done), len(items), CHUNK):
             part = items[start : start + CHUNK]
-            for item, (prediction, reason) in zip(part, _predicted(trained, part, samples, seed), strict=True):
+            found = zip(part, _predicted(trained, part, samples, seed), strict=True)
+            for row, (item, (prediction, reason)) in enumerate(found, start + 1):
                 missing += prediction is None
-                record = _record(item, prediction, reason, carried)
+                record = {"row": row, **_record(item, prediction, reason, carried)}
                 if store is not None:
                     store.add(record)
                 elif as_json:
@@ -184,7 +185,7 @@ def _inputs(
     if texts and texts != ["-"]:
         reasons = ["" if text.strip() else "empty text" for text in texts]
         rows = enumerate(zip(texts, reasons, strict=True), 1)
-        return [Item(f"text {n}", n, text, "", "", reason) for n, (text, reason) in rows], (), []
+        return [Item(f"text {n}", n, text, problem=reason) for n, (text, reason) in rows], (), []
     if not texts and not files and sys.stdin.isatty():
         raise InputError(
             "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE
@@ -255,7 +256,7 @@ def _has_room(network: AnyNetwork, item: Item, i: int, results: list[tuple[Predi
 def _record(item: Item, prediction: Prediction | None, reason: str, carried: Sequence[str]) -> dict[str, Any]:
     p = prediction
     return {
-        "row": item.row,
+        "line": item.row,
         "id": item.id or None,
         "input": item.input,
         "label": None if p is None else p.label,

@@ -47,7 +47,7 @@ def read_bytes(path: str) -> bytes:
         InputError: no such file, not readable, empty, damaged, or an archive of several files.
     """
     try:
-        data = sys.stdin.buffer.read() if path in STANDARD_INPUT else Path(path).read_bytes()
+        data = _standard_input() if path in STANDARD_INPUT else Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(
             "there is no such file", where=path, got="nothing", expected="a file of examples", fix="check the path"
@@ -57,13 +57,20 @@ def read_bytes(path: str) -> bytes:
         raise InputError("the file cannot be read", where=path, got=reason or str(error)) from error
     try:
         return _decompressed(data, path)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
         raise InputError(
             "the compressed file is damaged",
             where=path,
             got=str(error) or type(error).__name__,
             fix="compress it again",
         ) from error
+
+
+def _standard_input() -> bytes:
+    buffer = getattr(sys.stdin, "buffer", None)  # a text stream may stand in for standard input
+    return sys.stdin.read().encode() if buffer is None else buffer.read()
 
 
 def _decompressed(data: bytes, path: str) -> bytes:

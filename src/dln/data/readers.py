@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +70,7 @@ def read_table(spec: DataSpec, path: str, *, columns: Sequence[str] = (), defaul
     if kind in ("csv", "tsv"):
         table = _csv(text.text, name, spec, kind, columns)
     elif kind == "lines":
-        lines = text.text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        lines = text.text.replace("\r\n", "\n").rstrip("\n \t").split("\n")  # blank lines at the end are no rows
         table = Table(name, ("text",), tuple(Row(n, {"text": line}) for n, line in enumerate(lines, 1)))
     else:
         table = _json(text.text, name) if kind == "json" else _json_lines(text.text, name)
@@ -117,6 +118,10 @@ def _csv(text: str, name: str, spec: DataSpec, kind: str, wanted: Sequence[str])
             raise InputError(
                 "the file has a header line but no rows", where=f"{name}, line {header_line}", got=", ".join(columns)
             )
+    within = [a for (a, _), (b, _) in pairwise(records) if b - a > 1]
+    if within:
+        shown = ", ".join(map(str, within[:5])) + (f" and {len(within) - 5} more" if len(within) > 5 else "")
+        notes.append(f"{len(within)} row{'s' * (len(within) > 1)} with line breaks within quotes (from lines {shown})")
     last = max(line for line, _ in filled)
     blank = sum(not cells and line < last for line, cells in records)
     rows = tuple(_row(line, cells, columns) for line, cells in body)

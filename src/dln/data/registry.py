@@ -135,6 +135,8 @@ def task_from_file(
 
 def is_file(name: str) -> bool:
     """Whether a task is named by a path: the suffix of a format, a folder, standard input, or "hf/<name>"."""
+    if not name.strip():
+        return False
     if name == "-" or name.startswith("hf/") or suffix_format(name) is not None:
         return True
     return name.lower() not in (*_BUNDLED, *PAPER_TASKS, *ALIASES) and Path(name).is_dir()

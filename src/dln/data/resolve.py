@@ -11,8 +11,8 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 from dln.data.columns import ColumnChoice, Unusable, choose_columns, input_text, require_column, text_of
 from dln.data.labels import (
@@ -52,17 +52,20 @@ def row_hash(text: str) -> str:
     return hashlib.sha256(text_key(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A row as it is used: its place, its texts, and why it is not used ("" if it is)."""
+class Item(NamedTuple):
+    """A row as it is used: its place, its texts, and why it is not used ("" if it is).
+
+    `key` is the normalized input (see `text_key`), "" where rows are not compared.
+    """
 
     place: str
     row: int
     input: str
-    target: str
+    target: str = ""
     id: str = ""
     problem: str = ""
-    cells: Mapping[str, object] = field(default_factory=dict[str, object])
+    cells: Mapping[str, object] = {}
+    key: str = ""
 
     @property
     def line(self) -> str:
@@ -157,6 +160,8 @@ def read_items(
     known = tuple(c for c in (*spec.input, spec.target if with_target else None, spec.id) if c)
     if tables is None:
         tables = [read_table(spec, path, columns=known, default=default) for path in spec.path]
+    if not tables:
+        raise InputError("no file is named", where="path", got="nothing", expected="a file", fix='path="mail.csv"')
     first = tables[0]
     choice = choose_columns(first, spec, with_target=with_target)
     for table in tables[1:]:
@@ -221,24 +226,24 @@ def _items(table: Table, choice: ColumnChoice, spec: DataSpec, *, with_target: b
     for row in table.rows:
         place = table.where(row)
         problem = "" if row.problem.startswith(LONG) and spec.long_rows == "cut" else row.problem
-        values = {"input": "", "target": "", "id": ""}
+        text = target = identifier = ""
         if not problem:
             try:
-                values["input"] = input_text(row.cells, choice.input)
+                text = input_text(row.cells, choice.input)
                 if choice.id is not None:
-                    values["id"] = text_of(cell_of(row.cells, choice.id))
+                    identifier = text_of(cell_of(row.cells, choice.id))
             except Unusable as error:
                 problem = _unusable(place, choice.input, error, refuse=with_target)
             if with_target and choice.target is not None and not problem:
                 try:
-                    values["target"] = _target_text(cell_of(row.cells, choice.target), spec)
+                    target = _target_text(cell_of(row.cells, choice.target), spec)
                 except Unusable as error:
                     problem = _unusable(place, (choice.target,), error, refuse=True)
-        for name in ("input", "target"):
-            values[name] = "" if values[name] in missing else values[name]
-        if not problem and not values["input"]:
+        if missing:
+            text, target = ("" if one in missing else one for one in (text, target))
+        if not problem and not text:
             problem = "" if spec.empty == "keep" else f"empty {' and '.join(choice.input)}"
-        if with_target and not problem and not values["target"]:
+        if with_target and not problem and not target:
             mapped = isinstance(spec.labels, dict) and "" in spec.labels
             problem = "" if (spec.empty == "keep" and spec.free_form) or mapped else f"empty {choice.target}"
         if problem.startswith("empty") and spec.empty == "refuse" and with_target:
@@ -249,7 +254,8 @@ def _items(table: Table, choice: ColumnChoice, spec: DataSpec, *, with_target: b
                 expected="a text",
                 fix="fill the cell or remove the row",
             )
-        items.append(Item(place, row.line, values["input"], values["target"], values["id"], problem, row.cells))
+        key = text_key(text) if with_target and not problem else ""
+        items.append(Item(place, row.line, text, target, identifier, problem, row.cells, key))
     return items
 
 
@@ -372,7 +378,7 @@ def _several(items: list[Item], spec: DataSpec, notes: list[str], source: str) -
     result: list[Item] = []
     for item in items:
         parts = _parts(item.target, separator)
-        result.append(replace(item, target=parts[0] if spec.several == "first" else ", ".join(sorted(parts))))
+        result.append(_with_target(item, parts[0] if spec.several == "first" else ", ".join(sorted(parts))))
     return result
 
 
@@ -389,7 +395,7 @@ def _listed_labels(items: list[Item], spec: DataSpec) -> list[Item]:
         if not isinstance(value, list) or not all(isinstance(one, str | int) for one in cast("list[object]", value)):
             return items
         parts = [str(one).strip() for one in cast("list[object]", value)]
-        result.append(replace(item, target=_SEPARATOR.join(dict.fromkeys(filter(None, parts))) or "[]"))
+        result.append(_with_target(item, _SEPARATOR.join(dict.fromkeys(filter(None, parts))) or "[]"))
     return result
 
 
@@ -440,7 +446,7 @@ def _labelled(
         return items, None
     names, folds = _canonical([item.target for item in items], merge=bool(spec.merge_labels))
     distinct = label_order(list(dict.fromkeys(names.values())))
-    pairs = len({(text_key(item.input), names[item.target]) for item in items})
+    pairs = len({(item.key, names[item.target]) for item in items})
     mostly_unique = len(distinct) > max(3, pairs / 2)
     if spec.free_form is None and (len(distinct) > MAX_LABELS or mostly_unique):
         told = f"{len(distinct)} distinct targets in {_count(len(items), 'row')}"
@@ -455,7 +461,11 @@ def _labelled(
             fix=f'rename it: labels={{"{where.target}": "another name", …}}',
         )
     notes += folds
-    return [replace(item, target=names[item.target]) for item in items], distinct
+    return [_with_target(item, names[item.target]) for item in items], distinct
+
+
+def _with_target(item: Item, target: str) -> Item:
+    return item if item.target == target else item._replace(target=target)
 
 
 def _given_labels(items: list[Item], spec: DataSpec, notes: list[str]) -> tuple[list[Item], tuple[str, ...]]:
@@ -483,7 +493,7 @@ def _given_labels(items: list[Item], spec: DataSpec, notes: list[str]) -> tuple[
     told = [f"{value!r} → {label!r} ({n})" for (value, label), n in renamed.items() if value != label]
     if told:
         notes.append(f"targets renamed: {', '.join(told[:10])}{', …' if len(told) > 10 else ''}")
-    return [replace(item, target=lookup[folded(item.target)]) for item in items], specs
+    return [_with_target(item, lookup[folded(item.target)]) for item in items], specs
 
 
 def _canonical(targets: Sequence[str], *, merge: bool) -> tuple[dict[str, str], list[str]]:
@@ -520,53 +530,54 @@ def _distinct(
     items: list[Item], specs: tuple[str, ...] | None, dropped: Counter[str], notes: list[str], source: str
 ) -> list[Item]:
     """One row per input and target; of contradicting labels the majority, none if there is no majority."""
-    keys = [text_key(item.input) for item in items]
     first: dict[tuple[str, str], Item] = {}
-    for key, item in zip(keys, items, strict=True):
-        first.setdefault((key, item.target), item)
+    said: dict[str, str] = {}
+    counts: dict[str, Counter[str]] = {}
+    for item in items:
+        first.setdefault((item.key, item.target), item)
+        if said.setdefault(item.key, item.target) != item.target:
+            counts[item.key] = Counter()
     repeats = len(items) - len(first)
     if specs is None:
         if repeats:
             dropped["repeated input and target"] += repeats
             notes.append(f"{_count(repeats, 'repeated row')} (same input, same target) dropped")
         return list(first.values())
-    counts: dict[str, Counter[str]] = {}
-    for key, item in zip(keys, items, strict=True):
-        counts.setdefault(key, Counter())[item.target] += 1
+    for item in items if counts else ():
+        if item.key in counts:
+            counts[item.key][item.target] += 1
     winners: dict[str, str | None] = {}
     for key, count in counts.items():
         ranked = count.most_common(2)
-        winners[key] = None if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
-    kept = [item for (key, target), item in first.items() if winners[key] == target]
-    outvoted = sum(
-        n for key, c in counts.items() if winners[key] is not None for t, n in c.items() if t != winners[key]
-    )
+        winners[key] = None if ranked[0][1] == ranked[1][1] else ranked[0][0]
+    kept = [item for (key, target), item in first.items() if winners.get(key, target) == target]
+    decided = [(c, winner) for key, c in counts.items() if (winner := winners[key]) is not None]
+    outvoted = sum(n for c, winner in decided for target, n in c.items() if target != winner)
     undecided = sum(sum(c.values()) for key, c in counts.items() if winners[key] is None)
     repeats = len(items) - len(kept) - outvoted - undecided
     if repeats:
         dropped["repeated input and target"] += repeats
         notes.append(f"{_count(repeats, 'repeated row')} (same input, same target) dropped")
-    for number, reason, said in (
-        (outvoted, "outvoted label", "with contradicting labels: the majority counts"),
-        (undecided, "contradicting labels", "with contradicting labels and no majority dropped"),
-    ):
-        if number:
-            wanted = [
-                k for k, c in counts.items() if len(c) > 1 and (winners[k] is None) == (reason != "outvoted label")
-            ]
-            chosen = set(wanted[:5])
-            lines: dict[str, list[str]] = {key: [] for key in wanted[:5]}
-            for key, item in zip(keys, items, strict=True):
-                if key in chosen:
-                    lines[key].append(item.line)
-            more = f" and {len(wanted) - 5} more" if len(wanted) > 5 else ""
-            dropped[reason] += number
-            notes.append(
-                f"{_count(len(wanted), 'input')} {said} (lines {', '.join('/'.join(v) for v in lines.values())}{more})"
-            )
+    if outvoted:
+        dropped["outvoted label"] += outvoted
+        notes.append(_conflicts([key for key in counts if winners[key] is not None], items, "the majority counts"))
+    if undecided:
+        dropped["contradicting labels"] += undecided
+        notes.append(_conflicts([key for key in counts if winners[key] is None], items, "no majority, dropped"))
     if not kept:
         raise InputError("every input occurs with contradicting labels", where=source, got=notes[-1])
     return kept
+
+
+def _conflicts(keys: Sequence[str], items: Sequence[Item], decision: str) -> str:
+    """A note on inputs with contradicting labels, with the lines of the first of them."""
+    lines: dict[str, list[str]] = {key: [] for key in keys[:5]}
+    for item in items:
+        if item.key in lines:
+            lines[item.key].append(item.line)
+    listed = ", ".join("/".join(places) for places in lines.values())
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return f"{_count(len(keys), 'input')} with contradicting labels: {decision} (lines {listed}{more})"
 
 
 def _announced(

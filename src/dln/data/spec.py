@@ -13,9 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from dln.io import input_error
+from dln.arguments import checked, did_you_mean, shown
+from dln.errors import InputError
 
 __all__ = ["FORMATS", "DataSpec", "Texts", "key_text", "suffix_format"]
 
@@ -84,10 +94,31 @@ def _label_texts(given: object) -> object:
     return given
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts, str | list[str])]
+def _short(texts: tuple[str, ...]) -> str | list[str]:
+    return texts[0] if len(texts) == 1 else list(texts)
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts, str | list[str]), PlainSerializer(_short)]
 Labels = Annotated[
     list[str] | dict[str, str] | None, BeforeValidator(_label_texts, list[Any] | dict[str | int | float, Any] | None)
 ]
+
+
+def _refused(error: ValidationError, source: str) -> InputError:
+    """What pydantic found, in the words of `dln.arguments`."""
+    problem = error.errors(include_url=False)[0]
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "extra_forbidden":
+        close = did_you_mean(name, DataSpec.model_fields)
+        fix = f"did you mean {close!r}?" if close else "leave it out"
+        known = f"one of {', '.join(DataSpec.model_fields)}"
+        return InputError(f"there is no argument {name!r}", where=source, got=name, expected=known, fix=fix)
+    if problem["type"] == "value_error":
+        return InputError(message, where=f"{source}: {name}" if name else source, got=shown(problem["input"], 60))
+    about = str(DataSpec.model_fields[name].description) if name in DataSpec.model_fields else "another value"
+    got = shown(problem["input"], 60)
+    return InputError(f"the argument {name!r} cannot be used", where=source, got=got, expected=message, fix=about)
 
 
 class DataSpec(BaseModel):
@@ -176,6 +207,7 @@ class DataSpec(BaseModel):
         return self
 
     @classmethod
+    @checked
     def make(cls, path: object = (), where: str = "DataSpec", **fields: Any) -> DataSpec:
         """A specification from keyword arguments; None is not given.
 
@@ -195,13 +227,16 @@ class DataSpec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise input_error(error, cls, str(path) if isinstance(path, str | Path) else where) from None
+            source = str(path) if isinstance(path, str | Path) else where
+            raise _refused(error, source) from None
 
+    @checked
     def given(self) -> dict[str, Any]:
         """The fields that say something, as plain data."""
         fields = cast("dict[str, Any]", self.model_dump(mode="json"))
         return {name: value for name, value in fields.items() if value is not None and value != []}
 
+    @checked
     def over(self, base: DataSpec) -> DataSpec:
         """This specification with what it leaves open taken from `base`, field by field."""
         merged = base.given() | self.given()

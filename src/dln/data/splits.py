@@ -33,7 +33,7 @@ def _uniform(text: str, seed: int, purpose: str) -> float:
 
 
 def assign(
-    inputs: Sequence[str],
+    keys: Sequence[str],
     targets: Sequence[str] | None,
     seed: int,
     *,
@@ -47,7 +47,7 @@ def assign(
     one row from train.
 
     Args:
-        inputs: text of every row.
+        keys: normalized input of every row (see `text_key`).
         targets: label of every row; None if the targets are no labels.
         seed: the random seed.
         dev_fraction: expected share of the dev set; 0 for none.
@@ -57,7 +57,6 @@ def assign(
     Returns:
         One of `PARTS` per row, and notes.
     """
-    keys = [text_key(text) for text in inputs]
     units = keys if groups is None else [f"group {g}" if g else k for g, k in zip(groups, keys, strict=True)]
     place = {unit: _uniform(unit, seed, "part") for unit in dict.fromkeys(units)}
     bounds = (test_fraction, test_fraction + dev_fraction)
@@ -133,10 +132,10 @@ def _moment(text: str, where: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def content_order(inputs: Sequence[str], seed: int) -> list[int]:
-    """Positions in an order that is random but a function of the texts and the seed."""
-    keys = [text_key(text) for text in inputs]
-    return sorted(range(len(keys)), key=lambda i: (_uniform(keys[i], seed, "order"), keys[i], inputs[i]))
+def content_order(keys: Sequence[str], seed: int) -> list[int]:
+    """Positions in an order that is random but a function of the normalized inputs and the seed."""
+    places = [_uniform(key, seed, "order") for key in keys]
+    return sorted(range(len(keys)), key=lambda i: (places[i], keys[i]))
 
 
 def thinned(targets: Sequence[str], size: int, least: int = 8) -> list[int]:

@@ -130,8 +130,9 @@ class Task:
         if specs is not None:
             _check_classes([label for label, n in data.counts().items() if n > 0], data.name)
         targets = None if specs is None else data.targets
-        parts, notes = assign(data.inputs, targets, seed, dev_fraction=dev_fraction, test_fraction=test_fraction)
-        order = content_order(data.inputs, seed)
+        keys = [text_key(x) for x in data.inputs]
+        parts, notes = assign(keys, targets, seed, dev_fraction=dev_fraction, test_fraction=test_fraction)
+        order = content_order(keys, seed)
         split = {name: data.select(i for i in order if parts[i] == name) for name in PARTS}
         return _made(
             split,
@@ -216,7 +217,7 @@ def task_from_spec(
         groups = None if spec.group is None else [_group(item, spec.group) for item in rest]
         labelled = None if specs is None else [item.target for item in rest]
         where, more = assign(
-            [item.input for item in rest],
+            [item.key for item in rest],
             labelled,
             seed,
             dev_fraction=shares["dev"],
@@ -231,7 +232,7 @@ def task_from_spec(
     chosen: dict[str, Dataset] = {}
     given = dict(sizes or {})
     for part in PARTS:
-        ordered = [parts[part][i] for i in content_order([item.input for item in parts[part]], seed)]
+        ordered = [parts[part][i] for i in content_order([item.key for item in parts[part]], seed)]
         most = max(given.get(part) or MOST[part], 1)
         if len(ordered) > most and given.get(part) is None:
             notes.append(f"{part}: a sample of {most:,} of {len(ordered):,} rows is used (--{part}-size)")
@@ -368,12 +369,12 @@ def _separate(parts: dict[str, list[Item]]) -> list[str]:
     notes: list[str] = []
     seen: set[str] = set()
     for part in reversed(PARTS):
-        kept = [item for item in parts[part] if text_key(item.input) not in seen]
+        kept = [item for item in parts[part] if item.key not in seen]
         if len(kept) < len(parts[part]):
             notes.append(
                 f"{len(parts[part]) - len(kept)} rows of {part} left out: their inputs are in a later part too"
             )
-        seen |= {text_key(item.input) for item in kept}
+        seen |= {item.key for item in kept}
         parts[part] = kept
     return notes
 

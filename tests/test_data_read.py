@@ -1,0 +1,464 @@
+"""What a random frame in a random dialect becomes; every format; splits and labels; 300 damaged files."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dln.data import Dataset, DataSpec, Task, task_from_file
+from dln.data.labels import folded
+from dln.data.readers import read_table
+from dln.data.resolve import resolve, text_key
+from dln.data.splits import PARTS, assign, by_time
+from dln.errors import InputError
+
+ROWS = [(f"please send {i} boxes", "order") if i % 2 else (f"{i} tiles broke", "return") for i in range(40)]
+
+
+def write(path: Path, rows: object = ROWS, header: str = "text,label", encoding: str = "utf-8") -> Path:
+    lines = [header, *(",".join(row) for row in rows)] if not isinstance(rows, str) else [rows]
+    path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
+    return path
+
+
+def said(task: Task | Dataset) -> str:
+    assert task.report is not None
+    return "\n".join((*task.report.lines, *task.notes))
+
+
+def counted(task: Task) -> None:
+    """Every row of the file is used or counted as dropped."""
+    report = task.report
+    assert report is not None
+    assert report.rows == report.used + sum(report.dropped.values())
+
+
+TEXT = st.text(st.characters(blacklist_characters="\x00\ufeff", blacklist_categories=["Cs", "Cc"]), max_size=12)
+CELL = st.one_of(TEXT, st.sampled_from(["a,b", 'say "x"', "line\nbreak", "it's", "semi;colon", "pi|pe", "tab\there"]))
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> tuple[list[str], list[list[str]]]:
+    width = draw(st.integers(2, 5))
+    rows = draw(st.lists(st.lists(CELL, min_size=width, max_size=width), min_size=1, max_size=8))
+    return [f"column {i}" for i in range(width)], [row for row in rows if any(cell.strip() for cell in row)] or [
+        ["x"] * width
+    ]
+
+
+@given(
+    frames(),
+    st.sampled_from(",;\t|^~"),
+    st.sampled_from("\"'"),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_is_written_in_a_named_dialect_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    frame: tuple[list[str], list[list[str]]],
+    delimiter: str,
+    quote: str,
+    quoting: Any,
+    encoding: str,
+    ending: str,
+) -> None:
+    header, rows = frame
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=delimiter, quotechar=quote, quoting=quoting, lineterminator=ending)
+    writer.writerows([header, *rows])
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    path.write_bytes(buffer.getvalue().encode(encoding))
+    table = read_table(DataSpec(delimiter=delimiter, quotechar=quote), str(path))
+    assert table.columns == tuple(header)
+    assert [list(row.cells.values()) for row in table.rows] == rows
+    if quoting == csv.QUOTE_ALL and quote == '"':  # nothing is named: the dialect is found
+        table = read_table(DataSpec(), str(path), columns=header)
+        assert [list(row.cells.values()) for row in table.rows] == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("t.csv.gz", gzip.compress),
+        ("t.csv.bz2", bz2.compress),
+        ("t.csv.xz", lzma.compress),
+        ("t.csv.zip", lambda data: zipped({"t.csv": data})),
+    ],
+)
+def test_compressed_files(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    plain = write(tmp_path / "t.csv")
+    packed = tmp_path / name
+    packed.write_bytes(pack(plain.read_bytes()))
+    assert Dataset.from_file(packed).content_hash() == Dataset.from_file(plain).content_hash()
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"damaged|cannot|closed|does not"):
+        Dataset.from_file(packed)
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.zip").write_bytes(zipped({"a.csv": b"x", "b.csv": b"y"}))
+    with pytest.raises(InputError, match="does not hold one file"):
+        Dataset.from_file(tmp_path / "t.zip")
+
+
+def records() -> list[dict[str, Any]]:
+    return [{"text": x, "label": y} for x, y in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.jsonl", lambda: "\n".join(map(json.dumps, records()))),
+        ("t.json", lambda: json.dumps(records())),
+        ("t.json", lambda: json.dumps({"data": records()})),
+        ("t.json", lambda: json.dumps({"text": [x for x, _ in ROWS], "label": [y for _, y in ROWS]})),
+        ("t.json", lambda: "\n".join(map(json.dumps, records()))),
+        ("t.jsonl", lambda: json.dumps(records(), indent=1)),
+        ("t.json", lambda: json.dumps({"columns": ["text", "label"], "data": ROWS})),
+        ("t.csv", lambda: "sep=;\ntext;label\n" + "\n".join(f"{x};{y}" for x, y in ROWS)),
+        ("t.tsv", lambda: "text\tlabel\n" + "\n".join(f"{x}\t{y}" for x, y in ROWS)),
+        ("export", lambda: "text,label\n" + "\n".join(f"{x},{y}" for x, y in ROWS)),
+        ("t.csv", lambda: "text,label,\n" + "\n".join(f"{x},{y}," for x, y in ROWS)),
+    ],
+)
+def test_every_text_format_gives_the_same_examples(tmp_path: Path, name: str, content: Callable[[], str]) -> None:
+    path = tmp_path / name
+    path.write_text(content(), encoding="utf-8")
+    data = Dataset.from_file(path)
+    assert list(zip(data.inputs, data.targets, strict=True)) == ROWS
+    assert data.content_hash() == Dataset.from_dicts(records()).content_hash()
+
+
+def test_excel_parquet_frames_and_a_folder_give_the_same_examples(tmp_path: Path) -> None:
+    openpyxl, pandas = pytest.importorskip("openpyxl"), pytest.importorskip("pandas")
+    wanted = Dataset.from_dicts(records()).content_hash()
+    book = openpyxl.Workbook()
+    book.active.append(["text", "label", "when"])
+    for x, y in ROWS:
+        book.active.append([x, y, None])
+    book.create_sheet("empty")
+    for _ in range(3):
+        book.active.append([None, " ", None])
+    book.save(tmp_path / "t.xlsx")
+    data = Dataset.from_file(tmp_path / "t.xlsx", "text", "label")
+    assert data.content_hash() == wanted
+    assert data[0].id == "t.xlsx:2"
+    frame = pandas.DataFrame(records())
+    assert Dataset.from_frame(frame).content_hash() == wanted
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert Dataset.from_file(tmp_path / "t.parquet").content_hash() == wanted
+    for i, (x, y) in enumerate(ROWS):
+        (tmp_path / "texts" / y).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / y / f"{i:02d}.txt").write_text(x)
+    folder = Dataset.from_file(tmp_path / "texts")
+    assert {(e.input, e.target) for e in folder} == set(ROWS)
+    (tmp_path / "t.xlsx").write_bytes(b"PK\x03\x04 broken")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 broken")
+    for name in ("t.xlsx", "t.parquet"):
+        with pytest.raises(InputError, match="cannot be read"):
+            Dataset.from_file(tmp_path / name)
+
+
+class Polars:
+    """The two members of a polars frame that are used."""
+
+    columns = ("text", "label")
+
+    def iter_rows(self) -> Any:
+        return iter(ROWS)
+
+
+def test_a_polars_frame() -> None:
+    assert Dataset.from_frame(Polars()).content_hash() == Dataset.from_dicts(records()).content_hash()
+    polars = pytest.importorskip("polars")
+    assert (
+        Dataset.from_frame(polars.DataFrame(records())).content_hash() == Dataset.from_dicts(records()).content_hash()
+    )
+
+
+ALPHABETS = {
+    "cp1252": "Fliesen für das Café – groß",
+    "cp1251": "Пришлите мне плитку для кухни",
+    "koi8-r": "Пришлите мне плитку для кухни",
+    "cp1250": "Příliš žluťoučký kůň úpěl ďábelské ódy",
+    "iso8859-2": "Zażółć gęślą jaźń",
+    "cp1253": "Στείλτε μου πλακάκια για την κουζίνα",
+    "cp1254": "Lütfen bana mutfak için şık ğ İ ı çini gönderin",
+    "cp1255": "שלחו לי אריחים למטבח בבקשה",
+    "cp1256": "الطعام بطيء ومخيب للآمال",
+    "cp932": "とても良い商品でした、また買います",
+    "euc-jp": "とても良い商品でした、また買います",
+    "gb18030": "外卖非常满意，推荐。味道不错",
+    "big5": "外賣非常滿意，推薦。味道不錯",
+    "cp949": "배송이 정말 빨라서 좋아요",
+    "mac_roman": "Fliesen für das Café groß",
+}
+
+
+@pytest.mark.parametrize("encoding", ALPHABETS)
+def test_legacy_encodings_are_recognised_and_said(tmp_path: Path, encoding: str) -> None:
+    rows = [(f"{ALPHABETS[encoding]} {i}", "ab"[i % 2]) for i in range(20)]
+    data = Dataset.from_file(write(tmp_path / "t.csv", rows, encoding=encoding))
+    assert data.inputs == tuple(x.strip() for x, _ in rows)
+    assert any(f"read as {encoding}" in note for note in data.notes)
+    named = Dataset.from_file(tmp_path / "t.csv", encoding=encoding)
+    assert named.content_hash() == data.content_hash()
+
+
+def test_rows_of_delimiters_empty_cells_and_long_rows_are_counted(tmp_path: Path) -> None:
+    lines = ["text,label", *(",".join(row) for row in ROWS), ",", " , ", "no label,", ",order", "a,b,c", "short"]
+    path = write(tmp_path / "t.csv", "\n".join(lines))
+    task = task_from_file(path)
+    counted(task)
+    assert task.report is not None and task.report.rows == 46 and task.report.used == 40
+    for words in (
+        "2 rows with no text in any cell dropped (lines 42, 43)",
+        "2 rows with empty label",
+        "1 row with empty text",
+    ):
+        assert words in said(task)
+    assert "1 row with more cells than columns skipped (lines 46)" in said(task)
+    assert len(Dataset.from_file(path, long_rows="cut")) == 41
+    with pytest.raises(InputError, match="line 46"):
+        Dataset.from_file(path, long_rows="refuse")
+    with pytest.raises(InputError, match="line 44"):
+        Dataset.from_file(path, empty="refuse")
+    assert len(Dataset.from_file(path, empty="keep", free_form=True)) == 43
+    many = write(tmp_path / "m.csv", "text,label\na, b,x\nc, d,y\ne,x\n")
+    with pytest.raises(InputError, match="2 rows of 3"):
+        Dataset.from_file(many)
+
+
+def test_no_header_and_several_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.csv", ROWS[1:20], header=",".join(ROWS[0]))
+    second = write(tmp_path / "b.csv", ROWS[21:], header=",".join(ROWS[20]))
+    with pytest.raises(InputError, match="header=False"):
+        Dataset.from_file(first)
+    data = Dataset.from_file([first, second], header=False)
+    assert list(zip(data.inputs, data.targets, strict=True)) == ROWS
+    assert (data[0].id, data[20].id) == ("a.csv:1", "b.csv:1")
+
+
+def test_nested_fields_chats_and_lists(tmp_path: Path) -> None:
+    nested = [{"id": i, "t": {"body": x, "n": [1, {"k": y}]}} for i, (x, y) in enumerate(ROWS)]
+    data = Dataset.from_dicts(nested, "t.body", "t.n.1.k")
+    assert list(zip(data.inputs, data.targets, strict=True)) == ROWS
+    chat = [{"role": "system", "content": "Help."}, {"role": "user", "content": "hi"}]
+    rows = [{"messages": [*chat, {"role": "assistant", "content": f"answer {i}"}]} for i in range(9)]
+    data = Dataset.from_dicts(rows)
+    assert (data[0].input, data[0].target) == ("system: Help.\nuser: hi", "answer 0")
+    labelled = Dataset.from_dicts(
+        [{"messages": [*chat, {"role": "user", "content": str(i)}], "label": "ab"[i % 2]} for i in range(8)]
+    )
+    assert labelled[1].input == "system: Help.\nuser: hi\nuser: 1"
+    assert labelled.labels == ("a", "b")
+    with pytest.raises(InputError, match=r"row 1.*not a text"):
+        Dataset.from_dicts([{"text": ["a", "b"], "label": "x"}])
+
+
+SPELLINGS = ("yes", "yes ", "ye\u200bs", "nai\u0308ve", "na\u00efve", "No", "no", "no")
+
+
+def test_labels_are_folded_and_lookalikes_named(tmp_path: Path) -> None:
+    rows = [
+        (f"text {i}", y)
+        for i, y in enumerate(["yes", "yes ", "ye\u200bs", "nai\u0308ve", "na\u00efve", "No", "no", "no"] * 3)
+    ]
+    data = Dataset.from_dicts([{"text": x, "label": y} for x, y in rows])
+    assert data.labels == ("naïve", "No", "no", "yes")
+    assert "are one: 'yes' (2 spellings); 'naïve' (2 spellings)" in said(data)
+    assert "'No'/'no'; merge_labels=True" in said(data)
+    merged = Dataset.from_dicts([{"text": x, "label": y} for x, y in rows], merge_labels=True)
+    assert merged.labels == ("naïve", "no", "yes")
+    numbers = Dataset.from_dicts(
+        [{"text": f"t{i}", "label": ["1", "1.0", "2", "NaN", "nan"][i % 5]} for i in range(40)]
+    )
+    assert "'1'/'1.0'" in said(numbers)
+    assert "missing='NaN'" in said(numbers)
+    dropped = Dataset.from_dicts(
+        [{"text": f"t{i}", "label": ["1", "1.0", "2", "NaN", "nan"][i % 5]} for i in range(40)],
+        merge_labels=True,
+        missing=["NaN", "nan"],
+    )
+    assert (dropped.labels, len(dropped)) == (("1", "2"), 24)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        ({0: "no", 1: "yes"}, ("0", "1")),
+        ({"0": "no", "1": "yes"}, (0, 1)),
+        ({0: "no", 1: "yes"}, ("0.0", "1.0")),
+        ({False: "no", True: "yes"}, ("false", "true")),
+        ({False: "no", True: "yes"}, ("No", "Yes")),
+    ],
+)
+def test_a_mapping_takes_numbers_and_booleans_as_keys(labels: dict[Any, str], values: tuple[Any, Any]) -> None:
+    rows = [{"text": f"t{i}", "label": values[i % 2]} for i in range(10)]
+    data = Dataset.from_dicts(rows, labels=labels)
+    assert set(data.targets) == {"no", "yes"}
+    with pytest.raises(InputError, match="not one of the labels"):
+        Dataset.from_dicts([*rows, {"text": "z", "label": "7"}], labels=labels)
+
+
+def test_emoji_and_persian_joiners_stay() -> None:
+    assert folded("👨\u200d👩\u200d👧") != folded("👨👩👧")
+    assert folded("می\u200cخواهم") == "می\u200cخواهم"
+    assert folded("ye\u200ds ") == "yes"
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=60), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_the_part_of_a_row_depends_on_its_text_and_the_seed_alone(
+    texts: list[str], seed: int, rng: random.Random
+) -> None:
+    texts = [f"{i} {text}" for i, text in enumerate(texts)] + [f"more {i}" for i in range(40)]
+    keys = [text_key(text) for text in texts]
+    parts = dict(zip(keys, assign(keys, None, seed)[0], strict=True))
+    fewer = rng.sample(keys, k=max(20, len(keys) // 2))
+    grown = [*fewer, *(f"other {i}" for i in range(rng.randrange(30)))]
+    again = dict(zip(grown, assign(grown, None, seed)[0], strict=True))
+    if set(PARTS) <= set(again.values()) and "one is moved" not in str(assign(fewer, None, seed)[1]):
+        assert all(again[key] == parts[key] for key in fewer)
+    groups = [str(i % 7) for i in range(len(keys))]
+    grouped = assign(keys, None, seed, groups=groups)[0]
+    assert all(len({p for p, g in zip(grouped, groups, strict=True) if g == one}) == 1 for one in set(groups))
+
+
+def test_the_only_row_of_a_label_is_in_train() -> None:
+    keys = [f"text {i}" for i in range(60)]
+    for seed in range(8):
+        targets = ["common"] * 59 + ["rare"]
+        parts, notes = assign(keys, targets, seed)
+        assert parts[-1] == "train"
+        assert "'rare'" in notes[0]
+
+
+def test_time_columns_groups_and_other_files(tmp_path: Path) -> None:
+    rows = [
+        {"text": x, "label": y, "day": f"2026-01-{i // 2 + 1:02d}", "who": f"c{i % 10}"}
+        for i, (x, y) in enumerate(ROWS)
+    ]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(rows))
+    by_day = {row["text"]: row["day"] for row in rows}
+    task = task_from_file(path, split_by="day")
+    days = [[by_day[x] for x in part.inputs] for part in (task.train, task.dev, task.test)]
+    assert max(days[0]) < min(days[1]) and max(days[1]) < min(days[2])
+    by_who = {row["text"]: row["who"] for row in rows}
+    task = task_from_file(path, group="who")
+    people = [{by_who[x] for x in part.inputs} for part in (task.train, task.dev, task.test)]
+    assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
+    with pytest.raises(InputError, match="neither a number nor a date"):
+        task_from_file(path, split_by="who")
+    test = write(tmp_path / "test.csv", [("please send 1 boxes", "order"), ("quite other", "return")])
+    task = task_from_file(path, test_file=str(test))
+    assert set(task.test.inputs) == {"please send 1 boxes", "quite other"}
+    assert "please send 1 boxes" not in (*task.train.inputs, *task.dev.inputs)
+    assert by_time(["1", "2", "3", "4"], "n") == ["train", "train", "dev", "test"]
+
+
+@pytest.mark.parametrize("column", ["split", "fold"])
+def test_a_split_column_is_used_and_said(tmp_path: Path, column: str) -> None:
+    parts = ["train", "train", "valid", "test"]
+    rows = [{"text": x, "label": y, column: parts[i // 2 % 4]} for i, (x, y) in enumerate(ROWS)]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    task = task_from_file(tmp_path / "t.json")
+    assert [len(part) for part in (task.train, task.dev, task.test)] == [20, 10, 10]
+    assert f"column '{column}'" in said(task)
+    ignored = task_from_file(tmp_path / "t.json", split_column="none")
+    assert set(ignored.test.inputs) != set(task.test.inputs)
+
+
+def test_a_large_file_is_sampled_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dln.data.tasks.MOST", {"train": 40, "dev": 20, "test": 20})
+    rows = [(f"text {i}", "rare" if i == 7 else "ab"[i % 2]) for i in range(400)]
+    task = task_from_file(write(tmp_path / "t.csv", rows))
+    assert 40 <= len(task.train) <= 42
+    assert "rare" in task.train.targets
+    assert "a sample of" in said(task)
+
+
+def _damage(data: bytes, rng: random.Random) -> bytes:
+    pieces = [
+        b'"',
+        b"'",
+        b",",
+        b";",
+        b"\n",
+        b"\r",
+        b"\x00",
+        b"\xff",
+        b"\\",
+        b"{",
+        b"[",
+        b"\xef\xbb\xbf",
+        b"|",
+        b"\t",
+        b"\xc3",
+    ]
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        cut = rng.randrange(3)
+        if cut == 0:
+            data = data[:at] + rng.choice(pieces) + data[at:]
+        elif cut == 1:
+            data = data[:at] + data[at + rng.randrange(1, 30) :]
+        else:
+            data = data[:at] + bytes(rng.randrange(256) for _ in range(rng.randrange(1, 5))) + data[at:]
+    return data
+
+
+def _fuzz(folder: Path, n: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    seeds = {
+        ".csv": write(folder / "s.csv").read_bytes(),
+        ".tsv": b"text\tlabel\n" + b"".join(f"{x}\t{y}\n".encode() for x, y in ROWS),
+        ".jsonl": "\n".join(map(json.dumps, records())).encode(),
+        ".json": json.dumps(records()).encode(),
+        ".csv.gz": gzip.compress(write(folder / "s.csv").read_bytes()),
+        "": b"\xef\xbb\xbfsep=;\ntext;label\n" + b"".join(f'"{x}";"{y}"\n'.encode() for x, y in ROWS),
+    }
+    for i in range(n):
+        suffix = rng.choice(list(seeds))
+        path = folder / f"fuzzed{suffix}"
+        path.write_bytes(_damage(seeds[suffix], rng))
+        try:
+            resolved = resolve(DataSpec(path=str(path)))
+        except InputError:
+            continue
+        report = resolved.report
+        assert report.rows == report.used + sum(report.dropped.values()), (i, path.read_bytes())
+        assert report.used == len(resolved.items)
+        if report.dropped:
+            assert any(word in "\n".join(report.notes) for word in ("drop", "skip", "majority")), report.notes
+
+
+def test_damaged_files_are_read_with_a_count_or_refused(tmp_path: Path) -> None:
+    _fuzz(tmp_path, 300, 0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+    _fuzz(tmp_path, 10_000, 1)
