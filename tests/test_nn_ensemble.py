@@ -15,7 +15,7 @@ from dln.errors import CorruptDataError, InputError
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Prediction, Sequential, load_network, save_network
 from dln.nn.ensemble import Ensemble, average, best_of, members_of
-from dln.nn.saving import network_from_json, network_to_json
+from dln.nn.saving import OtherModelWarning, network_from_json, network_to_json
 from dln.random import Key
 
 LABELS = ("yes", "no", "perhaps")
@@ -246,7 +246,8 @@ def by_seed(seeds=range(3)):
 
 def test_several_networks_come_back_from_their_file(saved, together):
     lm = TableLM.random(TEXTS, 0)
-    again = load_network(saved, lm)
+    with pytest.warns(OtherModelWarning, match="trained with the model"):
+        again = load_network(saved, lm)
     assert isinstance(again, Ensemble)
     assert again.state_dict() == together.state_dict()
     moved = together.each(lambda member: Sequential(replace(layer, lm=lm) for layer in member.layers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from dln.errors import InputError
 from dln.lm.base import LanguageModel
 from dln.nn import Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
-from dln.nn.saving import load_network, network_from_json
+from dln.nn.saving import OtherModelWarning, load_network, network_from_json
 from dln.train.layout import standard_network
 from dln.train.progress import Progress
 from dln.train.run import read_checkpoint, read_meta
@@ -214,19 +215,26 @@ def _sections(text: str) -> list[str]:
     return ["\n".join(part).strip() for part in parts]
 
 
-def open_network(place: Path, load: Callable[[str], LanguageModel]) -> AnyNetwork:
+def open_network(place: Path, load: Callable[[str], LanguageModel], *, told: bool = True) -> AnyNetwork:
     """The network of a file, or the result of a run; of an unfinished run the best network so far.
 
     Args:
         place: a network file or a run directory.
         load: from the name of a model to the model.
+        told: note a model that is another one than the network was trained with.
 
     Raises:
         InputError: there is no trained network.
     """
     file = place / "network.json" if place.is_dir() else place
     if file.exists() or not place.is_dir():
-        return load_network(file, load)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", OtherModelWarning)
+            network = load_network(file, load)
+        for warning in found if told else ():
+            note(f"note: {warning.message}")
+        return network
     known = (place / "run.yaml").exists()
     saved = read_checkpoint(place) if known else None
     if saved is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import typer
 
@@ -40,6 +40,9 @@ EVALUATE_EPILOG = examples(
     "dln eval runs/mail --base-url http://127.0.0.1:8000/v1",
     "dln eval network.json --csv mail.csv --input message --target kind --against old.json",
 )
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ _READ = frozenset(DataSpec.model_fields)
 _DIALECT = ("encoding", "delimiter", "quotechar", "header")
 
 
-def read_again(own: DataSpec, below: DataSpec, read: Any) -> Any:
+def read_again(own: DataSpec, below: DataSpec, read: Callable[[DataSpec], T]) -> T:
     """Call `read` with the specification of a file: the dialect of the run's file counts if this file has it too."""
     spec = own.over(below)
     inherited = {name: None for name in _DIALECT if getattr(own, name) is None and getattr(below, name) is not None}
@@ -208,7 +211,11 @@ def _whole_file(
         below = below.model_copy(update={"labels": None, "free_form": True})
     elif below.labels is None or own.labels is not None:
         below = below.model_copy(update={"labels": list(network.labels), "free_form": None})
-    found: Resolved = read_again(own, below, lambda spec: resolve(spec, evaluation=True))
+
+    def read(spec: DataSpec) -> Resolved:
+        return resolve(spec, evaluation=True)
+
+    found = read_again(own, below, read)
     note(found.report.summary)
     for text in found.report.notes:
         note(f"note: {note_in_flags(text)}")

@@ -11,12 +11,13 @@ import os
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 import dln
@@ -64,7 +65,7 @@ class CommandsByName(MutableMapping[str, Any]):
             if isinstance(found, typer.Typer):
                 holder.add_typer(found, name=name)
             else:
-                holder.command(name, epilog=getattr(module, f"{attribute.upper()}_EPILOG"))(found)
+                holder.command(name, cls=Command, epilog=getattr(module, f"{attribute.upper()}_EPILOG"))(found)
             self._made[name] = get_group(holder).commands[name]
         return self._made[name]
 
@@ -81,6 +82,27 @@ class CommandsByName(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class Command(TyperCommand):
+    """Refuses an option that takes one value and is given twice: the last one would win without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the command."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            counts = Counter(p for p in order if p.param_type_name == "option" and not (p.multiple or p.count))
+            twice = next((p for p, n in counts.items() if n > 1), None)
+            if twice is not None:
+                name = max(twice.opts, key=len)
+                raise InputError(
+                    "an option with one value is given twice",
+                    where=f"{ctx.command_path}: {name}",
+                    got=f"{name} {counts[twice]} times",
+                    expected=f"{name} once",
+                    fix="leave out all but one",
+                )
+        return super().parse_args(ctx, args)
 
 
 class Commands(TyperGroup):

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -197,7 +198,11 @@ def _inputs(
     default = "lines" if plain else "csv"
     if plain and not Path(paths[0]).is_dir() and not paths[0].startswith("hf/"):
         own = own.model_copy(update={"format": "lines"})
-    items, report, table = read_again(own, below, lambda spec: _read(spec, own, paths, default))
+
+    def read(spec: DataSpec) -> tuple[list[Item], ReadReport, Table]:
+        return _read(spec, own, paths, default)
+
+    items, report, table = read_again(own, below, read)
     if not items:
         raise InputError("there is nothing to predict", where=report.source, got="no lines")
     carried = tuple(c for c in table.columns if c and c != "".join(report.input[:1]) * (len(report.input) == 1))
@@ -377,16 +382,16 @@ def _cells(values: Iterable[Any]) -> Iterator[Any]:
 
 def _alike(values: list[Any]) -> list[Any]:
     """Values of one type; a mixture as texts."""
-    kinds = {type(value) for value in values if value is not None}
-    if len(kinds) <= 1 and not kinds & {list, dict}:
+    kinds = {type(value).__name__ for value in values if value is not None}
+    if len(kinds) <= 1 and not kinds & {"list", "dict"}:
         return values
     return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
 
 
 def _arrow(path: Path) -> Any:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        pyarrow = import_module("pyarrow")
+        import_module("pyarrow.parquet")
     except ImportError as error:
         raise InputError("writing Parquet files needs pyarrow", where=path, fix="pip install 'dln[parquet]'") from error
     return cast(Any, pyarrow)

@@ -27,6 +27,7 @@ from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.nn import LayerInput, PromptedLayer, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
+from dln.nn.saving import resign_network
 from dln.train.evaluate import Interval
 from dln.train.run import read_events, read_meta
 from dln.view.report import write_report
@@ -200,6 +201,7 @@ SHOW_EPILOG = examples(
     "dln show runs/questions",
     "dln show runs/questions --format python > classify.py",
     "dln show network.json --format openai",
+    "dln show network.json --resign",
 )
 Form = Literal["text", "json", "openai", "python"]
 
@@ -213,13 +215,19 @@ def show(
             help="text: to read; json: data; openai: bodies of chat requests; python: a module without dependencies.",
         ),
     ] = "text",
+    resign: Annotated[
+        bool, typer.Option("--resign", help="Check a network file that was edited by hand, and write its hash.")
+    ] = False,
 ) -> None:
     """Print the trained prompts, for use without this program.
 
     {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai and
     python print the member with the largest weight.
     """
-    trained = open_network(network, _stand_in)
+    if resign:
+        resign_network(network, _stand_in)
+        note(f"checked, and its hash written: {network}")
+    trained = open_network(network, _stand_in, told=False)
     if form == "json":
         members = zip(trained.weights, trained.members, strict=True) if isinstance(trained, Ensemble) else ()
         several = [{"weight": float(weight), "layers": _layers(member)} for weight, member in members]

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from dln.arguments import did_you_mean
 from dln.data.spec import DataSpec
@@ -78,7 +79,8 @@ def text_of(value: object) -> str:
     elif isinstance(value, float):
         text = str(int(value)) if value.is_integer() else repr(value)
     elif isinstance(value, list | tuple | Mapping):
-        raise Unusable(f"a {'list' if not isinstance(value, Mapping) else 'object'}, not a text: {_json(value)[:60]}")
+        kind = "object" if isinstance(value, Mapping) else "list"
+        raise Unusable(f"a {kind}, not a text: {_json(cast('object', value))[:60]}")
     else:
         text = str(value).strip()
     if not text.isascii() or "\x00" in text:

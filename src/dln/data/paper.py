@@ -29,7 +29,6 @@ from dln.data.labels import canonical_label
 from dln.data.metrics import ExactMatch, number_presence
 from dln.data.readers import read_table
 from dln.data.spec import DataSpec
-from dln.data.tables import Row
 from dln.data.tasks import Task
 from dln.errors import InputError
 from dln.io import read_text
@@ -102,10 +101,6 @@ def tasks_found(data: Path) -> tuple[str, ...]:
     return tuple(task for task, files in _LAYOUT.items() if all((data / name).is_file() for name in files.values()))
 
 
-def _json_rows(path: Path) -> Sequence[Row]:
-    return read_table(DataSpec(format="jsonl"), str(path)).rows
-
-
 def read_items(path: Path) -> list[Item]:
     """Read the records of a file in order.
 
@@ -114,9 +109,8 @@ def read_items(path: Path) -> list[Item]:
     """
     name = f"{path.parent.name}/{path.name}"
     if path.suffix == ".jsonl":
-        records: Sequence[tuple[int, object]] = [
-            (row.line, row.cells) for row in read_table(DataSpec(format="jsonl"), str(path)).rows
-        ]
+        rows = read_table(DataSpec(format="jsonl"), str(path)).rows
+        records: Sequence[tuple[int, object]] = [(row.line, row.cells) for row in rows]
         unit = "line"
     else:
         records = list(enumerate(_json_list(path), start=1))

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -370,19 +371,19 @@ def _objects(value: object) -> list[Any] | None:
 
 def _objects_within(fields: dict[str, object]) -> list[Any] | None:
     """The records of an object: its parts, its columns, or the one list of objects that it holds."""
-    lists = {key: cast("list[object]", inner) for key, inner in fields.items() if isinstance(inner, list)}
+    lists = {key: cast("list[Any]", inner) for key, inner in fields.items() if isinstance(inner, list)}
     if lists and len(lists) == len(fields) and set(map(str.lower, lists)) <= set(PART_NAMES):
-        return [{**cast("dict[str, object]", row), "split": part} for part, rows in lists.items() for row in rows]
-    columns, data = fields.get("columns"), fields.get("data")
-    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
-        return [dict(zip(columns, row, strict=False)) for row in cast("list[list[object]]", data)]
+        return [{**row, "split": part} for part, rows in lists.items() for row in rows if isinstance(row, dict)]
+    columns, data = lists.get("columns"), lists.get("data")
+    if columns is not None and data is not None and all(isinstance(row, list) for row in data):
+        return [dict(zip(columns, row, strict=False)) for row in data]
     objects = [rows for rows in lists.values() if rows and all(isinstance(row, dict) for row in rows)]
     if len(objects) == 1:
         return _objects(objects[0])
-    plain = [inner for inner in fields.values() if isinstance(inner, list | dict)]
-    if plain and len(plain) == len(fields) and len({len(inner) for inner in cast("list[Any]", plain)}) == 1:
-        values = [list(i.values()) if isinstance(i, dict) else i for i in cast("list[Any]", plain)]
-        return [dict(zip(fields, row, strict=True)) for row in zip(*values, strict=True)]
+    dicts = {key: list(cast("dict[str, Any]", v).values()) for key, v in fields.items() if isinstance(v, dict)}
+    plain = {**lists, **dicts}
+    if plain and len(plain) == len(fields) and len({len(values) for values in plain.values()}) == 1:
+        return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
     return None
 
 
@@ -394,7 +395,8 @@ def _questions(items: Sequence[object]) -> list[dict[str, object]] | None:
         if not isinstance(paragraphs, list):
             return None
         for paragraph in cast("list[dict[str, Any]]", paragraphs):
-            found += [{"context": paragraph.get("context"), **question} for question in paragraph.get("qas", [])]
+            questions = cast("list[dict[str, object]]", paragraph.get("qas", []))
+            found += [{"context": paragraph.get("context"), **question} for question in questions]
     return found
 
 
@@ -449,13 +451,12 @@ def _excel(value: object) -> str:
 
 def _parquet(data: bytes, name: str) -> Table:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        arrow, parquet = cast("Any", import_module("pyarrow")), cast("Any", import_module("pyarrow.parquet"))
     except ImportError as error:
         raise InputError("reading Parquet files needs pyarrow", where=name, fix="pip install 'dln[parquet]'") from error
     try:
-        records = cast("Any", parquet).read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        records = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except (arrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError("the Parquet file cannot be read", where=name, got=reason, fix="write it again") from error
     return replace(table_of_dicts(records, name), facts={"format": "parquet"})
@@ -475,7 +476,7 @@ def _folder(folder: Path, spec: DataSpec) -> Table:
     rows: list[Row] = []
     encodings: dict[str, None] = {}
     for path in files:
-        places = path.relative_to(folder).parts[:-1]
+        places = list(path.relative_to(folder).parts[:-1])
         cells: dict[str, object] = {}
         if places and places[0].lower() in PART_NAMES and (len(places) > 1 or _has_parts_only(folder)):
             cells["split"], places = places[0], places[1:]

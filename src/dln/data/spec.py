@@ -126,41 +126,50 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
-    path: Texts = Field((), description="Files of examples, read as one table.")
-    dev_file: Texts = Field((), description="File of validation examples (default: split off).")
-    test_file: Texts = Field((), description="File of test examples (default: split off).")
-    format: Format | None = Field(None, description="Format of the file (default: by its suffix, else by its content).")
-    encoding: str | None = Field(None, description="Text encoding, as cp1252 (default: detected).")
-    delimiter: str | None = Field(None, description="Character between the cells of a CSV file (default: detected).")
-    quotechar: str | None = Field(None, description="Quote character of a CSV file, or none (default: detected).")
+    path: Texts = Field(default=(), description="Files of examples, read as one table.")
+    dev_file: Texts = Field(default=(), description="File of validation examples (default: split off).")
+    test_file: Texts = Field(default=(), description="File of test examples (default: split off).")
+    format: Format | None = Field(
+        default=None, description="Format of the file (default: by its suffix, else by its content)."
+    )
+    encoding: str | None = Field(default=None, description="Text encoding, as cp1252 (default: detected).")
+    delimiter: str | None = Field(
+        default=None, description="Character between the cells of a CSV file (default: detected)."
+    )
+    quotechar: str | None = Field(
+        default=None, description="Quote character of a CSV file, or none (default: detected)."
+    )
     header: bool | None = Field(
-        None, description="Whether the first line names the columns (default: yes; else they are 1, 2, …)."
+        default=None, description="Whether the first line names the columns (default: yes; else they are 1, 2, …)."
     )
-    input: Texts = Field((), description="Column with the inputs; several are joined (default: guessed).")
-    target: str | None = Field(None, description="Column with the targets (default: guessed).")
-    id: str | None = Field(None, description="Column with the identifiers of the rows.")
-    split_column: str | None = Field(None, description="Column that says train, dev or test.")
-    group: str | None = Field(None, description="Column whose rows of equal value stay in one part.")
+    input: Texts = Field(default=(), description="Column with the inputs; several are joined (default: guessed).")
+    target: str | None = Field(default=None, description="Column with the targets (default: guessed).")
+    id: str | None = Field(default=None, description="Column with the identifiers of the rows.")
+    split_column: str | None = Field(default=None, description="Column that says train, dev or test.")
+    group: str | None = Field(default=None, description="Column whose rows of equal value stay in one part.")
     split_by: str | None = Field(
-        None, description="Column with times or numbers: the latest rows are the test set, those before the dev set."
+        default=None,
+        description="Column with times or numbers: the latest rows are the test set, those before the dev set.",
     )
-    free_form: bool | None = Field(None, description="Whether targets are free text or labels (default: guessed).")
+    free_form: bool | None = Field(
+        default=None, description="Whether targets are free text or labels (default: guessed)."
+    )
     labels: Labels = Field(
-        None, description='Labels with alternative spellings ("yes|Yes"), or {value in the file: label}.'
+        default=None, description='Labels with alternative spellings ("yes|Yes"), or {value in the file: label}.'
     )
     merge_labels: bool | None = Field(
-        None, description="Merge labels that differ in case or in the form of a number (1 and 1.0)."
+        default=None, description="Merge labels that differ in case or in the form of a number (1 and 1.0)."
     )
     several: Literal["combine", "first", "refuse"] | None = Field(
-        None,
+        default=None,
         description="Several labels in a cell: each combination is a class (default), the first counts, or an error.",
     )
-    missing: Texts = Field((), description="Text that counts as an empty cell, as NaN.")
+    missing: Texts = Field(default=(), description="Text that counts as an empty cell, as NaN.")
     empty: Literal["drop", "keep", "refuse"] | None = Field(
-        None, description="Rows with an empty cell: drop (default), keep, or refuse the file."
+        default=None, description="Rows with an empty cell: drop (default), keep, or refuse the file."
     )
     long_rows: Literal["skip", "cut", "refuse"] | None = Field(
-        None,
+        default=None,
         description="Rows with more cells than the header: skip (default, if they are few), cut, or refuse the file.",
     )
 
@@ -233,7 +242,7 @@ class DataSpec(BaseModel):
     @checked
     def given(self) -> dict[str, Any]:
         """The fields that say something, as plain data."""
-        fields = cast("dict[str, Any]", self.model_dump(mode="json"))
+        fields = self.model_dump(mode="json")
         return {name: value for name, value in fields.items() if value is not None and value != []}
 
     @checked

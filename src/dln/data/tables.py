@@ -88,8 +88,8 @@ def conversation(value: object) -> list[tuple[str, str]] | None:
         if role is None or not (content is None or isinstance(content, str | list)):
             return None
         if isinstance(content, list):  # parts of a message; only texts can be read
-            parts = [part for part in cast("list[object]", content) if isinstance(part, Mapping)]
-            texts = [cast("Mapping[str, object]", part).get("text") for part in parts]
+            pieces = cast("list[object]", content)
+            texts = [cast("Mapping[str, object]", part).get("text") for part in pieces if isinstance(part, Mapping)]
             content = "\n".join(text for text in texts if isinstance(text, str))
         found.append((str(role), content or ""))
     return found
@@ -144,7 +144,7 @@ def _inside(value: object, names: list[str]) -> object:
     items = cast("Sequence[object]", value)
     if names[0].isdecimal():
         return _inside(items[int(names[0])], names[1:]) if int(names[0]) < len(items) else None
-    found = [_inside(one, names) for one in items if isinstance(one, Mapping)]
+    found = [_inside(cast("object", one), names) for one in items if isinstance(one, Mapping)]
     return [one for one in found if one is not None] or None
 
 
@@ -163,7 +163,7 @@ def _names(value: Mapping[str, object], prefix: str) -> Iterator[str]:
         name = f"{prefix}{key}"
         if isinstance(inner, Mapping) and inner:
             yield from _names(cast("Mapping[str, object]", inner), f"{name}.")
-        elif conversation(inner) is not None:
+        elif conversation(cast("object", inner)) is not None:
             yield from (name + part for part in CHAT)
         elif isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in cast("list[object]", inner)):
             for one in cast("list[Mapping[str, object]]", inner[:3]):

@@ -638,6 +638,15 @@ class ChoiceLayer(PromptedLayer):
                 expected="every text once, none of them empty",
                 fix='labels=["negative|bad", "positive|good"]',
             )
+        shown = [d.y for d in self.prompt.demonstrations if d.y not in self.names and d.y not in words]
+        if shown:
+            raise InputError(
+                "a demonstration shows another label than those of the layer",
+                where="ChoiceLayer, argument 'prompt'",
+                got=", ".join(map(repr, dict.fromkeys(shown))),
+                expected=f"one of {', '.join(self.names)}",
+                fix="use prompts that were trained with these labels, or leave the demonstrations out",
+            )
         if self.bias.shape != (len(self.labels),) or not np.isfinite(self.bias).all():
             raise InputError(
                 "bias needs one finite number per label",

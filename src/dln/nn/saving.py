@@ -12,14 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from dln.arguments import checked, did_you_mean, shown
 from dln.errors import CorruptDataError, InputError
-from dln.io import parse
+from dln.io import parse, write_atomically
 from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm, load_lm
 from dln.nn.ensemble import AnyNetwork, Ensemble
@@ -30,15 +32,21 @@ from dln.nn.sequential import Sequential
 __all__ = [
     "SCHEMA",
     "TOGETHER",
+    "OtherModelWarning",
     "load_network",
     "load_state_dict",
     "network_from_json",
     "network_to_json",
+    "resign_network",
     "save_network",
 ]
 
 SCHEMA, TOGETHER = 1, 2
 """Of a file with one network, and of one with several that answer together."""
+
+
+class OtherModelWarning(UserWarning):
+    """A network is loaded with a model whose fingerprint differs from that of the model it was trained with."""
 
 
 @checked
@@ -97,6 +105,76 @@ def load_network(
         CorruptDataError: its content does not match its hash.
     """
     source = _network_file(Path(path))
+    body, digest = _read(source)
+    if digest != _digest(body):
+        raise CorruptDataError(
+            "the network file does not match its hash: it was changed by hand or damaged",
+            where=source,
+            got="no hash" if digest is None else "another hash",
+            expected="a file as it was saved",
+            fix=f"dln show {shlex.quote(str(source))} --resign checks a file that was edited and writes its hash",
+        )
+    load = load_lm if lm is None else as_lm(lm) if isinstance(lm, str) else lm
+    network = network_from_json(body, load, str(source))
+    _compare_models(body, network, source)
+    return network
+
+
+@checked
+def resign_network(path: str | Path, lm: LanguageModel | Callable[[str], LanguageModel]) -> AnyNetwork:
+    """Check a network file that was edited by hand, and write its hash.
+
+    Args:
+        path: a network file, or the directory of a run.
+        lm: the model of all layers, or a function from the model's name in the file to a model; it is not called.
+
+    Raises:
+        InputError: the file is not a network, names the field that is wrong, or cannot be written.
+    """
+    source = _network_file(Path(path))
+    body, _ = _read(source)
+    network = network_from_json(body, lm, str(source))
+    schema = TOGETHER if "members" in body else SCHEMA
+    document = {"schema": schema, "sha256": _digest(body), **body}
+    try:
+        write_atomically(source, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            "the network file cannot be written", where=source, got=error.strerror, fix="copy it to another folder"
+        ) from error
+    return network
+
+
+def _compare_models(body: Mapping[str, object], network: AnyNetwork, source: Path) -> None:
+    """Warn if a model is another one than the network was trained with."""
+    members = network.members if isinstance(network, Ensemble) else (network,)
+    present = {lm.fingerprint() for member in members for layer in member for lm in layer.models}
+    recorded = dict(_fingerprints(body))
+    changed = [(name, mark) for mark, name in recorded.items() if mark not in present]
+    if changed and present:
+        name, mark = changed[0]
+        warnings.warn(
+            f"{source}: trained with the model {name} ({mark}), loaded with {', '.join(sorted(present))}: "
+            "scores and calibration may not hold",
+            OtherModelWarning,
+            stacklevel=4,
+        )
+
+
+def _fingerprints(value: object) -> Iterator[tuple[str, str]]:
+    """The fingerprint and name of every model that a file records."""
+    if isinstance(value, Mapping):
+        fields = cast("Mapping[str, object]", value)
+        if isinstance(fields.get("fingerprint"), str) and isinstance(fields.get("model"), str):
+            yield str(fields["fingerprint"]), str(fields["model"])
+        value = list(fields.values())
+    if isinstance(value, list):
+        for inner in cast("list[object]", value):
+            yield from _fingerprints(inner)
+
+
+def _read(source: Path) -> tuple[dict[str, object], object]:
+    """The content of a network file, and the hash that it gives."""
     try:
         document: object = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
@@ -131,13 +209,7 @@ def load_network(
             expected=known,
             fix="load it with the version of this program that wrote it",
         )
-    if digest != _digest(body):
-        raise CorruptDataError(
-            "the network file does not match its hash: it was changed by hand or damaged",
-            where=source,
-            fix="restore it from its run, or delete the field `sha256` and set it with save_network",
-        )
-    return network_from_json(body, load_lm if lm is None else as_lm(lm) if isinstance(lm, str) else lm, str(source))
+    return body, digest
 
 
 def _network_file(place: Path) -> Path:
