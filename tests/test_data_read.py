@@ -239,7 +239,7 @@ def test_rows_of_delimiters_empty_cells_and_long_rows_are_counted(tmp_path: Path
         "1 row with empty text",
     ):
         assert words in said(task)
-    assert "1 row with more cells than columns skipped (lines 46)" in said(task)
+    assert "1 row with more cells than columns skipped (line 46)" in said(task)
     assert len(Dataset.from_file(path, long_rows="cut")) == 41
     with pytest.raises(InputError, match="line 46"):
         Dataset.from_file(path, long_rows="refuse")

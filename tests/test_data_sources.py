@@ -81,7 +81,7 @@ def test_a_data_frame(tmp_path: Path) -> None:
         Dataset.from_pandas([1, 2])
     floats = pandas.DataFrame({"text": ["a", "b", "c"], "label": [1.0, float("nan"), 2.0]})
     assert Dataset.from_pandas(floats).labels == Dataset.from_pandas(floats.dropna()).labels == ("1", "2")
-    assert any("1 row with empty label dropped (lines 2)" in note for note in Dataset.from_pandas(floats).notes)
+    assert any("1 row with empty label dropped (line 2)" in note for note in Dataset.from_pandas(floats).notes)
 
 
 def test_a_hub_dataset_in_memory() -> None:

@@ -286,6 +286,14 @@ def test_what_cannot_be_a_prompt_is_dropped_and_counted():
     assert dropped == {"empty": 2, "duplicate": 2, "over-long": 1, "echo": 1}
 
 
+def test_a_proposal_does_not_lose_the_instruction_of_the_user():
+    shown = (Demonstration("a", "a", "yes"),)
+    proposals = [Proposal(Prompt("", shown), "t"), Proposal(Prompt(" ", (), ("Mail", "Kind")), "t")]
+    assert screen(proposals, layer(), 64) == ([], {"empty": 2})
+    bare = layer().with_prompt("")
+    assert len(screen(proposals, bare, 64)[0]) == 2
+
+
 def test_examples_behind_a_long_instruction_of_the_users_own_are_a_prompt():
     own = layer()  # "the present instruction" has three words, more than are allowed to others
     shown = Proposal(own.prompt.with_demonstrations((Demonstration("a", "a", "yes"),)), "d")
@@ -295,7 +303,7 @@ def test_examples_behind_a_long_instruction_of_the_users_own_are_a_prompt():
 
 def test_demonstrations_alone_are_a_prompt():
     alone = Proposal(Prompt("", (Demonstration("a", "a", "yes"),)), "d")
-    assert screen([alone, alone], layer(), 4) == ([alone], {"duplicate": 1})
+    assert screen([alone, alone], layer().with_prompt(""), 4) == ([alone], {"duplicate": 1})
 
 
 @given(st.integers(1, 200), st.integers(1, 30), st.floats(0.1, 1.0))

@@ -14,7 +14,7 @@ from dln.lm.cache import Cached, Store
 from dln.lm.meter import Budget, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential, load_network
-from dln.train import Run, fit
+from dln.train import Run, fit, resolve_options
 from dln.train.events import Backtracked, Finished, Interrupted, Resumed, StepDone, Validated
 from dln.train.run import current, of_kind, read_events
 
@@ -289,3 +289,17 @@ def test_paper_preset_trains():
     assert isinstance(last, ChoiceLayer)
     assert last.bias.tolist() == [0.0, 0.0]
     assert last.temperature == 1.0
+
+
+def test_a_dev_set_of_training_examples_is_a_warning():
+    with pytest.warns(UserWarning, match="20 of 20 dev inputs are training inputs too"):
+        fit(network(depth=1), data(), data(20), steps=0, options=OPTIONS)
+
+
+@pytest.mark.parametrize("none", [0, [0], (0,)])
+def test_no_demonstrations_means_none(none):
+    options = {**OPTIONS, "inference": {**OPTIONS["inference"], "num_prompts": 6, "demonstrations": none}}
+    resolved = resolve_options("default", options)
+    assert "demonstrations" not in resolved.inference.prompt_proposals
+    result = fit(network(depth=1), data(), data(24, "dev"), steps=2, options=options)
+    assert not any(prompt.demonstrations for prompt in result.network.parameters())

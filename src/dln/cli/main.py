@@ -91,7 +91,7 @@ class Command(TyperCommand):
         """Parse the arguments of the command."""
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            counts = Counter(p for p in order if p.param_type_name == "option" and not (p.multiple or p.count))
+            counts = Counter(p for p in order if p.param_type_name == "option" and not p.multiple)
             twice = next((p for p, n in counts.items() if n > 1), None)
             if twice is not None:
                 name = max(twice.opts, key=len)

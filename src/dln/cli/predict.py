@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 import typer
 from rich.table import Table as Grid
@@ -113,13 +113,14 @@ def predict(
         if several is not None:
             note(several)
         settings = [samples, seed, answers, [(i.input, i.problem, i.id) for i in items], _network_text(network), lm]
-        store = None if output is None else _Partial(output, hashlib.sha256(repr(settings).encode()).hexdigest())
-        done = [] if store is None else store.begin()
+        key = hashlib.sha256(repr(settings).encode()).hexdigest()
+        store = None if output is None else stack.enter_context(_Partial(output, key))
+        done = 0 if store is None else len(store.records)
         if done:
-            note(f"note: {output}: {len(done)} of {len(items)} predictions are there already; continuing")
+            note(f"note: {output}: {done} of {len(items)} predictions are there already; continuing")
         status = stack.enter_context(err().status("predicting")) if len(items) > CHUNK else None
         missing = 0
-        for start in range(len(done), len(items), CHUNK):
+        for start in range(done, len(items), CHUNK):
             part = items[start : start + CHUNK]
             found = zip(part, _predicted(trained, part, samples, seed), strict=True)
             for row, (item, (prediction, reason)) in enumerate(found, start + 1):
@@ -134,7 +135,7 @@ def predict(
             if status is not None:
                 status.update(f"predicting {start + len(part)}/{len(items)}")
         if store is not None and output is not None:
-            records = store.end()
+            records = store.records
             missing = sum(record["label"] is None for record in records)
             _write(output, records, trained.labels or (), carried, with_id=any(item.id for item in items))
             store.remove()
@@ -288,41 +289,40 @@ class _Partial:
     def __init__(self, output: Path, key: str) -> None:
         self._path = output.with_name(f"{output.name}.partial")
         self._key = key
-        self._records: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
         self._file: io.TextIOBase | None = None
 
-    def begin(self) -> list[dict[str, Any]]:
-        """Open the file; return the records of the same command that are there."""
+    def __enter__(self) -> Self:
+        """Open the file, and read the records of the same command that are there."""
         try:
             lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
             if lines and json.loads(lines[0]) == {"key": self._key}:
-                self._records = [json.loads(line) for line in lines[1:]]
+                self.records = [json.loads(line) for line in lines[1:]]
             elif lines:
                 note(f"note: {self._path} is of other inputs, settings or another network: starting anew")
         except (OSError, ValueError):
-            self._records = []
+            self.records = []
         try:
             self._file = cast("io.TextIOBase", self._path.open("w", encoding="utf-8"))
             self._file.write(record_line({"key": self._key}))
-            self._file.writelines(record_line(record) for record in self._records)
+            self._file.writelines(record_line(record) for record in self.records)
         except OSError as error:
             raise InputError(
                 "cannot write the output file", where=self._path, got=error.strerror, fix="another --out"
             ) from error
-        return self._records
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record."""
-        self._records.append(record)
+        self.records.append(record)
         if self._file is not None:
             self._file.write(record_line(record))
             self._file.flush()
-
-    def end(self) -> list[dict[str, Any]]:
-        """Close the file; return all records."""
-        if self._file is not None:
-            self._file.close()
-        return self._records
 
     def remove(self) -> None:
         """Delete the file."""

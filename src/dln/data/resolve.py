@@ -206,7 +206,7 @@ def _shape(table: Table, spec: DataSpec) -> list[str]:
         return notes
     lines = _places([str(row.line) for row in long])
     if spec.long_rows == "cut":
-        return [*notes, f"{_count(len(long), 'row')} with more cells than columns cut (lines {lines})"]
+        return [*notes, f"{_count(len(long), 'row')} with more cells than columns cut ({lines})"]
     if spec.long_rows == "refuse" or (spec.long_rows is None and len(long) > 0.2 * len(table.rows)):
         raise InputError(
             f"{_count(len(long), 'row')} of {len(table.rows)} and the header have different numbers of cells",
@@ -217,7 +217,7 @@ def _shape(table: Table, spec: DataSpec) -> list[str]:
             fix='put cells that contain the delimiter in double quotes; or long_rows="skip", long_rows="cut", '
             "or another delimiter",
         )
-    return [*notes, f"{_count(len(long), 'row')} with more cells than columns skipped (lines {lines})"]
+    return [*notes, f"{_count(len(long), 'row')} with more cells than columns skipped ({lines})"]
 
 
 def _items(table: Table, choice: ColumnChoice, spec: DataSpec, *, with_target: bool) -> list[Item]:
@@ -329,7 +329,7 @@ def resolve(spec: DataSpec, tables: Sequence[Table] | None = None, *, evaluation
     dropped = Counter(item.problem.partition(" (")[0].partition(":")[0] for item in items if item.problem)
     notes = list(report.notes)
     notes += [
-        f"{_count(n, 'row')} with {reason} dropped (lines {_places([i.line for i in items if i.problem == reason])})"
+        f"{_count(n, 'row')} with {reason} dropped ({_places([i.line for i in items if i.problem == reason])})"
         for reason, n in dropped.items()
         if reason.startswith(("empty", "no text"))
     ]
@@ -620,4 +620,5 @@ def _count(n: int, noun: str) -> str:
 
 def _places(lines: Iterable[str]) -> str:
     listed = list(lines)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    shown = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    return f"line{'s' * (len(listed) > 1)} {shown}"

@@ -103,9 +103,9 @@ def screen(
 ) -> tuple[list[Proposal], Counter[str]]:
     """Drop what cannot be a prompt, and count why.
 
-    Dropped are proposals that are `empty`, `over-long` (an instruction of more than `max_tokens` tokens that is also
-    longer than the incumbent's, or with one of `inputs` more than the model's context), an `echo` of the backward
-    template, or a `duplicate` of the incumbent or of an earlier one.
+    Dropped are proposals that are `empty` or lose the instruction that the incumbent has, `over-long` (an instruction
+    of more than `max_tokens` tokens that is also longer than the incumbent's, or with one of `inputs` more than the
+    model's context), an `echo` of the backward template, or a `duplicate` of the incumbent or of an earlier one.
     """
     longest = max(max_tokens, layer.lm.count_tokens(layer.prompt.instruction))
     kept: list[Proposal] = []
@@ -115,7 +115,9 @@ def screen(
         prompt = proposal.prompt
         if prompt in seen:
             reason = "duplicate"
-        elif not prompt.instruction.strip() and not prompt.demonstrations and prompt.wording is None:
+        elif not prompt.instruction.strip() and (
+            layer.prompt.instruction.strip() or (not prompt.demonstrations and prompt.wording is None)
+        ):
             reason = "empty"
         elif any(line in prompt.instruction for line in proposal.echoes):
             reason = "echo"

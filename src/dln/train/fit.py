@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 from dln.arguments import Seed, Size, checked
 from dln.data import Dataset, Metric, exact_match
+from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
 from dln.infer import vi
@@ -111,6 +113,7 @@ def fit(
     chosen = _options(preset, options, {"steps": steps, "seed": seed}, more)
     network = prepared(network, chosen)
     check_data(network, train, dev)
+    _warn_of_overlap(train, dev)
     judged = judge(metric, network.labels)
     given = None if algorithm is None else described(algorithm)
     longest = max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len)
@@ -142,6 +145,19 @@ def fit(
         else:
             emit(_started(run_dir, network, train, dev, chosen, task, meta))
         return _loop(network, begun, recipe, run, emit, meter)
+
+
+def _warn_of_overlap(train: Dataset, dev: Dataset | None) -> None:
+    """Warn if most dev inputs are training inputs too: selection on them prefers prompts that repeat what they show."""
+    known = {text_key(x) for x in train.inputs}
+    shared = 0 if dev is None else sum(text_key(x) in known for x in dev.inputs)
+    if dev is not None and shared > len(dev) / 2:
+        warnings.warn(
+            f"{shared} of {len(dev)} dev inputs are training inputs too: the dev score will be too high; "
+            "give other examples as dev",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 _ARGUMENTS = tuple(name for name in inspect.signature(fit).parameters if name != "more")

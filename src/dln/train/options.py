@@ -400,7 +400,20 @@ def resolve_options(preset: str = "default", *changes: Mapping[str, Any]) -> Opt
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset], *changes):
         merged = merge_options(merged, layer)
-    return Options(**merged)
+    return Options(**_without_demonstrations(merged))
+
+
+def _without_demonstrations(options: dict[str, Any]) -> dict[str, Any]:
+    """`demonstrations=0` as options: no proposal draws demonstrations."""
+    inner = options.get("inference")
+    if not isinstance(inner, Mapping) or cast("Mapping[str, Any]", inner).get("demonstrations") not in (0, [0], (0,)):
+        return options
+    kept = {name: value for name, value in cast("Mapping[str, Any]", inner).items() if name != "demonstrations"}
+    shares: object = kept.get("prompt_proposals", InferenceOptions.model_validate({}).prompt_proposals)
+    if isinstance(shares, Mapping):
+        others = {n: s for n, s in cast("Mapping[str, float]", shares).items() if n != "demonstrations"}
+        kept["prompt_proposals"] = others or {"rewrite": 1.0}
+    return {**options, "inference": kept}
 
 
 def _has_strategy(annotation: Any) -> bool:
