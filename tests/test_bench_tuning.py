@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dln.cli.tune import answer
 from dln.data import load_task
+from dln.data.splits import subsample
 from dln.errors import InputError
 from dln.experiments.encoders import WordVectors
 from dln.experiments.headroom import Measured, measure_headroom, spread
@@ -163,3 +164,18 @@ def test_the_baseline_to_beat_is_the_most_accurate_one_and_a_ceiling_is_said():
     sure = replace(found, instruction=Measured("label words, fitted", np.ones(40, dtype=bool), np.zeros(40)))
     assert sure.at_ceiling
     assert "Nothing to gain: label words, fitted is right on 100 %" in answer(sure)
+
+
+def test_the_majority_class_is_that_of_the_train_examples():
+    task, lm = informed(0.0)
+    skewed = replace(
+        task, train=task.train.select([i for i, e in enumerate(task.train) if e.target != "time" or i % 9])
+    )
+    common = [i for i, e in enumerate(skewed.train) if e.target == "person"]
+    skewed = replace(skewed, train=skewed.train.select([*range(len(skewed.train)), *common]))
+    found = measure_headroom(skewed, lm, prompts=2, shots=4, dev_size=40).majority
+    scored = subsample(task.dev, 40, 13)
+    assert found.accuracy == sum(target == "person" for target in scored.targets) / 40
+    counts = skewed.train.counts()
+    shares = [counts[target] / len(skewed.train) for target in scored.targets]
+    assert found.log_likelihood == pytest.approx(np.log(shares).mean())

@@ -52,7 +52,7 @@ class LinearPredictor:
         labels: [C] names of all labels.
         counts: [C] number of training examples per label.
         features: φ.
-        model: regression over the labels that have examples; None if only one has.
+        model: regression over the labels that have examples; None for their frequencies alone.
     """
 
     labels: tuple[str, ...]
@@ -65,7 +65,8 @@ class LinearPredictor:
         known = self.counts > 0
         unseen = 1.0 / (self.counts.sum() + len(self.labels))
         found = np.full((len(x), len(self.labels)), unseen)
-        p = np.ones((len(x), 1)) if self.model is None else self.model.predict_proba(self.features(x))
+        shares = self.counts[known] / self.counts.sum()
+        p = shares[None] if self.model is None else self.model.predict_proba(self.features(x))
         found[:, known] = (1.0 - unseen * (~known).sum()) * np.asarray(p, dtype=np.float64)
         found = np.maximum(found, 1e-12)
         return found / found.sum(axis=1, keepdims=True)
