@@ -161,7 +161,7 @@ def labels(
 ) -> None:
     """Compare methods by the number of training examples, and their calibration at the largest number.
 
-    The dev set grows with the train set; --dev-size is that of the largest number. Cells of each number are in a
+    The dev set grows with the train set; --dev-size is for 400 training examples. Cells of each number are in a
     directory of their own below the output directory, and those that it holds are not computed again.
     """
     config, directory, options = _prepared(config)
@@ -169,7 +169,7 @@ def labels(
     wanted, _ = in_order(_methods(methods, LABELS_METHODS, encoder))
     numbers = _sizes(sizes)
     dev, test = config.data.dev_size or 0, config.data.test_size or 0
-    largest = EvaluationProtocol(numbers[-1], dev, test, options, None, encoder, config.data.leaky)
+    whole = EvaluationProtocol(SIZES_NEEDED[-1], dev, test, options, None, encoder, config.data.leaky)
     make_labels(
         context,
         config,
@@ -177,7 +177,7 @@ def labels(
         tasks=load_tasks(names_of(tasks or "", "--tasks"), config),
         methods=wanted,
         seeds=seeds_of(seeds or ""),
-        protocols={n: protocol_of(largest, n) for n in numbers},
+        protocols={n: protocol_of(whole, n) for n in numbers},
         places=checked_places(write, region, "labels"),
         jobs=jobs,
         as_json=as_json,

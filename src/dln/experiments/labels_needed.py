@@ -1,6 +1,6 @@
 """Accuracy, likelihood and calibration of methods by the number of training examples.
 
-The dev set grows with the train set, in the proportion of the largest size, so that the number of labels is what a
+The dev set grows with the train set, in the proportion of the main comparison, so that the number of labels is what a
 user would have. Calibration is measured at the largest size: the predictions are put into ten bins of equal width by
 their confidence, max_y p(y|x), and
 
@@ -44,10 +44,10 @@ LEAST_DEV = 8
 BINS = 10
 
 
-def protocol_of(largest: EvaluationProtocol, size: int) -> EvaluationProtocol:
-    """Return the protocol of a size, with a dev set in the proportion of the largest size."""
-    dev = round(largest.dev_size * size / largest.train_size)
-    return replace(largest, train_size=size, dev_size=max(min(LEAST_DEV, largest.dev_size), dev))
+def protocol_of(whole: EvaluationProtocol, size: int) -> EvaluationProtocol:
+    """Return the protocol of a size, with train and dev set in the proportion of the whole one."""
+    dev = round(whole.dev_size * size / whole.train_size)
+    return replace(whole, train_size=size, dev_size=max(min(LEAST_DEV, whole.dev_size), dev))
 
 
 @dataclass(frozen=True)
