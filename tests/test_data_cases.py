@@ -14,6 +14,7 @@ import yaml
 from cli_fake_engine import LABELS, FakeLM
 from cli_shell import Done, Shell
 from dln.data import task_from_file
+from dln.data.languages import LANGUAGES as KNOWN
 from dln.lm.load import ENGINES, Engine, load_lm
 from dln.nn import Sequential, load_network
 from dln.nn.saving import OtherModelWarning
@@ -377,7 +378,12 @@ def test_other_languages_train_and_predict(cli: Shell, name: str):
     x, y, good, bad, yes, no = LANGUAGES[name]
     rows = [(f"{text} {i}", label) for i in range(16) for texts, label in ((good, yes), (bad, no)) for text in texts]
     table(cli.folder / f"{name}.csv", f"{x},{y}", rows)
-    assert f"input '{x}'; target '{y}'" in train(cli, "--csv", f"{name}.csv").err
+    done = train(cli, "--csv", f"{name}.csv")
+    assert f"input '{x}'; target '{y}'" in done.err
+    assert "the default instruction is in" in done.err
+    prompt = recorded(cli)["network"]["layers"][0]["prompt"]
+    assert yes in prompt["instruction"] and "Read the following" not in prompt["instruction"]
+    assert prompt["wording"] == list(KNOWN[name].wording)
     assert ok(cli("predict", "runs/a", good[0], "--json")).records[0]["label"] in (yes, no)
 
 

@@ -125,7 +125,7 @@ CASES: dict[str, str] = {
     f"{T} --prompt a --prompts-from lines.txt": "given twice",
     f"{T} --prompt a --prompt b": "per layer",
     f"{T} --input message": "does not have that option",
-    f"{N} -": "there is nothing to predict",
+    f"{N} -": "standard input: the file is empty",
 }
 
 DAMAGED = {"resume broken", "predict garbled.json text"}

@@ -70,6 +70,8 @@ def text_of(value: object) -> str:
     """
     if isinstance(value, str):
         text = value.strip()
+        if text.isascii() and "\x00" not in text:
+            return text
     elif isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, int):

@@ -145,7 +145,7 @@ def _row(line: int, cells: list[str], columns: tuple[str, ...]) -> Row:
         named = dict(zip(columns, [*cells[:n], *[""] * (n - len(cells))], strict=True))
         if extra:
             return Row(line, named, LONG + f" ({len(cells)} instead of {n})")
-    return Row(line, named, "" if n == 1 or any(cell and not cell.isspace() for cell in cells) else BLANK)
+    return Row(line, named, "" if n == 1 or any(map(str.strip, cells)) else BLANK)
 
 
 def _check_names(columns: tuple[str, ...], name: str, line: int) -> None:

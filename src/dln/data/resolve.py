@@ -304,6 +304,8 @@ _SEPARATOR = "\x1f"
 
 
 def _target_text(value: object, spec: DataSpec) -> str:
+    if isinstance(value, str):
+        return text_of(value)
     if isinstance(value, Mapping):
         return json.dumps(value, ensure_ascii=False, default=str)
     if not isinstance(value, list | tuple):

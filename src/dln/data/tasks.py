@@ -9,6 +9,7 @@ from dln.arguments import Seed, checked
 from dln.data.columns import Unusable, text_of
 from dln.data.dataset import Dataset, examples_of
 from dln.data.labels import label_names
+from dln.data.languages import ENGLISH, Language, language_of
 from dln.data.metrics import Metric, load_metric, suggested_metric
 from dln.data.resolve import Item, ReadReport, Resolved, resolve, text_key
 from dln.data.spec import DataSpec
@@ -38,6 +39,7 @@ class Task:
         stages: instructions of the steps of the task in order, if known: each step reads only the output of the
             previous one, the last one gives the label. They are the initial prompts of a network of this depth.
         hidden_instruction: the initial prompt of hidden layers that generate a thought; None for the default.
+        wording: field names of input and label in the language of the data; None for those of the template.
         spec: how the data was read, completed with what was guessed; None if it was not read from a file or frame.
         report: what was read, guessed, folded and dropped.
     """
@@ -53,6 +55,7 @@ class Task:
     input_name: str = "input"
     stages: tuple[str, ...] = ()
     hidden_instruction: str | None = None
+    wording: tuple[str, str] | None = None
     spec: DataSpec | None = field(default=None, repr=False, compare=False)
     report: ReadReport | None = field(default=None, repr=False, compare=False)
 
@@ -285,12 +288,18 @@ def _made(
     if len(missing) > 6:
         missing = [*missing[:5], f"and {len(missing) - 5} more labels without an example in a part"]
     said: list[str] = []
+    language = language_of(train.inputs) if instruction is None and input_name == "input" else ENGLISH
+    if language is not ENGLISH:
+        notes = (*notes, f"the default instruction is in {language.name}, the language of the inputs")
     if metric is None and specs is None:
         metric = suggested_metric([target for part in parts.values() for target in part.targets])
         said = [f"answers are compared by the metric {metric!r}"]
     return Task(
         name=name,
-        instruction=instruction if instruction is not None else default_instruction(train.labels, input_name),
+        instruction=instruction
+        if instruction is not None
+        else default_instruction(train.labels, input_name, language=language),
+        wording=None if language is ENGLISH else language.wording,
         labels=specs,
         train=train,
         dev=parts["dev"],
@@ -389,14 +398,19 @@ def _check_classes(names: Sequence[str], where: str) -> None:
         )
 
 
-def default_instruction(labels: Sequence[str] | None, input_name: str = "input") -> str:
-    """Return an instruction that names the labels.
+def default_instruction(
+    labels: Sequence[str] | None, input_name: str = "input", *, language: Language = ENGLISH
+) -> str:
+    """Return an instruction that names the labels; the name of an input is for English only.
 
     >>> default_instruction(("no", "yes"), "sentence")
     'Read the following sentence, then choose whether it is no or yes.'
     """
     if labels is None:
-        return f"Read the following {input_name}, then give the answer."
-    *others, last = labels
-    choice = f"{', '.join(others)} or {last}" if others else last
-    return f"Read the following {input_name}, then choose whether it is {choice}."
+        text = language.answer
+    else:
+        *others, last = labels
+        text = language.choose.format(
+            choice=f"{language.comma.join(others)}{language.either}{last}" if others else last
+        )
+    return text.replace("following input", f"following {input_name}", 1) if language is ENGLISH else text

@@ -20,7 +20,7 @@ from dln.data import Task
 from dln.errors import InputError
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Layer, Prompt, Sequential
-from dln.nn.template import Template
+from dln.nn.template import Template, load_template
 
 __all__ = ["COPY", "DECOMPOSE", "Hidden", "copyable", "deepened", "staged", "standard_network", "usual_template"]
 
@@ -166,6 +166,8 @@ def standard_network(
             )
     if last_template:
         templates[-1] = last_template
+    if task.wording is not None and prompts[-1] == Prompt(task.instruction) and _has_names(templates[-1]):
+        prompts = (*prompts[:-1], prompts[-1].with_wording(task.wording))
     thoughts = Sampling(max_tokens=hidden_tokens or (_PAPER_TOKENS if preset == "paper" else _TOKENS))
     layers: list[Layer] = [
         LanguageLayer(lm, template, prompt, thoughts)
@@ -177,6 +179,11 @@ def standard_network(
     else:
         layers.append(ChoiceLayer(lm, templates[-1], prompts[-1], task.labels))
     return Sequential(layers)
+
+
+def _has_names(template: str | Template) -> bool:
+    """Whether a template lets itself be told the names of input and output."""
+    return (template if isinstance(template, Template) else load_template(template)).wording is not None
 
 
 def usual_template(task: Task, depth: int = 1, preset: str = "default", hidden: Hidden | None = None) -> str:
