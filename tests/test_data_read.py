@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from dln.data import Dataset, DataSpec, Task, task_from_file
 from dln.data.labels import folded
 from dln.data.readers import read_table
-from dln.data.resolve import resolve, text_key
+from dln.data.resolve import read_items, resolve, text_key
 from dln.data.splits import PARTS, assign, by_time
 from dln.errors import InputError
 
@@ -85,9 +85,23 @@ def test_what_is_written_in_a_named_dialect_is_read_back(
     table = read_table(DataSpec(delimiter=delimiter, quotechar=quote), str(path))
     assert table.columns == tuple(header)
     assert [list(row.cells.values()) for row in table.rows] == rows
-    if quoting == csv.QUOTE_ALL and quote == '"':  # nothing is named: the dialect is found
+    if quoting == csv.QUOTE_ALL:  # nothing is named: the dialect is found
         table = read_table(DataSpec(), str(path), columns=header)
         assert [list(row.cells.values()) for row in table.rows] == rows
+
+
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=12))
+def test_every_row_gives_one_item_in_order(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([("text", "more"), *rows])
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    path.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+    _, items, report = read_items(DataSpec(path=str(path), input="text"), with_target=False)
+    assert report.rows == len(items) == len(rows)
+    assert [item.cells["text"] for item in items] == [text for text, _ in rows]
+    assert all(bool(item.problem) == (not text.strip()) for item, (text, _) in zip(items, rows, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -279,6 +293,21 @@ def test_nested_fields_chats_and_lists(tmp_path: Path) -> None:
 
 
 SPELLINGS = ("yes", "yes ", "ye\u200bs", "nai\u0308ve", "na\u00efve", "No", "no", "no")
+
+
+def test_columns_are_guessed_by_name_and_content() -> None:
+    rows = [
+        {"timestamp": f"2024-01-{i % 28 + 1:02d}", "user_id": i % 7, "msg": f"{x} now", "is_spam": i % 2}
+        for i, (x, _) in enumerate(ROWS)
+    ]
+    data = Dataset.from_dicts(rows)
+    assert data.report is not None
+    assert (data.report.input, data.report.target) == (("msg",), "is_spam")
+    two = [{"mood": "ab"[i % 2], "tone": "cd"[i % 2], "said": x} for i, (x, _) in enumerate(ROWS)]
+    with pytest.raises(InputError, match="cannot tell which column is the target"):
+        Dataset.from_dicts(two)
+    with pytest.raises(InputError, match="add a column with the targets"):
+        Dataset.from_dicts([{"text": x} for x, _ in ROWS])
 
 
 def test_labels_are_folded_and_lookalikes_named(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ _ID_NAME = re.compile(
 )
 
 
+_TARGET_WORD = re.compile(
+    r"(?:^|[\W_])(?:labels?|class|category|target|sentiment|intent|topic|y)(?:$|[\W_])|^(?:is|has)_", re.IGNORECASE
+)
+"""What the name of a target column often has in it."""
+
+
 class Unusable(ValueError):
     """A cell that has no text; the message says why."""
 
@@ -149,12 +155,13 @@ def choose_columns(table: Table, spec: DataSpec, *, with_target: bool = True) ->
         missing = "input" if not found else "target"
         named = [c for c in free if c not in found and c != target] or free
         by_length = sorted(named, key=lambda c: profile[c].length, reverse=missing == "input")
+        fix = f'name it: {missing}="{by_length[0]}"' if by_length else f"add a column with the {missing}s"
         raise InputError(
             f"cannot tell which column is the {missing}",
             where=table.source,
             got=_listed(columns),
             expected="an input column and a target column" if with_target else "an input column",
-            fix=f'name it: {missing}="{by_length[0] if by_length else "column"}"',
+            fix=fix,
         )
     guessed = [f"column {c!r} taken as the input" for c in found] if not spec.input and len(found) == 1 else []
     if not spec.input and len(found) > 1:
@@ -195,6 +202,7 @@ class _Profile:
     length: float
     words: float
     numeric: bool
+    dates: bool
     lists: bool
 
     @classmethod
@@ -208,6 +216,7 @@ class _Profile:
             length=sum(map(len, texts)) / n,
             words=sum(text.count(" ") + 1 for text in texts) / n,
             numeric=bool(texts) and all(re.fullmatch(r"[-+]?[\d.,:/T -]+Z?", text) for text in texts),
+            dates=bool(texts) and all(re.match(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}", text) for text in texts),
             lists=any(isinstance(value, list) for value in found),
         )
 
@@ -237,7 +246,9 @@ def _guess_named_input(columns: Sequence[str], profile: Mapping[str, _Profile]) 
 def _guess_target(columns: Sequence[str], profile: Mapping[str, _Profile], found: Sequence[str]) -> str | None:
     if len(columns) == 1 and found:
         return columns[0]
-    labelled = [c for c in columns if profile[c].is_label]
+    labelled = [c for c in columns if profile[c].is_label and not profile[c].dates and not _ID_NAME.fullmatch(c)]
+    named = [c for c in labelled if _TARGET_WORD.search(c)]
+    labelled = named if len(named) == 1 else labelled
     if len(columns) == 2 and not found:
         first, second = columns
         return second if profile[second].distinct <= profile[first].distinct else first

@@ -256,10 +256,7 @@ def _line_after(text: str, delimiter: str, quote: str | None, start: int) -> int
 
 def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Sequence[str]) -> tuple[str, str | None]:
     """Delimiter and quote character: most wanted columns, then the most even rows, then the most columns."""
-    quotes: tuple[str | None, ...] = (None,) if quote == "none" else (quote or '"',)
     head = text[:_SNIFFED]
-    if quote is None and re.search(r"(?:^|[,;\t|])'[^'\n]*'(?:[,;\t|]|\r?$)", head, re.MULTILINE) and '"' not in head:
-        quotes = ('"', "'")
     if len(text) > len(head):
         head = head[: head.rfind("\n") + 1] or head
 
@@ -282,8 +279,18 @@ def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Seq
         alike = sum(n == len(header) for n in lengths) / len(lengths)
         return (sum(name in header for name in wanted), alike, len(header))
 
-    candidates = [(d, q) for q in quotes for d in ((delimiter,) if delimiter else DELIMITERS) if d != q]
-    return max(candidates, key=merit)
+    def best(quoting: str | None) -> tuple[str, str | None]:
+        known = (delimiter,) if delimiter else DELIMITERS
+        return max([(d, quoting) for d in known if d != quoting], key=merit)
+
+    if quote is not None:
+        return best(None if quote == "none" else quote)
+    double, single = best('"'), best("'")
+    # apostrophes are common: they are quotes only if all names are within them, or if only so the rows are even
+    names = head.partition("\n")[0].rstrip("\r").split(single[0])
+    enclosed = len(names) > 1 and all(len(name) > 1 and name[0] == name[-1] == "'" for name in names)
+    even = merit(double)[1] < 1 and merit(single)[1] == 1 and re.search(r"(?:^|[^\w\s])'", head, re.MULTILINE)
+    return single if enclosed or even else double
 
 
 def _json_lines(text: str, name: str) -> Table:
