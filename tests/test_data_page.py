@@ -103,6 +103,11 @@ def test_frames_and_files_share_one_report() -> None:
     data = Dataset.from_dicts([{"text": x, "label": y} for x, y in ROWS])
     assert data.report is not None
     assert (data.report.rows, data.report.used) == (20, 20)
+    for wrong in ({"encoding": "klingon"}, {"delimiter": ";;"}, {"inptu": "a"}, {"input": "a", "target": "a"}):
+        with pytest.raises(InputError, match="DataSpec"):
+            DataSpec(**wrong)
+    merged = DataSpec(target="t").over(DataSpec(path="a.csv", input="x", encoding="cp1252"))
+    assert merged.given() == {"path": "a.csv", "input": "x", "encoding": "cp1252", "target": "t"}
     with pytest.raises(InputError, match="did you mean 'encoding'"):
         Dataset.from_dicts([{"text": "a", "label": "b"}], encodng="utf-8")
 

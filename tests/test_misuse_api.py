@@ -518,7 +518,17 @@ def test_a_damaged_network_file_is_refused(tmp_path: Path):
         dln.load_network(written(tmp_path, "{"))
 
 
-EXEMPT = {"DlnError", "InputError", "LanguageModel", "Metric", "Options", "Evaluation", "FitResult", "Prediction"}
+EXEMPT = {
+    "DataSpec",
+    "DlnError",
+    "InputError",
+    "LanguageModel",
+    "Metric",
+    "Options",
+    "Evaluation",
+    "FitResult",
+    "Prediction",
+}
 EXEMPT |= {
     "Calibrator",
     "Callback",

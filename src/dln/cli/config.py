@@ -255,6 +255,8 @@ COMMAND_LINE = "command line"
 class TaskConfig(DataSpec, Section):
     """The task: a known one by name, or files of examples and how they are read."""
 
+    __init__ = cast("Any", BaseModel.__init__)  # errors of a section are those of the configuration
+
     FLAGS: ClassVar[Mapping[str, Flag]] = {
         "dev_file": Flag("--dev-file", DATA, "FILE"),
         "test_file": Flag("--test-file", DATA, "FILE"),
@@ -307,7 +309,7 @@ class TaskConfig(DataSpec, Section):
         unknown = self.format is None and self.files and suffix_format(self.files[0]) in (None, "lines")
         if unknown and (self.csv or self.jsonl):
             fields["format"] = "csv" if self.csv else "jsonl"
-        return DataSpec.model_validate(fields | {"path": self.files})
+        return DataSpec(**fields | {"path": self.files})
 
 
 class DataConfig(Section):

@@ -122,9 +122,19 @@ def _refused(error: ValidationError, source: str) -> InputError:
 
 
 class DataSpec(BaseModel):
-    """How a table of examples is read. None, or an empty list, means that it is guessed or not used."""
+    """How a table of examples is read. None, or an empty list, means that it is guessed or not used.
+
+    Raises:
+        InputError: (when made) a field is unknown or invalid.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _refused(error, "DataSpec") from None
 
     path: Texts = Field(default=(), description="Files of examples, read as one table.")
     dev_file: Texts = Field(default=(), description="File of validation examples (default: split off).")
@@ -234,10 +244,11 @@ class DataSpec(BaseModel):
         else:
             values["path"] = str(path)
         try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            source = str(path) if isinstance(path, str | Path) else where
-            raise _refused(error, source) from None
+            return cls(**values)
+        except InputError as error:
+            place = str(path) if isinstance(path, str | Path) else where
+            at = str(error.where).replace("DataSpec", place, 1)
+            raise InputError(error.message, where=at, got=error.got, expected=error.expected, fix=error.fix) from None
 
     @checked
     def given(self) -> dict[str, Any]:
@@ -251,4 +262,4 @@ class DataSpec(BaseModel):
         merged = base.given() | self.given()
         if self.input and merged.get("target") in self.input and self.target is None:
             del merged["target"]
-        return DataSpec.model_validate(merged)
+        return DataSpec(**merged)
