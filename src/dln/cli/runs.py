@@ -271,9 +271,8 @@ def _decoding(layer: PromptedLayer) -> dict[str, Any]:
     """How an output is read from the model."""
     choice = layer.classifier
     if choice is not None:
-        bias = {name: float(b) for name, b in zip(choice.names, choice.bias, strict=True)}
         stop = list(layer.template.stop)
-        return {"labels": bias, "temperature": choice.temperature, "max_tokens": _LABEL_TOKENS, "stop": stop}
+        return {"labels": list(choice.names), "readout": choice.readout.state(), "max_tokens": _LABEL_TOKENS, "stop": stop}
     if layer.writer is not None:
         sampling = layer.writer.sampling
         return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}

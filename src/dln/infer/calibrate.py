@@ -1,26 +1,33 @@
-"""The trainable output layer: bias b and temperature T, fitted together with each candidate prompt.
+"""Fitting the output layer together with each candidate prompt.
 
-    p(y|x) ∝ exp(a · log p_LM(y|x,π) + b_y),   a = 1/T
+Label words alone (`PenalisedLikelihood`), bias b and slope a = 1/T:
 
+    p(y|x) ∝ exp(a log p_LM(y|x,π) + b_y)
     (a, b) = argmin  −Σ_p w_p log p(y_p|x_p) + |b|² / 2σ_b² + (a − 1)² / 2σ_a²
 
-It is convex (multinomial logistic regression with one shared slope) and takes milliseconds for C
-labels. A candidate is ranked by its cross-fitted likelihood: the (a, b) that judge an example were
-fitted without it, so that C + 1 free numbers cannot flatter a prompt on a small batch.
+Many words (`PenalisedWords`), A around the label words:
+
+    (D, b) = argmin  −Σ_p w_p log p(y_p|x_p) + W Σ_yw (D_yw s_w)² / 2σ² + |b|² / 2σ_b²,     A = a A_0 + D
+
+Both are convex multinomial logistic regressions with exact gradients. A candidate is ranked by its cross-fitted
+likelihood: the numbers that judge an example were fitted without it, so that they cannot flatter a prompt on a small
+batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from dln.errors import InputError
 from dln.nn.layers import ChoiceLayer
+from dln.nn.readout import LabelReadout, WordReadout, label_weights
 from dln.numerics import Floats, log_softmax
 
-__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood"]
+__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -30,7 +37,7 @@ class Calibration:
     """A fitted output layer and what it says of the pairs it was fitted on.
 
     Attributes:
-        layer: with the new bias and temperature.
+        layer: with the fitted readout.
         label_log_probs: [P, C] log p(y | x_p) of every label, each row by numbers fitted without that example, in nats.
         log_prob: [P] the same of the wanted label, log p(y_p | x_p).
     """
@@ -47,24 +54,24 @@ class Calibration:
 
 
 class Calibrator(Protocol):
-    """How the output layer's bias and temperature follow a prompt."""
+    """How the output layer's readout follows a prompt."""
 
     def __call__(
-        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+        self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
-        """Fit on P pairs: [P, C] label masses, [P] label indices, [P] weights, [P] example numbers."""
+        """Fit on P pairs: [P, F] features of the readout, [P] label indices, [P] weights, [P] example numbers."""
         ...
 
 
 @dataclass(frozen=True)
 class FixedOutput:
-    """Bias and temperature stay as they are (the paper's choice)."""
+    """The readout stays as it is (the paper's choice)."""
 
     def __call__(
-        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+        self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
         """The layer unchanged."""
-        return Calibration.of(layer, layer.normalise(log_masses), targets)
+        return Calibration.of(layer, layer.readout.log_probs(features), targets)
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,22 @@ class PenalisedLikelihood:
     folds: int = 5
 
     def __call__(
-        self, layer: ChoiceLayer, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+        self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
         """Fit on all pairs; judge every example by a fit that left its fold out. Without a pair nothing changes."""
+        if not isinstance(layer.readout, LabelReadout):
+            raise InputError(
+                "this fit is for the label words alone",
+                where="inference.output_layer",
+                got=repr(layer.readout),
+                expected="a layer with a LabelReadout",
+                fix='output_layer="words"',
+            )
         if not len(targets):
-            return Calibration.of(layer, np.zeros(log_masses.shape), targets)
-        bias, slope = self.fit(log_masses, targets, weights)
-        rows = self.cross_fitted(log_masses, targets, weights, groups)
-        return Calibration.of(layer.with_calibration(bias, 1.0 / slope), rows, targets)
+            return Calibration.of(layer, np.zeros(features.shape), targets)
+        bias, slope = self.fit(features, targets, weights)
+        rows = self.cross_fitted(features, targets, weights, groups)
+        return Calibration.of(layer.with_readout(LabelReadout(bias, 1.0 / slope)), rows, targets)
 
     def cross_fitted(self, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers) -> Floats:
         """[P, C] log p(y | x_p) of every label, in nats, by numbers fitted without the example that p is of.
@@ -100,11 +115,8 @@ class PenalisedLikelihood:
             weights: [P] how much a pair counts in a fit.
             groups: [P] example numbers; the pairs of an example are in one fold.
         """
-        examples = np.unique(groups)
-        folds = min(self.folds, len(examples))
         judged = np.full(log_masses.shape, np.nan)
-        for fold in range(folds):
-            inside = np.isin(groups, examples[fold::folds])
+        for inside in folds_of(groups, self.folds):
             b, a = self.fit(log_masses[~inside], targets[~inside], weights[~inside])
             judged[inside] = log_softmax(a * log_masses[inside] + b)
         return judged
@@ -140,3 +152,188 @@ class PenalisedLikelihood:
         # a constant added to b changes nothing: the penalty already centres it up to rounding
         bias: Floats = np.asarray(solution[:-1] - solution[:-1].mean(), dtype=np.float64)
         return bias, float(solution[-1])
+
+
+Flags = npt.NDArray[np.bool_]
+
+
+def folds_of(groups: Integers, folds: int) -> list[Flags]:
+    """[P] for each fold, the pairs of its examples; the pairs of an example are in one fold."""
+    examples = np.unique(groups)
+    return [np.isin(groups, examples[fold::folds]) for fold in range(min(folds, len(examples)))]
+
+
+@dataclass(frozen=True)
+class PenalisedWords:
+    """Multinomial logistic regression on the log-probabilities of words, with cross-fitted judgement.
+
+    The prior A_0 is the label words, 1/n_y at each of the n_y words of label y; its slope a and the bias are those that
+    `labels` fits to them. s_w is the standard deviation of log p(w|x) over the pairs: a word's penalty does not depend
+    on how much its probability varies. σ, the spread that is expected of a logit, is chosen from `spreads` by the
+    cross-fitted likelihood: one number for all examples. σ = 0 is the label words alone, and with few examples it is
+    the choice. Nothing is random.
+
+    D is computed in the span of the pairs, with one coordinate per principal component of the standardised features,
+    which the quadratic penalty allows; components that σ makes irrelevant are left out.
+
+    Args:
+        labels: how bias and slope of the label words are fitted, and of a `LabelReadout`.
+        spreads: values of σ to choose from, rising; one alone is taken.
+        folds: the number of folds of the cross-fit.
+    """
+
+    labels: PenalisedLikelihood = field(default_factory=PenalisedLikelihood)
+    spreads: tuple[float, ...] = (0.0, 0.3, 0.6, 1.2, 2.4, 4.8)
+    folds: int = 5
+
+    def __call__(
+        self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
+    ) -> Calibration:
+        """Fit on all pairs; judge every example by a fit that left its fold out. Without a pair nothing changes."""
+        readout = layer.readout
+        if not isinstance(readout, WordReadout):
+            return self.labels(layer, features, targets, weights, groups)
+        if not len(targets):
+            return Calibration.of(layer, np.zeros((0, readout.size)), targets)
+        words = _Words.of(readout, features, targets, weights)
+        parts = folds_of(groups, self.folds)
+        priors = [words.prior(self.labels, ~inside) for inside in parts]
+        chosen, best, judged = self.spreads[0], -np.inf, np.zeros((0, 0))
+        for spread in self.spreads:
+            rows = np.full((len(targets), readout.size), np.nan)
+            for inside, prior in zip(parts, priors, strict=True):
+                rows[inside] = words.log_probs(words.fit(prior, ~inside, spread), inside)
+            score = float(weights @ rows[np.arange(len(targets)), targets])
+            if score > best:
+                chosen, best, judged = spread, score, rows
+            elif spread > chosen > 0:
+                break  # the cross-fitted likelihood has one maximum in σ but for noise
+        everything = np.ones(len(targets), dtype=np.bool_)
+        solution = words.fit(words.prior(self.labels, everything), everything, chosen)
+        return Calibration.of(layer.with_readout(words.readout(solution)), judged, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prior:
+    """The label words' fit: slope a and bias b; σ_b is the scale of the bias."""
+
+    slope: float
+    bias: Floats
+    bias_scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Solution:
+    """log p(y|x) ∝ a L + G Uᵀ + b for the pairs; U is [C, R]."""
+
+    prior: _Prior
+    coefficients: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class _Words:
+    """The regression problem of P pairs.
+
+    Attributes:
+        word_readout: gives the words.
+        label_features: L [P, C], log p of each label's words, their mean over the words of a label.
+        components: G [P, R] = Z V, the standardised features in their principal components.
+        directions: V [W, R].
+        energy: [R] Σ_p w_p G_pr².
+        mean, scale: [W] of the features; a scale of 0 is a word whose log-probability never changes.
+        onehot: [P, C].
+        weights: [P].
+    """
+
+    word_readout: WordReadout
+    label_features: Floats
+    components: Floats
+    directions: Floats
+    energy: Floats
+    mean: Floats
+    scale: Floats
+    onehot: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, readout: WordReadout, features: Floats, targets: Integers, weights: Floats) -> _Words:
+        total = weights.sum()
+        mean = weights @ features / total
+        centred = features - mean
+        scale = np.sqrt(weights @ np.square(centred) / total)
+        varies = scale > 1e-9
+        scale = np.where(varies, scale, 0.0)
+        z = np.where(varies, centred / np.where(varies, scale, 1.0), 0.0) * np.sqrt(weights)[:, None]
+        energy, left = np.linalg.eigh(z @ z.T) if len(z) <= z.shape[1] else (np.zeros(0), np.zeros((0, 0)))
+        if len(z) <= z.shape[1]:
+            kept = energy > energy[-1] * 1e-9
+            energy, left = energy[kept], left[:, kept]
+            directions = z.T @ left / np.sqrt(energy)
+        else:
+            energy, directions = np.linalg.eigh(z.T @ z)
+            kept = energy > energy[-1] * 1e-9
+            energy, directions = energy[kept], directions[:, kept]
+        standardised = z / np.sqrt(weights)[:, None]
+        return cls(
+            word_readout=readout,
+            label_features=features @ label_weights(readout.label_words, len(readout.words)).T,
+            components=standardised @ directions,
+            directions=directions,
+            energy=energy,
+            mean=mean,
+            scale=scale,
+            onehot=np.eye(readout.size)[targets],
+            weights=weights,
+        )
+
+    def prior(self, labels: PenalisedLikelihood, inside: Flags) -> _Prior:
+        """Slope and bias of the label words, fitted to some of the pairs."""
+        bias, slope = labels.fit(self.label_features[inside], self.onehot[inside].argmax(axis=1), self.weights[inside])
+        return _Prior(slope, bias, labels.bias_scale)
+
+    def fit(self, prior: _Prior, inside: Flags, spread: float) -> _Solution:
+        """The penalised maximum-likelihood estimate of D and b on some of the pairs."""
+        classes, width = self.onehot.shape[1], self.directions.shape[1]
+        nothing = _Solution(prior, np.zeros((classes, width)), prior.bias)
+        unit = spread / np.sqrt(max(1, len(self.scale)))  # σ / √W: of one weight
+        kept = self.energy * unit**2 > 1e-3
+        if spread == 0 or not kept.any() or not inside.any():
+            return nothing
+        # in units in which the penalised curvature of every coordinate is about one (Böhning's bound: ½ of the energy)
+        step = unit / np.sqrt(1 + 0.5 * self.energy[kept] * unit**2)
+        shrink = np.square(step / unit)
+        g, onehot, weights = self.components[inside][:, kept] * step, self.onehot[inside], self.weights[inside]
+        offset = prior.slope * self.label_features[inside]
+        size, bias_scale = classes * int(kept.sum()), prior.bias_scale
+
+        def objective(theta: Floats) -> tuple[float, Floats]:
+            u, b = theta[:size].reshape(classes, -1), theta[size:]
+            rows = log_softmax(offset + g @ u.T + b)
+            excess = weights[:, None] * (np.exp(rows) - onehot)
+            value = -float((weights[:, None] * onehot * rows).sum())
+            value += 0.5 * float((shrink * np.square(u)).sum()) + 0.5 * float(np.square(b).sum()) / bias_scale**2
+            return value, np.concatenate([(excess.T @ g + shrink * u).ravel(), excess.sum(axis=0) + b / bias_scale**2])
+
+        from scipy import optimize  # takes a second: not before it is needed
+
+        start = np.concatenate([np.zeros(size), prior.bias])
+        result = cast(Any, optimize).minimize(
+            objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-5}
+        )
+        solution = np.asarray(result.x, dtype=np.float64)
+        coefficients = np.zeros((classes, width))
+        coefficients[:, kept] = solution[:size].reshape(classes, -1) * step
+        return _Solution(prior, coefficients, solution[size:] - solution[size:].mean())
+
+    def log_probs(self, solution: _Solution, inside: Flags) -> Floats:
+        """[n, C] log p(y|x) of some of the pairs."""
+        logits = solution.prior.slope * self.label_features[inside] + solution.bias
+        return log_softmax(logits + self.components[inside] @ solution.coefficients.T)
+
+    def readout(self, solution: _Solution) -> WordReadout:
+        """The solution in terms of the words' log-probabilities."""
+        slopes = np.where(self.scale > 0, 1.0 / np.where(self.scale > 0, self.scale, 1.0), 0.0)
+        deviation = (solution.coefficients @ self.directions.T) * slopes
+        prior = label_weights(self.word_readout.label_words, len(self.scale)) * solution.prior.slope
+        return self.word_readout.with_fit(prior + deviation, solution.bias - deviation @ self.mean, self.scale)

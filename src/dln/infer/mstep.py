@@ -107,11 +107,11 @@ class TrustRegion:
             )
         inputs = candidates.trace.inputs(candidates.position)
         scores = score_pairs(candidates.layers, inputs, [incumbent.names[0]] * len(inputs))
-        masses = scores.label_log_masses
-        if masses is None:
+        features = scores.features
+        if features is None:
             raise InputError("the output layer returned no label scores", where="inference.trust_factor")
-        old = incumbent.normalise(masses[0])
-        divergences = np.stack([kl_divergence(old, new.normalise(m)) for new, m in zip(layers, masses, strict=True)])
+        old = incumbent.readout.log_probs(features[0])
+        divergences = np.stack([kl_divergence(old, new.readout.log_probs(f)) for new, f in zip(layers, features, strict=True)])
         finite = comparable(np.isfinite(divergences)) & candidates.counted
         if not finite.any():
             return np.zeros(len(layers))

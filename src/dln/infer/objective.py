@@ -335,26 +335,26 @@ def calibrated(
         every label, NaN where a model gave none. Both are held out: no pair is judged by numbers that were
         fitted to its example. Without labels C is 0.
     """
-    if scores.label_log_masses is None or scores.targets is None:
+    if scores.features is None or scores.targets is None:
         values = scores.known(convention)
         return tuple(layers), values, np.zeros((*values.shape, 0))
     usable = comparable(scores.usable)
     values = np.full(scores.log_prob.shape, np.nan)
-    rows = np.full(scores.label_log_masses.shape, np.nan)
     fitted: list[Layer] = []
     choices = [layer.classifier for layer in layers if layer.classifier is not None]
-    for n, (layer, masses) in enumerate(zip(choices, scores.label_log_masses, strict=True)):
+    rows = np.full((*scores.log_prob.shape, choices[0].readout.size), np.nan)
+    for n, (layer, features) in enumerate(zip(choices, scores.features, strict=True)):
         if not scores.usable[n].any():
-            rows[n] = layer.normalise(masses)
+            rows[n] = layer.readout.log_probs(features)
             fitted.append(layer)
             continue
         calibration = calibrator(
-            layer, masses[usable], scores.targets[usable], pairs.weights[usable], pairs.examples[usable]
+            layer, features[usable], scores.targets[usable], pairs.weights[usable], pairs.examples[usable]
         )
         values[n, usable] = calibration.log_prob
         rows[n, usable] = calibration.label_log_probs
         # a pair without a usable score had no part in the fit
-        rows[n, ~usable] = calibration.layer.normalise(masses[~usable])
+        rows[n, ~usable] = calibration.layer.readout.log_probs(features[~usable])
         fitted.append(calibration.layer)
     return tuple(fitted), values, rows
 

@@ -3,13 +3,7 @@
 `Layer` is what networks, inference and training use. One method is required, `draw`; everything else has a default
 that is right for a layer without a prompt and without a model. A `PromptedLayer` is a language model with a template
 and a prompt π, the learnable parameter: p(h_l | F(h_{l-1}, x, π_l)). `LanguageLayer` writes free text; `ChoiceLayer`
-chooses one of C labels:
-
-    p(y|x,π) ∝ exp(log p_LM(y|x,π) / T + b_y)
-
-Small models prefer a label whatever the input. The bias b removes that preference and the temperature T sets how
-sure the layer is; both are fitted together with the prompt (`dln.infer.calibrate`). With b = 0 and T = 1 this is the
-model's own distribution, renormalised over the labels.
+chooses one of C labels by a readout of what the model says at the answer position (`dln.nn.readout`).
 
 Layers are frozen values: `with_prompt` returns another layer.
 """
@@ -37,6 +31,7 @@ from dln.lm.load import as_lm
 from dln.nn.context import LayerInput, render, without_options
 from dln.nn.prediction import Hidden, Prediction, text_prediction
 from dln.nn.prompt import Prompt, as_prompt
+from dln.nn.readout import LabelReadout, Readout, readout_from_state
 from dln.nn.template import Template, load_template
 from dln.numerics import Floats, log_softmax, logsumexp
 from dln.random import Key
@@ -68,13 +63,13 @@ class PairScores:
     Attributes:
         log_prob: [N, P] Σ over the output's tokens, in nats.
         mean_token_log_prob: [N, P] mean over the output's text tokens behind the burn-in, in nats per token.
-        label_log_masses: [N, P, C] of an output layer over labels, not normalised; else None.
+        features: [N, P, F] of an output layer over labels, which its readout reads; else None.
         targets: [P] label index of each output, where there are labels.
     """
 
     log_prob: Floats
     mean_token_log_prob: Floats
-    label_log_masses: Floats | None = None
+    features: Floats | None = None
     targets: npt.NDArray[np.int64] | None = None
 
     def by(self, convention: Convention) -> Floats:
@@ -357,9 +352,9 @@ class PromptedLayer(Layer):
 
     def with_state(self, state: Mapping[str, Any], where: str) -> Self:
         """The same layer under the prompt of `state`."""
-        if "bias" in state:
+        if "readout" in state or "bias" in state:
             raise InputError(
-                "the state has a bias for a layer that has none",
+                "the state has a readout for a layer that has none",
                 where=where,
                 expected="the state of a network with the same layers",
             )
@@ -379,8 +374,9 @@ class PromptState:
 
 @dataclass(frozen=True)
 class ChoiceState(PromptState):
-    """The parameters of a `ChoiceLayer` in a state."""
+    """The parameters of a `ChoiceLayer` in a state; version 0.1 wrote bias and temperature."""
 
+    readout: dict[str, Any] | None = None
     bias: list[float] | None = None
     temperature: float = 1.0
 
@@ -404,15 +400,16 @@ Answers = Literal["scored", "free"]
 
 @dataclass(frozen=True)
 class ChoiceRecord:
-    """A `ChoiceLayer` in a file."""
+    """A `ChoiceLayer` in a file; version 0.1 wrote bias and temperature in the place of the readout."""
 
     model: str
     fingerprint: str
     template: Template
     prompt: Prompt
     labels: list[str]
-    bias: list[float]
-    temperature: float
+    readout: dict[str, Any] | None = None
+    bias: list[float] | None = None
+    temperature: float = 1.0
     answers: Answers = "scored"
     kind: Literal["choice"] = "choice"
 
@@ -556,9 +553,6 @@ class LanguageLayer(PromptedLayer):
 FREE_TOKENS = 20
 """Longest free answer (the original's limit): one that begins with a label says it at once."""
 
-# log of the largest total mass that is still rounding; half-precision engines are this noisy, broken ones worse
-MASS_TOLERANCE = 0.05
-
 
 @checked
 @dataclass(frozen=True, eq=False, init=False)
@@ -572,8 +566,9 @@ class ChoiceLayer(PromptedLayer):
         labels: each a name, or verbalizers `name|other wording|…` whose masses are added; the name
             is what `predict` returns and what targets are compared with. Blanks around a word are
             dropped: what stands before a label is the template's business.
-        bias: b, one per label, in nats; default zeros.
-        temperature: T > 0; the slope of the layer is a = 1 / T.
+        readout: how log p(y|x) is read off the model; default a `LabelReadout` of `bias` and `temperature`.
+        bias: b of a `LabelReadout`, one per label, in nats; default zeros.
+        temperature: T > 0 of a `LabelReadout`.
         answers: "scored" predicts the most probable label; "free" lets the model write and looks for a label at the
             beginning of what it wrote, as the original does. A text that says no label is the prediction itself, which
             is right for no example. Scores, and with them training, go by log p(y|x,π) in both cases.
@@ -584,8 +579,7 @@ class ChoiceLayer(PromptedLayer):
     """
 
     labels: tuple[str, ...]
-    bias: Floats
-    temperature: float
+    readout: Readout
     answers: Answers
 
     def __init__(
@@ -595,6 +589,7 @@ class ChoiceLayer(PromptedLayer):
         prompt: Prompt | str = "",
         labels: Sequence[str] = (),
         *,
+        readout: Readout | None = None,
         bias: Sequence[float] | Floats | None = None,
         temperature: Positive = 1.0,
         answers: Answers = "scored",
@@ -606,15 +601,22 @@ class ChoiceLayer(PromptedLayer):
                 where=f"model {lm.name}",
                 fix="a model that returns log-probabilities, or a LanguageLayer with an accuracy objective",
             )
-        values = np.zeros(len(labels)) if bias is None else np.array(bias, dtype=np.float64)
-        values.setflags(write=False)
+        if readout is None:
+            readout = LabelReadout(np.zeros(len(labels)) if bias is None else bias, temperature)
+        elif bias is not None or temperature != 1.0:
+            raise InputError(
+                "the readout is described twice",
+                where="ChoiceLayer",
+                got="readout, and bias or temperature",
+                expected="one of the two",
+                fix="readout=LabelReadout(bias, temperature)",
+            )
         for name, value in (
             ("lm", lm),
             ("template", load_template(template, "forward")),
             ("prompt", as_prompt(prompt)),
             ("labels", tuple("|".join(word.strip() for word in label.split("|")) for label in labels)),
-            ("bias", values),
-            ("temperature", float(temperature)),
+            ("readout", readout),
             ("answers", answers),
         ):
             object.__setattr__(self, name, value)
@@ -647,12 +649,12 @@ class ChoiceLayer(PromptedLayer):
                 expected=f"one of {', '.join(self.names)}",
                 fix="use prompts that were trained with these labels, or leave the demonstrations out",
             )
-        if self.bias.shape != (len(self.labels),) or not np.isfinite(self.bias).all():
+        if self.readout.size != len(self.labels):
             raise InputError(
-                "bias needs one finite number per label",
-                where="ChoiceLayer, argument 'bias'",
-                got=self.bias.tolist(),
-                expected=f"{len(self.labels)} finite numbers",
+                "the readout has another number of labels than the layer",
+                where="ChoiceLayer, argument 'readout' or 'bias'",
+                got=f"{self.readout.size} labels",
+                expected=f"{len(self.labels)} labels",
                 fix=f"bias={[0.0] * len(self.labels)}, or leave it out",
             )
 
@@ -679,9 +681,18 @@ class ChoiceLayer(PromptedLayer):
         """The label names, without their other verbalizers."""
         return tuple(label.split("|")[0] for label in self.labels)
 
+    @property
+    def words(self) -> list[list[str]]:
+        """[C] the words of each label as they follow a context."""
+        return [[self.target_prefix + word for word in label.split("|")] for label in self.labels]
+
+    def with_readout(self, readout: Readout) -> ChoiceLayer:
+        """The same layer with another readout."""
+        return replace(self, readout=readout)
+
     def with_calibration(self, bias: Sequence[float] | Floats, temperature: Positive) -> ChoiceLayer:
-        """The same layer with another bias b and temperature T."""
-        return replace(self, bias=np.asarray(bias, dtype=np.float64), temperature=temperature)
+        """The same layer with a `LabelReadout` of bias b and temperature T."""
+        return self.with_readout(LabelReadout(bias, temperature))
 
     def index(self, target: Target) -> int:
         """Position of a label given by its name or by one of its wordings.
@@ -703,26 +714,16 @@ class ChoiceLayer(PromptedLayer):
         )
 
     def label_log_masses(self, contexts: Sequence[str]) -> Floats:
-        """[N, C] log p_LM(label | context), wordings added, not normalised over labels, in nats.
+        """[N, C] log p_LM(label | context), a label's words added, not normalised over labels, in nats."""
+        return LabelReadout(np.zeros(len(self.labels))).features(self.lm, contexts, self.words)
 
-        A row that cannot be one (a NaN, or masses of more than one together) is all NaN.
-        """
-        words = [[self.target_prefix + word for word in label.split("|")] for label in self.labels]
-        masses = self.lm.choice_log_probs(contexts, [word for group in words for word in group])
-        impossible = ~(logsumexp(masses, axis=1) <= MASS_TOLERANCE)
-        masses = np.where(impossible[:, None], np.nan, masses)
-        ends = np.cumsum([len(group) for group in words])
-        return np.stack(
-            [logsumexp(masses[:, end - len(g) : end], axis=1) for g, end in zip(words, ends, strict=True)], 1
-        )
-
-    def normalise(self, log_masses: Floats) -> Floats:
-        """Log p(y|x) = log softmax_y(log mass / T + b), over the last axis."""
-        return log_softmax(log_masses / self.temperature + self.bias)
+    def features(self, contexts: Sequence[str]) -> Floats:
+        """[N, F] what the readout needs to know of each context, in nats; a row that is unusable is all NaN."""
+        return self.readout.features(self.lm, contexts, self.words)
 
     def label_log_probs(self, inputs: Sequence[LayerInput]) -> Floats:
         """[N, C] log p(y | input, π), normalised over labels, in nats."""
-        return self.normalise(self.label_log_masses(self.contexts(inputs)))
+        return self.readout.log_probs(self.features(self.contexts(inputs)))
 
     def draw(
         self, inputs: Sequence[LayerInput], seeds: Sequence[int], temperature: float | None = None
@@ -791,13 +792,15 @@ class ChoiceLayer(PromptedLayer):
         """One request for all variants; equal contexts are asked once."""
         variants = [cast(ChoiceLayer, layer) for layer in layers]
         requests: dict[str, int] = {}
-        rows = [[requests.setdefault(c, len(requests)) for c in layer.contexts(inputs)] for layer in variants]
-        positions = np.array(rows, dtype=np.int64).reshape(len(layers), len(inputs))
-        masses = self.label_log_masses(list(requests))[positions]
+        positions = np.array(
+            [[requests.setdefault(c, len(requests)) for c in layer.contexts(inputs)] for layer in variants],
+            dtype=np.int64,
+        ).reshape(len(layers), len(inputs))
+        features = self.features(list(requests))[positions]
         targets = np.array([self.index(output) for output in outputs], dtype=np.int64)
-        normalised = np.stack([layer.normalise(row) for layer, row in zip(variants, masses, strict=True)])
-        chosen = np.take_along_axis(normalised, targets[None, :, None], axis=2)[:, :, 0]
-        return PairScores(chosen, chosen, masses, targets)
+        rows = np.stack([layer.readout.log_probs(part) for layer, part in zip(variants, features, strict=True)])
+        chosen = np.take_along_axis(rows, targets[None, :, None], axis=2)[:, :, 0]
+        return PairScores(chosen, chosen, features, targets)
 
     def answer(
         self, inputs: Sequence[LayerInput], hidden: Sequence[Hidden], seeds: Sequence[int], temperature: float
@@ -809,57 +812,65 @@ class ChoiceLayer(PromptedLayer):
             size = len(texts) // max(1, count)
             groups = [texts[i * size : (i + 1) * size] for i in range(count)]
             return [text_prediction(group, h, self.names) for group, h in zip(groups, hidden, strict=True)]
-        masses = self.label_log_masses(contexts).reshape(count, len(inputs) // max(1, count), len(self.labels))
-        return [self.prediction(rows, h) for rows, h in zip(masses, hidden, strict=True)]
+        features = self.features(contexts)
+        groups = features.reshape(count, len(inputs) // max(1, count), features.shape[1])
+        return [self.prediction(rows, h) for rows, h in zip(groups, hidden, strict=True)]
 
-    def prediction(self, masses: Floats, hidden: Hidden, label_log_probs: Floats | None = None) -> Prediction:
-        """p(y|x) = mean over S draws of p(y|h^s), from [S, C] log-masses of the labels in nats.
+    def prediction(self, features: Floats, hidden: Hidden, label_log_probs: Floats | None = None) -> Prediction:
+        """p(y|x) = mean over S draws of p(y|h^s), from [S, F] features of the readout.
 
         `label_log_probs`, [S, C] normalised over labels, replace those of the layer (cross-fitted ones, for example).
         """
         # a draw without a finite score says nothing about the label: it is left out of the mean
-        usable = np.isfinite(logsumexp(masses, axis=1)) & ~np.isnan(masses).any(axis=1)
+        usable = self.readout.usable(features)
         if not usable.any():
             return Prediction("", {}, hidden, None, 0)
-        rows = self.normalise(masses[usable]) if label_log_probs is None else label_log_probs[usable]
+        rows = self.readout.log_probs(features[usable]) if label_log_probs is None else label_log_probs[usable]
         log_probs = logsumexp(rows, axis=0) - np.log(usable.sum())
         probabilities = np.exp(log_softmax(log_probs))
         return Prediction(
             label=self.names[int(np.argmax(log_probs))],
             probabilities={name: float(p) for name, p in zip(self.names, probabilities, strict=True)},
             hidden=hidden,
-            label_mass=float(np.exp(logsumexp(masses[usable], axis=1)).mean()),
+            label_mass=float(np.exp(self.readout.label_mass(features[usable])).mean()),
             draws=int(usable.sum()),
         )
 
     def state(self) -> dict[str, Any]:
-        """The prompt, the bias and the temperature."""
-        return super().state() | {"bias": self.bias.tolist(), "temperature": self.temperature}
+        """The prompt and the readout."""
+        return super().state() | {"readout": self.readout.state()}
 
     def with_state(self, state: Mapping[str, Any], where: str) -> ChoiceLayer:
-        """The same layer with the prompt and, where `state` has them, the bias and the temperature."""
+        """The same layer with the prompt and, where `state` has one, the readout."""
         values = parse(ChoiceState, dict(state), where)
         changed = self.with_prompt(values.prompt)
-        return changed if values.bias is None else changed.with_calibration(values.bias, values.temperature)
+        readout = _readout(values.readout, values.bias, values.temperature, where)
+        return changed if readout is None else changed.with_readout(readout)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the model is named."""
-        return dump(
-            ChoiceRecord(
-                self.lm.name,
-                self.lm.fingerprint(),
-                self.template,
-                self.prompt,
-                list(self.labels),
-                [float(b) for b in self.bias],
-                self.temperature,
-                self.answers,
-            )
+        record = ChoiceRecord(
+            self.lm.name,
+            self.lm.fingerprint(),
+            self.template,
+            self.prompt,
+            list(self.labels),
+            self.readout.state(),
+            answers=self.answers,
         )
+        return {name: value for name, value in dump(record).items() if name not in ("bias", "temperature")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], load: Load, where: str) -> ChoiceLayer:
         """The inverse of `to_json`."""
         r = parse(ChoiceRecord, dict(data), where)
-        layer = cls(load(r.model), r.template, r.prompt, r.labels, answers=r.answers)
-        return layer.with_calibration(r.bias, r.temperature)
+        readout = _readout(r.readout, r.bias, r.temperature, where)
+        return cls(load(r.model), r.template, r.prompt, r.labels, readout=readout, answers=r.answers)
+
+
+def _readout(
+    state: dict[str, Any] | None, bias: list[float] | None, temperature: float, where: str
+) -> Readout | None:
+    if state is not None:
+        return readout_from_state(state, f"{where}.readout")
+    return None if bias is None else LabelReadout(bias, temperature)

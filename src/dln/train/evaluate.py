@@ -411,11 +411,11 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
         trace = forward(Key(0).child("validate"), network.layers[:-1], dev.inputs, 0.0)
         items = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
         hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(items))]
-    masses = last.label_log_masses(last.contexts(items))
+    features = last.features(last.contexts(items))
     targets = np.array([last.index(target) for target in dev.targets], dtype=np.int64)
-    usable = np.isfinite(masses[np.arange(len(targets)), targets])
+    usable = np.isfinite(last.readout.log_probs(features)[np.arange(len(targets)), targets])
     calibration = calibrator(
-        last, masses[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
+        last, features[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
     )
     fitted = calibration.layer
     # left out, an example that cannot be scored would make the network look better than one that scores it badly
@@ -425,10 +425,10 @@ def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator
         texts = [answer.text for answer in fitted.write(fitted.contexts(items), [0] * len(items))]
         predictions = tuple(text_prediction([text], (h,), fitted.names) for text, h in zip(texts, hidden, strict=True))
     else:
-        rows = fitted.normalise(masses)
+        rows = fitted.readout.log_probs(features)
         rows[usable] = calibration.label_log_probs
         predictions = tuple(
-            fitted.prediction(m[None], (h,), row[None]) for m, h, row in zip(masses, hidden, rows, strict=True)
+            fitted.prediction(f[None], (h,), row[None]) for f, h, row in zip(features, hidden, rows, strict=True)
         )
     return Validation(
         network=network.with_layer(len(network) - 1, fitted),

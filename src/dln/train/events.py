@@ -479,6 +479,12 @@ def _hidden(info: vi.Info) -> list[HiddenRecord]:
     ]
 
 
+def _label_numbers(layer: Layer) -> dict[str, Any]:
+    """Bias and temperature of a readout of the label words; the weights of a word readout are many and not recorded."""
+    state = {} if layer.classifier is None else layer.classifier.readout.state()
+    return {name: state[name] for name in ("bias", "temperature") if name in state}
+
+
 def _layer(info: LayerInfo) -> LayerRecord:
     return LayerRecord(
         layer=info.row,
@@ -490,8 +496,7 @@ def _layer(info: LayerInfo) -> LayerRecord:
                 objective=_number(objective),
                 penalty=float(penalty),
                 score=_number(score),
-                bias=None if layer.classifier is None else layer.classifier.bias.tolist(),
-                temperature=None if layer.classifier is None else layer.classifier.temperature,
+                **_label_numbers(layer),
                 stopped=None if stopped is None else _stopped(stopped),
             )
             for proposal, layer, objective, penalty, score, stopped in zip(

@@ -154,6 +154,7 @@ def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
     found: list[Parameters] = []
     for i, layer in enumerate(layers_of(data)):
         values = plain(layer)
+        values = {**values, **(values.get("readout") or {})}  # version 0.1 wrote bias and temperature beside the prompt
         bias: list[float | None] | None = values.get("bias")
         found.append(
             Parameters(
