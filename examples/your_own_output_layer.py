@@ -23,9 +23,9 @@ class BatchCalibration:
     def __call__(self, layer: Any, log_masses: np.ndarray, targets: Any, weights: Any, groups: Any) -> dln.Calibration:
         if not len(targets):
             return dln.Calibration.of(layer, log_masses, targets)
-        p = np.exp(layer.with_calibration(np.zeros(len(layer.labels)), 1.0).normalise(log_masses))
+        p = np.exp(dln.LabelReadout(np.zeros(len(layer.labels))).log_probs(log_masses))
         fitted = layer.with_calibration(-self.strength * np.log(p.mean(axis=0)), 1.0)
-        return dln.Calibration.of(fitted, fitted.normalise(log_masses), targets)
+        return dln.Calibration.of(fitted, fitted.readout.log_probs(log_masses), targets)
 
 
 def main(folder: Path, **settings: Any) -> dln.FitResult:

@@ -272,7 +272,8 @@ def _decoding(layer: PromptedLayer) -> dict[str, Any]:
     choice = layer.classifier
     if choice is not None:
         stop = list(layer.template.stop)
-        return {"labels": list(choice.names), "readout": choice.readout.state(), "max_tokens": _LABEL_TOKENS, "stop": stop}
+        labels, readout = list(choice.names), choice.readout.state()
+        return {"labels": labels, "readout": readout, "max_tokens": _LABEL_TOKENS, "stop": stop}
     if layer.writer is not None:
         sampling = layer.writer.sampling
         return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}

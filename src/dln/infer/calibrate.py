@@ -16,18 +16,19 @@ batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from dln.errors import InputError
 from dln.nn.layers import ChoiceLayer
-from dln.nn.readout import LabelReadout, WordReadout, label_weights
+from dln.nn.readout import LabelReadout, WordReadout, choose_words, label_weights
 from dln.numerics import Floats, log_softmax
 
-__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords"]
+__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords", "Preparing", "fit_pool"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -60,6 +61,15 @@ class Calibrator(Protocol):
         self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
     ) -> Calibration:
         """Fit on P pairs: [P, F] features of the readout, [P] label indices, [P] weights, [P] example numbers."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A `Calibrator` that chooses what the output layer reads before the first step."""
+
+    def prepare(self, layer: ChoiceLayer, contexts: Sequence[str]) -> ChoiceLayer:
+        """The layer with another readout, from contexts of training inputs."""
         ...
 
 
@@ -178,13 +188,24 @@ class PenalisedWords:
 
     Args:
         labels: how bias and slope of the label words are fitted, and of a `LabelReadout`.
+        size: W, how many words are read.
         spreads: values of σ to choose from, rising; one alone is taken.
         folds: the number of folds of the cross-fit.
     """
 
     labels: PenalisedLikelihood = field(default_factory=PenalisedLikelihood)
-    spreads: tuple[float, ...] = (0.0, 0.3, 0.6, 1.2, 2.4, 4.8)
+    size: int = 1000
+    spreads: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     folds: int = 5
+
+    def prepare(self, layer: ChoiceLayer, contexts: Sequence[str]) -> ChoiceLayer:
+        """The layer with a readout of the words that are most probable after `contexts`.
+
+        It stays as it is where it has a word readout already, or where the model does not tell words' probabilities.
+        """
+        if isinstance(layer.readout, WordReadout) or layer.lm.capabilities.next_tokens == "none":
+            return layer
+        return layer.with_readout(choose_words(layer.lm, contexts, layer.words, self.size))
 
     def __call__(
         self, layer: ChoiceLayer, features: Floats, targets: Integers, weights: Floats, groups: Integers
@@ -199,10 +220,12 @@ class PenalisedWords:
         parts = folds_of(groups, self.folds)
         priors = [words.prior(self.labels, ~inside) for inside in parts]
         chosen, best, judged = self.spreads[0], -np.inf, np.zeros((0, 0))
+        found = [words.fit(prior, ~inside, 0.0) for inside, prior in zip(parts, priors, strict=True)]
         for spread in self.spreads:
             rows = np.full((len(targets), readout.size), np.nan)
-            for inside, prior in zip(parts, priors, strict=True):
-                rows[inside] = words.log_probs(words.fit(prior, ~inside, spread), inside)
+            for fold, inside in enumerate(parts):
+                found[fold] = words.fit(priors[fold], ~inside, spread, found[fold])
+                rows[inside] = words.log_probs(found[fold], inside)
             score = float(weights @ rows[np.arange(len(targets)), targets])
             if score > best:
                 chosen, best, judged = spread, score, rows
@@ -292,8 +315,8 @@ class _Words:
         bias, slope = labels.fit(self.label_features[inside], self.onehot[inside].argmax(axis=1), self.weights[inside])
         return _Prior(slope, bias, labels.bias_scale)
 
-    def fit(self, prior: _Prior, inside: Flags, spread: float) -> _Solution:
-        """The penalised maximum-likelihood estimate of D and b on some of the pairs."""
+    def fit(self, prior: _Prior, inside: Flags, spread: float, begin: _Solution | None = None) -> _Solution:
+        """The penalised maximum-likelihood estimate of D and b on some of the pairs, sought from `begin`."""
         classes, width = self.onehot.shape[1], self.directions.shape[1]
         nothing = _Solution(prior, np.zeros((classes, width)), prior.bias)
         unit = spread / np.sqrt(max(1, len(self.scale)))  # σ / √W: of one weight
@@ -317,9 +340,10 @@ class _Words:
 
         from scipy import optimize  # takes a second: not before it is needed
 
-        start = np.concatenate([np.zeros(size), prior.bias])
+        first = nothing if begin is None else begin
+        start = np.concatenate([(first.coefficients[:, kept] / step).ravel(), first.bias])
         result = cast(Any, optimize).minimize(
-            objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-5}
+            objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-8, "gtol": 1e-3}
         )
         solution = np.asarray(result.x, dtype=np.float64)
         coefficients = np.zeros((classes, width))
@@ -337,3 +361,39 @@ class _Words:
         deviation = (solution.coefficients @ self.directions.T) * slopes
         prior = label_weights(self.word_readout.label_words, len(self.scale)) * solution.prior.slope
         return self.word_readout.with_fit(prior + deviation, solution.bias - deviation @ self.mean, self.scale)
+
+
+def fit_pool(
+    log_probs: Floats, targets: Integers, scale: float = 0.5, bias_scale: float = 1.0
+) -> tuple[Floats, Floats]:
+    """Weights a and bias b of a product of experts, log p(y|x) = log softmax_y(Σ_m a_m log p_m(y|x) + b_y).
+
+        (a, b) = argmin  −Σ_p log p(y_p|x_p) + Σ_m (a_m − 1/M)² / 2σ_a² + |b|² / 2σ_b²,   a_m ≥ 0
+
+    Args:
+        log_probs: [M, P, C] of the members, held out, in nats.
+        targets: [P] label indices.
+        scale: σ_a.
+        bias_scale: σ_b, in nats.
+
+    Returns:
+        a [M] and b [C].
+    """
+    members, _, classes = log_probs.shape
+    onehot, values, equal = np.eye(classes)[targets], np.maximum(log_probs, -50.0), 1.0 / members
+
+    def objective(theta: Floats) -> tuple[float, Floats]:
+        a, b = theta[:members], theta[members:]
+        rows = log_softmax(np.einsum("m,mpc->pc", a, values) + b)
+        excess = np.exp(rows) - onehot
+        penalty = float(np.square(a - equal).sum()) / (2 * scale**2) + float(np.square(b).sum()) / (2 * bias_scale**2)
+        slope = np.einsum("pc,mpc->m", excess, values) + (a - equal) / scale**2
+        return penalty - float((onehot * rows).sum()), np.concatenate([slope, excess.sum(axis=0) + b / bias_scale**2])
+
+    from scipy import optimize  # takes a second: not before it is needed
+
+    start = np.concatenate([np.full(members, equal), np.zeros(classes)])
+    bounds = [(0.0, None)] * members + [(None, None)] * classes
+    result = cast(Any, optimize).minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    solution = np.asarray(result.x, dtype=np.float64)
+    return solution[:members], solution[members:] - solution[members:].mean()

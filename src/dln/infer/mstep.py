@@ -111,7 +111,8 @@ class TrustRegion:
         if features is None:
             raise InputError("the output layer returned no label scores", where="inference.trust_factor")
         old = incumbent.readout.log_probs(features[0])
-        divergences = np.stack([kl_divergence(old, new.readout.log_probs(f)) for new, f in zip(layers, features, strict=True)])
+        changed = [layer.readout.log_probs(f) for layer, f in zip(layers, features, strict=True)]
+        divergences = np.stack([kl_divergence(old, rows) for rows in changed])
         finite = comparable(np.isfinite(divergences)) & candidates.counted
         if not finite.any():
             return np.zeros(len(layers))

@@ -5,6 +5,7 @@ from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, PromptedLayer
 from dln.nn.parallel import FunctionLayer, Parallel, function_layer
 from dln.nn.prompt import Demonstration, Prompt
+from dln.nn.readout import LabelReadout, Readout, WordReadout
 from dln.nn.saving import load_network, load_state_dict, save_network
 from dln.nn.sequential import AnyLayer, Prediction, Sequential, Trace
 from dln.nn.template import Template, load_template, template_names
@@ -17,6 +18,7 @@ __all__ = [
     "Demonstration",
     "Ensemble",
     "FunctionLayer",
+    "LabelReadout",
     "LanguageLayer",
     "Layer",
     "LayerInput",
@@ -24,9 +26,11 @@ __all__ = [
     "Prediction",
     "Prompt",
     "PromptedLayer",
+    "Readout",
     "Sequential",
     "Template",
     "Trace",
+    "WordReadout",
     "function_layer",
     "load_network",
     "load_state_dict",

@@ -1,4 +1,7 @@
-"""Networks that answer together: p(y|x) = Σ_m w_m p_m(y|x), the prediction under a posterior over prompts.
+"""Networks that answer together: a mixture or a product of experts.
+
+    mixture   p(y|x) = Σ_m w_m p_m(y|x),   the prediction under a posterior over prompts
+    product   p(y|x) ∝ exp(Σ_m w_m log p_m(y|x) + b_y),   weights and bias fitted to held-out predictions
 
 Each member is a whole network. One prompt that was best on a dev set was partly lucky there; the mean over
 several good ones keeps what they agree on. Asking M members costs M times what one costs.
@@ -18,10 +21,10 @@ from dln.errors import InputError
 from dln.nn.layers import Answers
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import Prediction, Sequential, Vote
-from dln.numerics import Floats
+from dln.numerics import Floats, log_softmax
 from dln.random import Key
 
-__all__ = ["AnyNetwork", "Ensemble", "average", "best_of", "members_of"]
+__all__ = ["AnyNetwork", "Ensemble", "average", "best_of", "members_of", "product"]
 
 TIE = 1e-12
 """Sums that differ by less than this part of them are equal: they differ by the order of adding."""
@@ -32,14 +35,15 @@ TIE = 1e-12
 class Ensemble:
     """Weighted networks with the prediction interface of one network.
 
-    Over a closed label set p(y|x) = Σ_m w_m p_m(y|x). Free texts are voted for: a text has the weights of those
-    who wrote it. A member that cannot score an input is left out for that input, and the others' weights are
-    scaled to a sum of one; if nobody can, the input is unscored as it is for one network.
+    Over a closed label set they are a mixture, or with a `bias` a product of experts. Free texts are voted for: a text
+    has the weights of those who wrote it. A member that cannot score an input is left out for that input, and the
+    others' weights are scaled to the same sum; if nobody can, the input is unscored as it is for one network.
 
     Args:
         members: the networks; all have the same labels in the same order, or all write free text.
-        weights: [M] w_m ≥ 0, one per member, not all zero; they are scaled to a sum of one. Default equal.
-            A member of weight zero is never asked.
+        weights: [M] w_m ≥ 0, one per member, not all zero; default equal. Those of a mixture are scaled to a sum of
+            one. A member of weight zero is never asked.
+        bias: [C] b_y of a product, in nats; None is a mixture.
 
     Raises:
         InputError: no member, something that is no network, other labels than the first member's, or weights
@@ -48,8 +52,14 @@ class Ensemble:
 
     members: tuple[Sequential, ...]
     weights: Floats
+    bias: Floats | None
 
-    def __init__(self, members: Iterable[Sequential], weights: Sequence[float] | Floats | None = None) -> None:
+    def __init__(
+        self,
+        members: Iterable[Sequential],
+        weights: Sequence[float] | Floats | None = None,
+        bias: Sequence[float] | Floats | None = None,
+    ) -> None:
         if isinstance(members, Sequential):  # which iterates over its layers
             raise InputError(
                 "the argument 'members' cannot be used",
@@ -61,8 +71,18 @@ class Ensemble:
         chosen = tuple(members)
         _check_members(chosen)
         given = np.full(len(chosen), 1.0 / len(chosen)) if weights is None else np.array(weights, dtype=np.float64)
+        scaled = _scaled(given, len(chosen))
         object.__setattr__(self, "members", chosen)
-        object.__setattr__(self, "weights", _scaled(given, len(chosen)))
+        object.__setattr__(self, "weights", scaled if bias is None else _frozen(given))
+        object.__setattr__(self, "bias", None if bias is None else _frozen(bias))
+        if self.bias is not None and (self.bias.shape != (len(self.labels or ()),) or not np.isfinite(self.bias).all()):
+            raise InputError(
+                "a product of experts needs labels and one finite bias per label",
+                where="Ensemble, argument 'bias'",
+                got=self.bias.tolist(),
+                expected="a finite number per label",
+                fix="leave it out for a mixture",
+            )
 
     def __len__(self) -> int:
         """Layers of the heaviest member, as `len` of a network is its depth."""
@@ -103,7 +123,7 @@ class Ensemble:
         """Predictions for many inputs, every member asked as `Sequential.predict_many` asks (see `average`)."""
         asked = [(m, float(w)) for m, w in enumerate(self.weights) if w > 0]
         answers = [self.members[m].predict_many(x, samples=samples, seed=seed) for m, _ in asked]
-        return [_with_votes(asked, column) for column in zip(*answers, strict=True)]
+        return [_with_votes(asked, self.bias, column) for column in zip(*answers, strict=True)]
 
     def pick(self, key: Key) -> Sequential:
         """One member, drawn with its weight: the first draw of an ancestral sample of Σ_m w_m p_m."""
@@ -111,7 +131,7 @@ class Ensemble:
 
     def each(self, change: Callable[[Sequential], Sequential]) -> Ensemble:
         """The same weights over changed members (other models, for example)."""
-        return Ensemble(map(change, self.members), self.weights)
+        return Ensemble(map(change, self.members), self.weights, self.bias)
 
     def with_answers(self, answers: Answers) -> Ensemble:
         """The same members with their labels predicted in another way (see `ChoiceLayer`)."""
@@ -120,7 +140,8 @@ class Ensemble:
     def state_dict(self) -> dict[str, object]:
         """Every member's weight and parameters as plain data."""
         pairs = zip(self.weights, self.members, strict=True)
-        return {"members": [{"weight": float(w), **member.state_dict()} for w, member in pairs]}
+        bias = {} if self.bias is None else {"bias": self.bias.tolist()}
+        return {"members": [{"weight": float(w), **member.state_dict()} for w, member in pairs], **bias}
 
 
 AnyNetwork = Sequential | Ensemble
@@ -168,9 +189,42 @@ def average(weights: Sequence[float], predictions: Sequence[Prediction]) -> Pred
     )
 
 
-def _with_votes(asked: Sequence[tuple[int, float]], predictions: Sequence[Prediction]) -> Prediction:
+def product(weights: Sequence[float], bias: Floats, predictions: Sequence[Prediction]) -> Prediction:
+    """p(y|x) ∝ exp(Σ_m w_m log p_m(y|x) + b_y), over the members m that scored the input.
+
+    If some did not, the weights of the others are scaled to the same sum. Hidden texts and label mass are as in
+    `average`.
+
+    Args:
+        weights: [M] w_m > 0.
+        bias: [C] b_y, in nats.
+        predictions: of one input, one per member, over the same labels.
+    """
+    mixture = average(weights, predictions)
+    scored = [(w, p) for w, p in zip(weights, predictions, strict=True) if p.scored]
+    if not scored:
+        return mixture
+    share = math.fsum(weights) / math.fsum(w for w, _ in scored)
+    names = list(scored[0][1].probabilities)
+    rows = np.array([[max(p.probabilities[name], 1e-300) for name in names] for _, p in scored])
+    log_probs = log_softmax(share * np.array([w for w, _ in scored]) @ np.log(rows) + bias)
+    probabilities = dict(zip(names, map(float, np.exp(log_probs)), strict=True))
+    return replace(mixture, label=names[int(np.argmax(log_probs))], probabilities=probabilities)
+
+
+def _with_votes(
+    asked: Sequence[tuple[int, float]], bias: Floats | None, predictions: Sequence[Prediction]
+) -> Prediction:
     votes = tuple(Vote(m, w, p.label, p.probabilities) for (m, w), p in zip(asked, predictions, strict=True))
-    return replace(average([w for _, w in asked], predictions), members=votes)
+    weights = [w for _, w in asked]
+    together = average(weights, predictions) if bias is None else product(weights, bias, predictions)
+    return replace(together, members=votes)
+
+
+def _frozen(values: Sequence[float] | Floats) -> Floats:
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
 
 
 def _check_members(members: tuple[Sequential, ...]) -> None:

@@ -682,6 +682,11 @@ class ChoiceLayer(PromptedLayer):
         return tuple(label.split("|")[0] for label in self.labels)
 
     @property
+    def bias(self) -> Floats:
+        """[C] the bias of the readout, in nats."""
+        return self.readout.bias
+
+    @property
     def words(self) -> list[list[str]]:
         """[C] the words of each label as they follow a context."""
         return [[self.target_prefix + word for word in label.split("|")] for label in self.labels]
@@ -868,9 +873,7 @@ class ChoiceLayer(PromptedLayer):
         return cls(load(r.model), r.template, r.prompt, r.labels, readout=readout, answers=r.answers)
 
 
-def _readout(
-    state: dict[str, Any] | None, bias: list[float] | None, temperature: float, where: str
-) -> Readout | None:
+def _readout(state: dict[str, Any] | None, bias: list[float] | None, temperature: float, where: str) -> Readout | None:
     if state is not None:
         return readout_from_state(state, f"{where}.readout")
     return None if bias is None else LabelReadout(bias, temperature)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from dln.arguments import NonNegative, Positive, checked
 from dln.errors import InputError
 from dln.io import parse
-from dln.lm.base import LanguageModel, Token
+from dln.lm.base import LanguageModel, Token, first_token, next_tokens_verb
 from dln.numerics import Floats, log_softmax, logsumexp
 
 __all__ = ["LabelReadout", "Readout", "WordReadout", "WordWeight", "choose_words", "readout_from_state"]
@@ -49,6 +49,10 @@ class Readout(ABC):
     """
 
     kind: ClassVar[str]
+    wide: ClassVar[bool] = False
+    """Whether it has many numbers, which are fitted to the train set as well as to the dev set."""
+    bias: Floats
+    """[C] in nats."""
 
     @property
     @abstractmethod
@@ -185,6 +189,7 @@ class WordReadout(Readout):
     """
 
     kind = "words"
+    wide = True
     words: tuple[Token, ...]
     label_words: tuple[tuple[int, ...], ...]
     weights: Floats
@@ -261,8 +266,8 @@ class WordReadout(Readout):
         return logsumexp(features[..., positions] if positions else features, axis=-1)
 
     def with_fit(self, weights: Floats, bias: Floats, scale: Floats) -> WordReadout:
-        """The same words under other weights."""
-        return WordReadout(self.words, self.label_words, weights, bias, scale)
+        """The same words under other weights, all numbers with six significant digits, as a file has them."""
+        return WordReadout(self.words, self.label_words, _short(weights), _short(bias), _short(scale))
 
     def explain(self, label: int, most: int = 8) -> tuple[list[WordWeight], list[WordWeight]]:
         """The words with the largest weights for a label and those with the largest against it, strongest first.
@@ -277,19 +282,19 @@ class WordReadout(Readout):
         return speaking[:most], against[:most]
 
     def state(self) -> dict[str, Any]:
-        """Words, weights and bias; numbers with six significant digits."""
+        """Words, weights and bias."""
         return {
             "kind": self.kind,
             "words": [list(word) for word in self.words],
             "label_words": [list(positions) for positions in self.label_words],
-            "weights": [[_short(value) for value in row] for row in self.weights],
-            "bias": [_short(value) for value in self.bias],
-            "scale": [_short(value) for value in self.scale],
+            "weights": self.weights.tolist(),
+            "bias": self.bias.tolist(),
+            "scale": self.scale.tolist(),
         }
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _short(values: Floats) -> Floats:
+    return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
 
 
 def label_weights(label_words: Sequence[Sequence[int]], size: int) -> Floats:
@@ -314,7 +319,7 @@ def choose_words(
         size: W, with the labels' words.
         top: how many words of each context are asked for.
     """
-    told = lm.next_token_log_probs(contexts, top=min(top, lm.capabilities.top_log_probs or top))
+    told = next_tokens_verb(lm)(contexts, (), min(top, lm.capabilities.top_log_probs or top))
     mass: dict[Token, float] = {}
     for row in told.top:
         for token, log_prob in row:
@@ -322,7 +327,7 @@ def choose_words(
     chosen: dict[Token, None] = {}
     label_tokens: list[list[Token]] = []
     for group in words:
-        first = [lm.first_token(word) or _beginning(word, mass) for word in group]
+        first = [first_token(lm, word) or _beginning(word, mass) for word in group]
         label_tokens.append([token for token in dict.fromkeys(first) if token is not None])
         chosen |= dict.fromkeys(label_tokens[-1])
     by_mass = sorted(mass, key=lambda token: (-mass[token], token.text))

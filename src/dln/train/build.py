@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from dln.errors import InputError
 from dln.extensions import create
 from dln.infer import vi
-from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood
+from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood, PenalisedWords
 from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior, Weighting, WeightTerm
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.mstep import Best, BestByMargin, Exploration, Penalty, TrustRegion
@@ -136,6 +136,7 @@ def prepared(network: Sequential, options: Options) -> Sequential:
 def calibrator(options: InferenceOptions) -> Calibrator:
     """How the output layer's numbers follow a prompt."""
     known: dict[str, Callable[[], Calibrator]] = {
+        "words": lambda: PenalisedWords(PenalisedLikelihood(options.bias_scale), size=options.words),
         "fitted": lambda: PenalisedLikelihood(options.bias_scale),
         "fixed": FixedOutput,
     }

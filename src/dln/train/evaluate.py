@@ -15,16 +15,18 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from dln.arguments import Count, Seed, checked
 from dln.data import Dataset, Example, FunctionMetric, Metric, NamedMetric, Score, exact_match, load_metric
 from dln.errors import InputError
-from dln.infer.calibrate import Calibrator
+from dln.infer.calibrate import Calibrator, Preparing
 from dln.lm.meter import Meter
-from dln.nn import LayerInput, Prediction, Sequential
+from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, members_of
 from dln.nn.prediction import text_prediction
 from dln.nn.sequential import forward
+from dln.numerics import Floats
 from dln.random import Key
 from dln.train.build import calibrator
 from dln.train.events import BaselineRecord, ComparedRecord, Evaluated, ResultRecord
@@ -400,38 +402,91 @@ class Validation:
         return self.evaluation.accuracy.mean, "accuracy"
 
 
-def validate(network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator) -> Validation:
-    """Measure `network` on `dev`, with one forward pass."""
+Support = Sequence[tuple[LayerInput, str]]
+"""Labelled inputs of the output layer, as far as the layers below have read them."""
+
+
+@dataclass(frozen=True)
+class FittedOutput:
+    """A network with its output layer fitted, and what that says of each example.
+
+    Attributes:
+        network: with the fitted output layer.
+        items: [N] what the output layer reads of the dev examples.
+        hidden: [N] the hidden texts of the dev examples.
+        features: [N, F] of the dev examples.
+        rows: [N, C] log p(y|x) of the dev examples, by numbers fitted without that example, in nats.
+        usable: [N] whether an example could be scored.
+        support_rows: [M, C] the same as `rows` for the support; NaN where an example could not be scored.
+    """
+
+    network: Sequential
+    items: list[LayerInput]
+    hidden: list[tuple[str, ...]]
+    features: Floats
+    rows: Floats
+    usable: npt.NDArray[np.bool_]
+    support_rows: Floats
+
+
+def fit_output(network: Sequential, dev: Dataset, calibrator: Calibrator, support: Support = ()) -> FittedOutput:
+    """Fit the output layer on `dev`, and on `support` too if its readout is a wide one, with one forward pass.
+
+    An example that the output layer shows has no part in the fit.
+
+    Raises:
+        InputError: the last layer has no labels.
+    """
     last = network.layers[-1].classifier
     if last is None:
-        return Validation(network, evaluate(network, dev, metric=metric), None)
+        raise InputError("the last layer has no labels", where="fit_output", got=repr(network.layers[-1]))
     items = [LayerInput(x, x) for x in dev.inputs]
     hidden: list[tuple[str, ...]] = [()] * len(items)
     if len(network) > 1:
         trace = forward(Key(0).child("validate"), network.layers[:-1], dev.inputs, 0.0)
         items = [LayerInput(x, h.text) for x, h in zip(dev.inputs, trace.hidden[-1], strict=True)]
         hidden = [tuple(level[i].text for level in trace.hidden) for i in range(len(items))]
-    features = last.features(last.contexts(items))
-    targets = np.array([last.index(target) for target in dev.targets], dtype=np.int64)
+    more = list(support) if last.readout.wide else []
+    shown = {d.x for d in last.prompt.demonstrations}
+    told = np.array([item.x not in shown for item, _ in more], dtype=np.bool_)
+    asked = [*items, *(more[int(i)][0] for i in np.flatnonzero(told))]
+    features = last.features(last.contexts(asked))
+    wanted = [*dev.targets, *(more[int(i)][1] for i in np.flatnonzero(told))]
+    targets = np.array([last.index(target) for target in wanted], dtype=np.int64)
     usable = np.isfinite(last.readout.log_probs(features)[np.arange(len(targets)), targets])
     calibration = calibrator(
         last, features[usable], targets[usable], np.ones(int(usable.sum())), np.flatnonzero(usable).astype(np.int64)
     )
-    fitted = calibration.layer
+    rows = calibration.layer.readout.log_probs(features)
+    rows[usable] = calibration.label_log_probs
+    others = np.full((len(more), rows.shape[1]), np.nan)
+    others[told] = np.where(usable[len(items) :, None], rows[len(items) :], np.nan)
+    n = len(items)
+    fitted = network.with_layer(len(network) - 1, calibration.layer)
+    return FittedOutput(fitted, items, hidden, features[:n], rows[:n], usable[:n], others)
+
+
+def validate(
+    network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator, support: Support = ()
+) -> Validation:
+    """Measure `network` on `dev`, with one forward pass; `support` is as in `fit_output`."""
+    if network.layers[-1].classifier is None:
+        return Validation(network, evaluate(network, dev, metric=metric), None)
+    found = fit_output(network, dev, calibrator, support)
+    fitted = cast(ChoiceLayer, found.network.layers[-1].classifier)
+    targets = np.array([fitted.index(target) for target in dev.targets], dtype=np.int64)
     # left out, an example that cannot be scored would make the network look better than one that scores it badly
-    judged = np.full(len(targets), -np.log(len(last.labels)))
-    judged[usable] = calibration.log_prob
+    judged = np.where(found.usable, found.rows[np.arange(len(targets)), targets], -np.log(len(fitted.labels)))
     if fitted.answers == "free":
-        texts = [answer.text for answer in fitted.write(fitted.contexts(items), [0] * len(items))]
-        predictions = tuple(text_prediction([text], (h,), fitted.names) for text, h in zip(texts, hidden, strict=True))
-    else:
-        rows = fitted.readout.log_probs(features)
-        rows[usable] = calibration.label_log_probs
+        texts = [answer.text for answer in fitted.write(fitted.contexts(found.items), [0] * len(found.items))]
         predictions = tuple(
-            fitted.prediction(f[None], (h,), row[None]) for f, h, row in zip(features, hidden, rows, strict=True)
+            text_prediction([text], (h,), fitted.names) for text, h in zip(texts, found.hidden, strict=True)
         )
+    else:
+        triples = zip(found.features, found.hidden, found.rows, strict=True)
+        predictions = tuple(fitted.prediction(f[None], (h,), row[None]) for f, h, row in triples)
     return Validation(
-        network=network.with_layer(len(network) - 1, fitted),
+        network=found.network,
         evaluation=evaluation_of(predictions, dev, network.labels, metric),
         log_likelihood=float(judged.mean()),
     )
@@ -489,9 +544,36 @@ def _baseline(name: str, found: Evaluation, trained: Evaluation) -> BaselineReco
 
 @checked
 def fitted_initial(
-    initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options
+    initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options, train: Dataset | None = None
 ) -> Sequential | None:
-    """The initial network with its output layer fitted on the dev set, or None where nothing is fitted."""
+    """The initial network with its output layer fitted as training fits it, or None where nothing is fitted.
+
+    A word readout chooses its words and is fitted on `train` too.
+    """
+    fit = calibrator(options.inference)
     if dev is None or options.inference.output_layer == "fixed" or initial.layers[-1].classifier is None:
         return None
-    return validate(initial, dev, metric, calibrator(options.inference)).network
+    examples = dev if train is None else train
+    support = [(LayerInput(e.input, e.input), e.target) for e in examples][: options.fit_examples]
+    ready = with_readout(initial, fit, examples.inputs)
+    return validate(ready, dev, metric, fit, support if train is not None and len(initial) == 1 else ()).network
+
+
+READ_BY = 64
+"""Contexts of training inputs that the words of a readout are chosen by."""
+
+
+def with_readout(network: Sequential, calibrator: Calibrator, inputs: Sequence[str]) -> Sequential:
+    """The network with the readout that the calibrator chooses after contexts of the first inputs.
+
+    Below an output layer that reads hidden texts, a quarter of them are read, since these texts are written for it.
+    """
+    last = network.layers[-1].classifier
+    if last is None or not isinstance(calibrator, Preparing):
+        return network
+    chosen = list(inputs[: READ_BY if len(network) == 1 else READ_BY // 4])
+    items = [LayerInput(x, x) for x in chosen]
+    if len(network) > 1:
+        written = forward(Key(0).child("readout"), network.layers[:-1], chosen, 0.0).predictions
+        items = [LayerInput(x, h) for x, h in zip(chosen, written, strict=True)]
+    return network.with_layer(len(network) - 1, calibrator.prepare(last, last.contexts(items)))

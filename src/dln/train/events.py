@@ -16,6 +16,7 @@ from dln.infer import vi
 from dln.infer.mstep import LayerInfo
 from dln.infer.objective import Stopped
 from dln.infer.scoring_modes import ScoringModes
+from dln.nn.layers import Layer
 
 __all__ = [
     "AnyEvent",

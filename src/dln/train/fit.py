@@ -44,7 +44,7 @@ from dln.train.events import (
     scoring_modes_record,
 )
 from dln.train.options import InferenceOptions, Options, keyword_options, resolve_options
-from dln.train.progress import Progress, Recipe, advance, measure, member_records, predictor_of
+from dln.train.progress import Progress, Recipe, advance, begin, measure, member_records, predictor_of, settle
 from dln.train.result import FitResult, History
 from dln.train.run import Run, check_data, check_unchanged, of_kind, provenance
 
@@ -200,23 +200,25 @@ def _loop(
     meter: Meter | None,
 ) -> FitResult:
     reason: str | None = None
-    current = progress or Progress(vi.init(network))
+    current, pool = progress or Progress(vi.init(network)), None
     try:
         started = time.perf_counter()
         if progress is None:
+            current = begin(network, recipe)
             current, events = measure(current, recipe)
             _commit(current, events, run, emit, time.perf_counter() - started)
         while (reason := current.done(recipe)) is None:
             started = time.perf_counter()
             current, events = advance(current, recipe)
             _commit(current, events, run, emit, time.perf_counter() - started)
+        current, pool = settle(current, recipe)
     except BudgetReached:
         reason = "budget"
     except (KeyboardInterrupt, DlnError) as error:
         why = str(error) or "interrupted by the user"
         emit(Interrupted(step=current.state.step, reason=why, usage=_usage(meter)))
         raise
-    best, predictor = current.result, predictor_of(current, recipe)
+    best, predictor = current.result, predictor_of(current, recipe, pool)
     score = None if best.score != best.score else best.score  # NaN: there was no dev set
     if run is not None:
         run.save_network(predictor, {"run": run.path.name, "best_step": best.step, "dev_score": score})

@@ -254,9 +254,12 @@ class InferenceOptions(Strict):
     hidden_objective: Annotated[str | Objective, Strategy("objective", ("log_prob", "nce"))] = Field(
         "log_prob", description="ranks hidden-layer candidates"
     )
-    output_layer: Annotated[str | Calibrator, Strategy("output_layer", ("fitted", "fixed"))] = Field(
-        "fitted", description="fit the output layer's bias and temperature with each candidate, or leave them"
+    output_layer: Annotated[str | Calibrator, Strategy("output_layer", ("words", "fitted", "fixed"))] = Field(
+        "words",
+        description="what is fitted with each candidate: the weights of many words, the bias and temperature of the "
+        "label words (also where a model does not tell the probabilities of words), or nothing",
     )
+    words: int = Field(1000, ge=1, description="W: words that the output layer reads, with output_layer=words")
     bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")
     trust_factor: float = Field(0.0, ge=0, description="weight of KL(old ‖ new) at the output layer")
     trust_depth: int = Field(1, ge=1, description="fewest layers of a network whose output layer has the trust region")
@@ -341,6 +344,14 @@ class Options(Strict):
     )
     ensemble_temp: float = Field(
         32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
+    )
+    pool: Literal["mean", "product"] = Field(
+        "product",
+        description="how they answer together: the weighted mean of their probabilities, or, where a word readout is "
+        "fitted, their fitted product",
+    )
+    fit_examples: int = Field(
+        400, ge=0, description="examples of the train set that word readouts are fitted to, besides the dev set"
     )
     tolerance: int | None = Field(
         2, ge=1, description="validations without gain before going back to the best; null: never"

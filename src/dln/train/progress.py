@@ -12,19 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from dln.data import Dataset, NamedMetric, batch_indices, split
 from dln.data.dataset import text_key
 from dln.infer import vi
+from dln.infer.calibrate import fit_pool
 from dln.infer.memory import Replay, Reservoir, Snapshot, answering, remember
 from dln.io import dump, parse
-from dln.nn import Sequential, load_state_dict
+from dln.nn import LayerInput, Sequential, load_state_dict
 from dln.nn.ensemble import AnyNetwork, Ensemble
+from dln.numerics import Floats
 from dln.random import Key
-from dln.train.evaluate import validate
+from dln.train.evaluate import READ_BY, Support, fit_output, validate, with_readout
 from dln.train.events import Backtracked, Event, MemberRecord, Validated, step_event
 from dln.train.options import Options, Stopper
 
-__all__ = ["Progress", "Recipe", "advance", "measure", "member_records", "predictor_of"]
+__all__ = ["Pool", "Progress", "Recipe", "advance", "begin", "measure", "member_records", "predictor_of", "settle"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,13 @@ class Progress:
         return cls(state, best, record.last_gain, record.stale, kept)
 
 
+def begin(network: Sequential, recipe: Recipe) -> Progress:
+    """A run before its first step: a word readout has chosen its words on training inputs."""
+    order = Key(recipe.options.seed).child("readout").generator().permutation(len(recipe.train))
+    inputs = [recipe.train.inputs[int(i)] for i in order[:READ_BY]]
+    return Progress(vi.init(with_readout(network, recipe.algorithm.calibrator, inputs)))
+
+
 def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
     """One update, and a validation where one is due; everything is derived from (seed, step)."""
     options, state = recipe.options, progress.state
@@ -153,7 +164,8 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     options, state, dev = recipe.options, progress.state, recipe.dev
     if dev is None:
         return progress, []
-    validation = validate(state.network, dev, recipe.metric, recipe.algorithm.calibrator)
+    support = _scored_before(state)
+    validation = validate(state.network, dev, recipe.metric, recipe.algorithm.calibrator, support)
     score, select_by = validation.score(options.select_by)
     best = progress.best
     gained = best is None or score > best.score
@@ -161,7 +173,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     kept = remember(progress.kept, snapshot, options.ensemble)
     for network in runners_up:
         if network.parameters() not in [other.prompts for other in kept]:
-            close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator)
+            close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator, support)
             beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
             kept = remember(kept, beside, options.ensemble)
     state = replace(state, memory=remember(state.memory, snapshot, options.memory))
@@ -177,6 +189,46 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
         events.append(Backtracked(step=state.step, to_step=best.step))
         return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
     return Progress(state, best, since, progress.stale + 1, kept), events
+
+
+def _scored_before(state: vi.State) -> Support:
+    """The examples that candidates have been scored on, with the hidden texts of most weight."""
+    return [(LayerInput(e.x, max(e.below, key=lambda pair: pair[1])[0]), e.y) for e in state.replay.examples if e.below]
+
+
+def settle(progress: Progress, recipe: Recipe) -> tuple[Progress, Pool | None]:
+    """After the last step: wide readouts fitted to all examples, and the weights of networks that answer together.
+
+    Each of the kept networks is fitted to `fit_examples` of the train set (of a deep network, to those that candidates
+    were scored on) and the dev set, without the examples that it shows. The product of experts is fitted to the
+    cross-fitted predictions for the examples that no member shows.
+    """
+    options, dev, kept = recipe.options, recipe.dev, progress.kept
+    last = progress.state.network.layers[-1].classifier
+    if dev is None or not kept or last is None or not last.readout.wide:
+        return progress, None
+    support = _scored_before(progress.state)
+    if len(progress.state.network) == 1:
+        order = Key(options.seed).child("settle").generator().permutation(len(recipe.train))
+        chosen = recipe.train.select([int(i) for i in order[: options.fit_examples]])
+        support = [(LayerInput(e.input, e.input), e.target) for e in chosen]
+    found = [fit_output(snapshot.network, dev, recipe.algorithm.calibrator, support) for snapshot in kept]
+    settled = tuple(replace(snapshot, network=fit.network) for snapshot, fit in zip(kept, found, strict=True))
+    progress = replace(progress, kept=settled)
+    if len(kept) == 1 or options.pool == "mean":
+        return progress, None
+    rows = np.stack([np.concatenate([np.where(f.usable[:, None], f.rows, np.nan), f.support_rows]) for f in found])
+    targets = np.array([last.index(y) for y in (*dev.targets, *(y for _, y in support))], dtype=np.int64)
+    known = np.isfinite(rows).all(axis=(0, 2))
+    return progress, Pool(*fit_pool(rows[:, known], targets[known])) if known.any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """A fitted product of experts: a [M] and b [C] (see `dln.infer.calibrate.fit_pool`)."""
+
+    weights: Floats
+    bias: Floats
 
 
 def _runners_up(info: vi.Info, network: Sequential, num: int) -> list[Sequential]:
@@ -218,15 +270,20 @@ def _snapshot(record: SnapshotRecord, layout: Sequential) -> Snapshot:
     return Snapshot(load_state_dict(layout, record.parameters), record.score, record.step)
 
 
-def predictor_of(progress: Progress, recipe: Recipe) -> AnyNetwork:
+def predictor_of(progress: Progress, recipe: Recipe, pool: Pool | None = None) -> AnyNetwork:
     """What would answer now: the best `ensemble` networks together, or the result where there is no other.
 
-    The weights follow the validation scores where these are log-likelihoods, and are equal else. Without a dev set
-    there is nothing to choose several networks by: the result answers alone.
+    With a `pool` they are a product of experts. The weights of a mixture follow the validation scores where these are
+    log-likelihoods, and are equal else. Without a dev set there is nothing to choose several networks by: the result
+    answers alone.
     """
     options, dev = recipe.options, recipe.dev
     if options.ensemble == 1 or dev is None or not progress.kept:
         return progress.result.network
+    if pool is not None and (pool.weights > 0).any():
+        heavy = pool.weights > 0
+        members = [snapshot.network for snapshot, used in zip(progress.kept, heavy, strict=True) if used]
+        return Ensemble(members, pool.weights[heavy], pool.bias)
     scored = options.select_by == "log_likelihood" and progress.state.network.labels is not None
     n = len(dev) if scored else None
     return answering(progress.kept, options.ensemble, examples=n, temperature=options.ensemble_temp)
