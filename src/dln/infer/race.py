@@ -20,7 +20,7 @@ models; it changes no number, and it is gone when the step is over.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar, cast
@@ -47,7 +47,16 @@ from dln.nn.layers import Layer
 from dln.nn.sequential import Sequential
 from dln.numerics import Floats
 
-__all__ = ["BehindLeader", "Race", "Recall", "Recalled", "StoppingRule"]
+__all__ = [
+    "BehindLeader",
+    "Race",
+    "Recall",
+    "Recalled",
+    "StoppingRule",
+    "WordMemory",
+    "with_word_memory",
+    "without_word_memory",
+]
 
 QuestionT = TypeVar("QuestionT", bound=Hashable)
 AnswerT = TypeVar("AnswerT")
@@ -108,6 +117,73 @@ class Recall(Wrapper):
             lambda new: ask([contexts[i] for i in new], tokens, top).rows,
         )
         return NextTokens.of(rows, len(tokens))
+
+
+class WordMemory(Wrapper):
+    """A language model whose next-token log-probabilities are kept for a whole run, the newest `limit` contexts of them.
+
+    A word readout is fitted again and again to what a prompt says of the same examples: when candidates are compared,
+    at a validation, and in the end.
+    """
+
+    def __init__(self, inner: LanguageModel, limit: int = 20_000) -> None:
+        super().__init__(inner)
+        self._limit = limit
+        self._rows: OrderedDict[tuple[str, tuple[Token, ...]], NextRow] = OrderedDict()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """As the model's."""
+        return self._inner.sample(contexts, sampling, seeds)
+
+    def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
+        """As the model's."""
+        return self._inner.log_prob(contexts, targets)
+
+    def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
+        """As the model's."""
+        return self._inner.choice_log_probs(contexts, labels)
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """The model's answers, each context with these tokens asked once; lists of the most probable are not kept."""
+        ask = next_tokens_verb(self._inner)
+        if top:
+            return ask(contexts, tokens, top)
+        given = tuple(tokens)
+        places = {
+            context: i for i, context in reversed(list(enumerate(contexts))) if (context, given) not in self._rows
+        }
+        asked = sorted(places.values())
+        if asked:
+            rows = ask([contexts[i] for i in asked], tokens, 0).rows
+            for i, row in zip(asked, rows, strict=True):
+                small = row._replace(log_probs=row.log_probs.astype(np.float32))
+                self._rows[contexts[i], given] = small
+        found = [self._rows[context, given] for context in contexts]
+        for context in contexts:
+            self._rows.move_to_end((context, given))
+        while len(self._rows) > max(self._limit, len(places)):
+            self._rows.popitem(last=False)
+        return NextTokens.of(found, len(tokens))
+
+
+def with_word_memory(network: Sequential) -> Sequential:
+    """The network with a `WordMemory` in front of each model that tells the probabilities of words."""
+    fronts: dict[int, LanguageModel] = {}
+
+    def front(lm: LanguageModel) -> LanguageModel:
+        return lm if lm.capabilities.next_tokens == "none" else fronts.setdefault(id(lm), WordMemory(lm))
+
+    return Sequential(layer.map_models(front) for layer in network.layers)
+
+
+def without_word_memory(network: Sequential) -> Sequential:
+    """The network with its own models again."""
+    return Sequential(
+        layer.map_models(lambda lm: lm.inner if isinstance(lm, WordMemory) else lm) for layer in network.layers
+    )
 
 
 def _scored_as(target: Target) -> Hashable:

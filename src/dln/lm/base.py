@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from annotated_types import Gt, Le, MinLen
@@ -37,6 +37,7 @@ __all__ = [
     "check_fits",
     "check_ids",
     "check_starts",
+    "first_token",
     "next_tokens_verb",
     "no_such_token",
     "text_of",
@@ -305,6 +306,15 @@ def next_tokens_verb(lm: LanguageModel) -> NextTokensVerb:
     return lm.next_token_log_probs
 
 
+def first_token(lm: LanguageModel, text: str) -> Token | None:
+    """The first token of `text` as a target; None where an engine does not know its model's tokens.
+
+    An engine that knows them has a method of this name.
+    """
+    verb: object = getattr(lm, "first_token", None)
+    return cast("Token | None", verb(text)) if callable(verb) else None
+
+
 def no_such_token(token: Token, model: str) -> InputError:
     """The error for a token that an engine does not have."""
     return InputError(
@@ -424,6 +434,10 @@ class Wrapper:
         """The wrapped model's capabilities; without next tokens if the wrapper does not have the verb."""
         can = self._inner.capabilities
         return can if hasattr(type(self), "next_token_log_probs") else replace(can, next_tokens="none")
+
+    def first_token(self, text: str) -> Token | None:
+        """As the wrapped model's."""
+        return first_token(self._inner, text)
 
     def fingerprint(self) -> str:
         """The wrapped model's fingerprint: a wrapper changes no number."""

@@ -301,6 +301,11 @@ class TableLM:
             rows.append(NextRow(given, -math.inf, tuple((Token(word, id_of(word)), -value) for value, word in best)))
         return NextTokens.of(rows, len(tokens))
 
+    def first_token(self, text: str) -> Token | None:
+        """The first word of `text`."""
+        words = split_tokens(text)
+        return Token(words[0], id_of(words[0])) if words else None
+
     def _grow(self, context: str) -> PrefixTree:
         row = self._conditional(context)
         total = _check_distribution(row, context)

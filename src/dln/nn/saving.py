@@ -234,7 +234,8 @@ def network_to_json(network: AnyNetwork) -> dict[str, object]:
     """The layout and parameters of a network, or of several and their weights, as plain data."""
     if isinstance(network, Ensemble):
         pairs = zip(network.weights, network.members, strict=True)
-        return {"members": [{"weight": float(weight), **network_to_json(member)} for weight, member in pairs]}
+        bias = {} if network.bias is None else {"bias": network.bias.tolist()}
+        return {"members": [{"weight": float(weight), **network_to_json(member)} for weight, member in pairs], **bias}
     return {"layers": [layer.to_json() for layer in network.layers]}
 
 
@@ -247,9 +248,10 @@ def network_from_json(
     Raises:
         InputError: naming `where` and the field that is wrong.
     """
-    unknown = set(data) - {"layers", "members", "provenance"}
+    fields = ("layers", "members", "provenance", *(["bias"] if "members" in data else []))
+    unknown = set(data) - set(fields)
     if unknown or ("members" in data) == ("layers" in data):
-        close = did_you_mean(sorted(unknown)[0], ("layers", "members", "provenance")) if unknown else None
+        close = did_you_mean(sorted(unknown)[0], fields) if unknown else None
         raise InputError(
             "these fields are not those of a network",
             where=where,
@@ -267,10 +269,10 @@ def network_from_json(
         return known[name]
 
     if "members" in data:
-        file = parse(EnsembleRecord, {"members": data["members"]}, where)
+        file = parse(EnsembleRecord, {name: data[name] for name in ("members", "bias") if name in data}, where)
         networks = [_network(m.layers, load, f"{where}: members.{i}") for i, m in enumerate(file.members)]
         try:
-            return Ensemble(networks, [member.weight for member in file.members])
+            return Ensemble(networks, [member.weight for member in file.members], file.bias)
         except InputError as error:
             place = f"{where}: {error.where}"
             raise InputError(error.message, where=place, got=error.got, expected=error.expected) from error
@@ -346,6 +348,7 @@ class EnsembleRecord:
     """Several networks that answer together in a file."""
 
     members: list[MemberRecord]
+    bias: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
 from dln.infer import vi
+from dln.infer.calibrate import Preparing
+from dln.infer.race import with_word_memory, without_word_memory
 from dln.io import dump
 from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm
@@ -131,6 +133,8 @@ def fit(
         algorithm = replace(algorithm, m_step=replace(algorithm.m_step, longest=algorithm.m_step.longest or longest))
     stopper = None if chosen.stopper is None else build.strategy("stopper", chosen.stopper, {})
     recipe = Recipe(algorithm, chosen, train, dev, judged, stopper)
+    if isinstance(algorithm.calibrator, Preparing):
+        network = with_word_memory(network)
     meta = {**provenance(network, train, dev, chosen, judged, task, config, given), **(record or {})}
     meta["scoring_modes"] = scoring_modes_record(algorithm.scoring_modes).model_dump(mode="json")
     told = listeners(callbacks)
@@ -219,6 +223,8 @@ def _loop(
         emit(Interrupted(step=current.state.step, reason=why, usage=_usage(meter)))
         raise
     best, predictor = current.result, predictor_of(current, recipe, pool)
+    plain = without_word_memory
+    answers = predictor.each(plain) if isinstance(predictor, Ensemble) else plain(predictor)
     score = None if best.score != best.score else best.score  # NaN: there was no dev set
     if run is not None:
         run.save_network(predictor, {"run": run.path.name, "best_step": best.step, "dev_score": score})
@@ -234,14 +240,14 @@ def _loop(
         )
     )
     return FitResult(
-        network=best.network,
-        initial=network,
+        network=plain(best.network),
+        initial=plain(network),
         best_step=best.step,
         score=best.score,
         reason=reason,
         steps=current.state.step,
         run_dir=None if run is None else run.path,
-        ensemble=predictor if isinstance(predictor, Ensemble) else None,
+        ensemble=answers if isinstance(answers, Ensemble) else None,
         history=emit.history,
     )
 

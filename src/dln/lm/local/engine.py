@@ -283,6 +283,11 @@ class TransformersLM:
             masses[index] = questions.masses(answers)
         return masses
 
+    def first_token(self, text: str) -> Token | None:
+        """The first token of `text` as a target."""
+        ids = self.codec.target_ids(text)
+        return self.codec.token(ids[0]) if ids else None
+
     def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: Size = 0) -> NextTokens:
         """log p of the given tokens after each context, and the `top` most probable tokens (one position).
 
