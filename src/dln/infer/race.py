@@ -120,7 +120,7 @@ class Recall(Wrapper):
 
 
 class WordMemory(Wrapper):
-    """A language model whose next-token log-probabilities are kept for a whole run, the newest `limit` contexts of them.
+    """A language model that keeps the next-token log-probabilities of a whole run, those of the newest contexts.
 
     A word readout is fitted again and again to what a prompt says of the same examples: when candidates are compared,
     at a validation, and in the end.
