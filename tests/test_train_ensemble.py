@@ -21,7 +21,12 @@ from dln.train.events import Evaluated, Finished, Started, StepDone, Validated
 from dln.train.run import current, of_kind, read_events, to_line
 
 LABELS = ("yes", "no")
-OPTIONS = {"batch_size": 6, "val_every": 1, "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8}}
+OPTIONS = {
+    "batch_size": 6,
+    "val_every": 1,
+    "pool": "mean",
+    "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8},
+}
 
 
 def table(seed: int = 0) -> TableLM:

@@ -54,6 +54,7 @@ class _Data:
     metric: Metric | NamedMetric | str
     report: ReadReport | None = None
     dev: Dataset | None = None
+    train: Dataset | None = None
 
 
 @configured(TASK, "data leaky", SIZES, "lm", ENGINE, CACHE, PRICES)
@@ -124,7 +125,7 @@ def evaluate(
         fitted = None
         cut = data.split == "dev" and "dev_size" in given.get("data", {})
         if initial is not None and recorded is not None and data.dev is not None and not cut:
-            fitted = fitted_initial(initial, data.dev, data.metric, training_options(recorded))
+            fitted = fitted_initial(initial, data.dev, data.metric, training_options(recorded), data.train)
         with err().status("evaluating") as status:
             event = conclude(
                 before,
@@ -164,7 +165,7 @@ def _part(config: RunConfig, recorded: RunConfig | None, given: Mapping[str, Any
         config = config.model_copy(update={"task": task, "data": data, "options": options})
     task = build_task(config)
     dataset = cast(Dataset, getattr(task, split))
-    return _Data(dataset, split, task.metric, task.report, task.dev if own else None)
+    return _Data(dataset, split, task.metric, task.report, *((task.dev, task.train) if own else ()))
 
 
 def _fields(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
     table = Table(title=f"{safe(event.split)} accuracy, n = {event.after.n}", title_justify="left")
     for heading in ("", "accuracy", "95 % interval"):
         table.add_column(heading, justify="left" if not heading else "right")
-    rows = ((names[0], event.before), ("initial prompt + calibration", event.fitted), (names[1], event.after))
+    rows = ((names[0], event.before), ("initial prompt + fitted output layer", event.fitted), (names[1], event.after))
     for name, result in rows:
         if result is not None:
             table.add_row(name, percent(result.accuracy), f"{percent(result.low)} … {percent(result.high)}")
@@ -141,7 +141,9 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
         table.add_row("paired test", f"p = {p_value(event.p_value)}", f"{event.fixed} fixed, {event.broken} broken")
     if event.fitted is not None:
         table.add_row(
-            "gain over calibration", f"p = {p_value(event.fitted_p_value)}", "paired test, prompt against calibration"
+            "gain over fitted output layer",
+            f"p = {p_value(event.fitted_p_value)}",
+            "paired test, trained prompts against it",
         )
     for one in event.baselines:
         mean, low, high = (f"{100 * value:+.1f}" for value in one.difference)

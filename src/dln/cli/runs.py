@@ -27,6 +27,7 @@ from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.nn import LayerInput, PromptedLayer, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
+from dln.nn.readout import Readout, explained, readout_from_state
 from dln.nn.saving import resign_network
 from dln.train.evaluate import Interval
 from dln.train.run import read_events, read_meta
@@ -300,9 +301,17 @@ def _text(trained: AnyNetwork) -> str:
         for layer in _layers(member):
             parts.append(f"---- layer {layer['layer']} of {len(member)}, {layer['model']} ----\n{layer['context']}")
             if "labels" in layer:
-                fitted = [f"{name} {bias:+.2f}" for name, bias in layer["labels"].items()]
-                parts.append(f"---- labels, with their fitted bias in nats ----\n{', '.join(fitted)}")
+                parts.append(_readout_text(layer["labels"], readout_from_state(layer["readout"], "network")))
     return "\n\n".join(parts)
+
+
+def _readout_text(labels: Sequence[str], readout: Readout) -> str:
+    """The labels with the words that speak for and against them, or with their bias."""
+    evidence = "\n".join(map(str, explained(readout, labels)))
+    if evidence:
+        return f"---- labels, with the words whose probability speaks for and against them ----\n{evidence}"
+    fitted = [f"{name} {bias:+.2f}" for name, bias in zip(labels, readout.bias, strict=True)]
+    return f"---- labels, with their fitted bias in nats ----\n{', '.join(fitted)}"
 
 
 _INPUT, _HIDDEN = "\ue000", "\ue001"

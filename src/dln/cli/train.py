@@ -387,7 +387,7 @@ def _train(
                 result.initial,
                 result.predictor,
                 task.test,
-                fitted=fitted_initial(result.initial, task.dev, task.metric, options),
+                fitted=fitted_initial(result.initial, task.dev, task.metric, options, task.train),
                 baselines=cheap_evaluations(task),
                 metric=task.metric,
                 meter=models.meter,

@@ -106,7 +106,7 @@ class _Study:
         """The test result of the setting under another seed."""
         result, _ = self._train(settings, seed)
         options = resolve_options(self._preset, self._config.options, settings)
-        fitted = fitted_initial(result.initial, self._task.dev, self._task.metric, options)
+        fitted = fitted_initial(result.initial, self._task.dev, self._task.metric, options, self._task.train)
         event = conclude(result.initial, result.predictor, self._task.test, fitted=fitted, metric=self._task.metric)
         return {"seed": seed, "accuracy": event.after.accuracy, "low": event.after.low, "high": event.after.high}
 

@@ -31,7 +31,16 @@ from dln.io import parse
 from dln.lm.base import LanguageModel, Token, first_token, next_tokens_verb
 from dln.numerics import Floats, log_softmax, logsumexp
 
-__all__ = ["LabelReadout", "Readout", "WordReadout", "WordWeight", "choose_words", "readout_from_state"]
+__all__ = [
+    "LabelEvidence",
+    "LabelReadout",
+    "Readout",
+    "WordReadout",
+    "WordWeight",
+    "choose_words",
+    "explained",
+    "readout_from_state",
+]
 
 MASS_TOLERANCE = 0.05
 """log of the largest total mass that is still rounding; half-precision engines are this noisy, broken ones worse."""
@@ -291,6 +300,29 @@ class WordReadout(Readout):
             "bias": self.bias.tolist(),
             "scale": self.scale.tolist(),
         }
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """The words that speak for a label and against it, strongest first."""
+
+    label: str
+    speaking: tuple[WordWeight, ...]
+    against: tuple[WordWeight, ...]
+
+    def __str__(self) -> str:
+        def row(words: Sequence[WordWeight]) -> str:
+            return ", ".join(f"{one.word.strip() or repr(one.word)} {one.weight:+.2f}" for one in words) or "none"
+
+        return f"{self.label}: for {row(self.speaking)}; against {row(self.against)}"
+
+
+def explained(readout: Readout, labels: Sequence[str], most: int = 8) -> tuple[LabelEvidence, ...]:
+    """The evidence of each label, of a `WordReadout`; nothing of another readout."""
+    if not isinstance(readout, WordReadout):
+        return ()
+    sides = [readout.explain(index, most) for index in range(len(labels))]
+    return tuple(LabelEvidence(label, *map(tuple, side)) for label, side in zip(labels, sides, strict=True))
 
 
 def _short(values: Floats) -> Floats:

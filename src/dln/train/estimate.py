@@ -16,6 +16,7 @@ from dln.data import Dataset, Example
 from dln.errors import ContextLengthError
 from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, PromptedLayer, Sequential
 from dln.nn.layers import FREE_TOKENS
+from dln.train.evaluate import READ_BY
 from dln.train.options import Options
 
 __all__ = [
@@ -195,8 +196,14 @@ def estimate(
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
     at_once = 1 + min(options.ensemble - 1, options.inference.num_prompts)  # runners-up are validated too
     validations = ((_present(layers, options, batch, step), at_once if step else 1) for step in [0, *due])
-    validation = sum((_validate(network, options) * n for network, n in validations), Cost())
+    validation = sum((_validate(network, options) * n for network, n in validations), Cost()) * dev_size
     trained = _present(layers, options, batch, options.steps)
+    if dev_size and wide_readout(layers, options):
+        # its words are chosen, the examples that candidates were scored on take part in the fit of each validation, and
+        # all train examples in the last one of every network that answers
+        support = sum(min(options.inference.evidence, batch * step) * at_once for step in due)
+        last = options.ensemble * (min(options.fit_examples, train_size) if depth == 1 else 0)
+        validation += _score(trained[-1]) * (support + last) + _forward(layers, options) * min(READ_BY, train_size)
     answering = options.ensemble if dev_size and due else 1
     return Estimate(
         {
@@ -204,9 +211,9 @@ def estimate(
             "E-step": inference,
             "M-step": improvement,
             "proposals": proposals,
-            "validation": validation * dev_size,
+            "validation": validation,
             "test": (_forward(layers, options) + _forward(trained, options) * answering) * test_size
-            + _fitted(layers, options, dev_size, test_size),
+            + _fitted(layers, options, train_size, dev_size, test_size),
         }
     )
 
@@ -223,11 +230,19 @@ def _pool(options: Options, train_size: int) -> int:
     return max(1, round((options.shown or 1.0) * train_size))
 
 
-def _fitted(layers: Sequence[LayerSize], options: Options, dev_size: int, test_size: int) -> Cost:
-    """The initial network with a fitted output layer: measured on dev to fit it, then on test."""
+def wide_readout(layers: Sequence[LayerSize], options: Options) -> bool:
+    """Whether the output layer reads many words."""
+    return layers[-1].labels is not None and options.inference.output_layer == "words"
+
+
+def _fitted(layers: Sequence[LayerSize], options: Options, train_size: int, dev_size: int, test_size: int) -> Cost:
+    """The initial network with a fitted output layer: measured on train and dev to fit it, then on test."""
     if layers[-1].labels is None or options.inference.output_layer == "fixed" or not (dev_size and test_size):
         return Cost()
-    return _validate(layers, options) * dev_size + _forward(layers, options) * test_size
+    fitted = dev_size
+    if wide_readout(layers, options):
+        fitted += min(READ_BY, train_size) + (min(options.fit_examples, train_size) if len(layers) == 1 else 0)
+    return _validate(layers, options) * fitted + _forward(layers, options) * test_size
 
 
 def _forward(layers: Sequence[LayerSize], options: Options) -> Cost:

@@ -384,6 +384,7 @@ class Finished(Event):
         network: the best network, as in a network file.
         members: where several networks answer together, all of them, the best one first; empty where `network`
             answers alone, and in events of older versions.
+        bias: b of members that are a product of experts, in nats (see `dln.nn.Ensemble`); null of a mixture.
     """
 
     kind: Literal["finished"] = "finished"
@@ -393,6 +394,7 @@ class Finished(Event):
     score: float | None
     network: dict[str, Any]
     members: list[MemberRecord] = Field(default_factory=list[MemberRecord])
+    bias: list[float] | None = None
     usage: dict[str, float] = Field(default_factory=dict)
 
 

@@ -236,6 +236,7 @@ def _loop(
             score=score,
             network=network_to_json(best.network),
             members=member_records(predictor, current.kept),
+            bias=predictor.bias.tolist() if isinstance(predictor, Ensemble) and predictor.bias is not None else None,
             usage=_usage(meter),
         )
     )

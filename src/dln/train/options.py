@@ -157,7 +157,7 @@ class InferenceOptions(Strict):
     """What happens within one step."""
 
     num_hidden: int = Field(5, ge=1, description="K: hidden texts proposed per example")
-    num_prompts: int = Field(8, ge=1, description="N: prompts proposed per layer and step")
+    num_prompts: int = Field(6, ge=1, description="N: prompts proposed per layer and step")
     score: Literal["log_prob", "mean_token_log_prob"] = Field(
         "log_prob", description="sum over target tokens (an ELBO), or the paper's mean per token"
     )
@@ -176,7 +176,7 @@ class InferenceOptions(Strict):
     race_error: float = Field(
         0.05, gt=0, lt=1, description="at most this probability that racing stops the candidate that would win"
     )
-    race_start: float = Field(0.25, gt=0, le=1, description="part of the counted examples in the first round")
+    race_start: float = Field(0.5, gt=0, le=1, description="part of the counted examples in the first round")
     include_forward: bool = Field(True, description="the forward pass's own hidden text is a particle too")
     forward_temperature: float = Field(
         0.0, ge=0, description="sampling temperature of the forward pass of a training step; 0 is greedy"
@@ -236,7 +236,7 @@ class InferenceOptions(Strict):
     held_out_half: bool = Field(False, description="each proposal sees a random half of the batch (held-out ranking)")
     backward_examples: int = Field(10, ge=1, description="at most this many examples in a backward prompt")
     demonstrations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (24, 48),
+        (24,),
         min_length=1,
         description="most demonstrations of a candidate, drawn from these; they take a quarter of the context at most",
     )
@@ -246,7 +246,7 @@ class InferenceOptions(Strict):
         description="names of input and output that wording proposals choose from",
     )
     evidence: int = Field(
-        100, ge=0, description="examples of earlier steps that candidates of the output layer are judged on too"
+        160, ge=0, description="examples of earlier steps that candidates of the output layer are judged on too"
     )
     output_objective: Annotated[str | Objective, Strategy("objective", ("log_prob", "accuracy"))] = Field(
         "log_prob", description="ranks output-layer candidates"
@@ -315,8 +315,8 @@ class Options(Strict):
     """What happens from step to step."""
 
     preset: str = Field("default", description="the named set these options started from")
-    steps: int = Field(20, ge=0, description="updates")
-    batch_size: int = Field(20, ge=1, description="examples per update")
+    steps: int = Field(2, ge=0, description="updates")
+    batch_size: int = Field(80, ge=1, description="examples per update")
     balanced: bool = Field(True, description="equal classes within a batch")
     seed: int = Field(13, description="random seed")
     shown: float = Field(
@@ -340,7 +340,7 @@ class Options(Strict):
     )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
     ensemble: int = Field(
-        1, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
+        4, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
     )
     ensemble_temp: float = Field(
         32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
@@ -369,6 +369,7 @@ PAPER: dict[str, Any] = {
     "batch_size": 20,
     "select_by": "accuracy",
     "memory": 2,
+    "ensemble": 1,
     "tolerance": 2,
     "shown": 0.0,
     "inference": {

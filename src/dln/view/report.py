@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from dln.errors import InputError
 from dln.io import write_atomically
-from dln.train.events import Backtracked, Evaluated, Event, Interrupted, Resumed, Started, Validated
+from dln.train.events import Backtracked, Evaluated, Event, Finished, Interrupted, Resumed, Started, Validated
 from dln.train.run import of_kind, read_events
 from dln.view import format as numbers
 from dln.view.charts import Chart, curves
@@ -60,6 +60,7 @@ class Page:
     network_name: str
     layers: tuple[Layer, ...]
     members: tuple[Member, ...]
+    product: bool
     charts: tuple[Chart, ...]
     steps: tuple[Step, ...]
     overall: Change | None
@@ -96,6 +97,7 @@ def build_page(events: Sequence[Event], title: str, command: str | None) -> Page
         network_name=name,
         layers=layers,
         members=members(events),
+        product=any(event.bias is not None for event in of_kind(events, Finished)),
         charts=curves(events),
         steps=(),
         overall=whole[0] if whole else None,

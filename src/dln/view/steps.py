@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from dln.nn.prompt import Prompt
+from dln.nn.readout import LabelEvidence, explained, readout_from_state
 from dln.nn.template import Template
 from dln.train.events import (
     Backtracked,
@@ -79,6 +80,7 @@ class Layer:
         labels: canonical names of a choice layer's labels.
         parameters: the trained parameters.
         initial: the initial prompt.
+        evidence: the words that speak for and against each label, where its readout reads words.
     """
 
     number: int
@@ -90,6 +92,7 @@ class Layer:
     labels: tuple[str, ...]
     parameters: Parameters
     initial: Prompt
+    evidence: tuple[LabelEvidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,8 @@ def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
 def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters) -> Layer:
     known = data.get("template")
     template = None if known is None else Template.from_json(known, f"events: layer {number - 1}")
+    labels = tuple(label.split("|")[0] for label in data.get("labels") or ())
+    readout = None if not data.get("readout") else readout_from_state(data["readout"], f"events: layer {number - 1}")
     return Layer(
         number=number,
         kind=str(data.get("kind", "")),
@@ -176,9 +181,10 @@ def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters)
         fingerprint=str(data.get("fingerprint", "")),
         template="" if template is None else f"{template.name}@{template.version}",
         residual=template is not None and template.residual,
-        labels=tuple(label.split("|")[0] for label in data.get("labels") or ()),
+        labels=labels,
         parameters=now,
         initial=then.prompt,
+        evidence=() if readout is None else explained(readout, labels),
     )
 
 
