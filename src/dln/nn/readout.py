@@ -218,13 +218,14 @@ class WordReadout(Readout):
             ("label_words", tuple(tuple(positions) for positions in label_words)),
         ):
             object.__setattr__(self, name, value)
+        self._check_words()
         prior = label_weights(self.label_words, len(self.words)) if weights is None else weights
         object.__setattr__(self, "weights", _frozen(prior))
         object.__setattr__(self, "bias", _frozen(np.zeros(len(self.label_words)) if bias is None else bias))
         object.__setattr__(self, "scale", _frozen(np.ones(len(self.words)) if scale is None else scale))
         self._check()
 
-    def _check(self) -> None:
+    def _check_words(self) -> None:
         classes, size = len(self.label_words), len(self.words)
         if classes < 2 or not size or len(set(self.words)) != size:
             raise InputError(
@@ -232,6 +233,11 @@ class WordReadout(Readout):
                 where="WordReadout",
                 got=f"{classes} labels, {size} words, {len(set(self.words))} of them different",
             )
+        if any(not 0 <= at < size for positions in self.label_words for at in positions):
+            raise InputError("no such word", where="WordReadout, argument 'label_words'", got=self.label_words)
+
+    def _check(self) -> None:
+        classes, size = len(self.label_words), len(self.words)
         shapes = (self.weights.shape, self.bias.shape, self.scale.shape)
         if shapes != ((classes, size), (classes,), (size,)):
             raise InputError(
@@ -240,8 +246,6 @@ class WordReadout(Readout):
                 got=f"weights {shapes[0]}, bias {shapes[1]}, scale {shapes[2]}",
                 expected=f"weights ({classes}, {size}), bias ({classes},), scale ({size},)",
             )
-        if any(not 0 <= at < size for positions in self.label_words for at in positions):
-            raise InputError("no such word", where="WordReadout, argument 'label_words'", got=self.label_words)
         if not all(np.isfinite(values).all() for values in (self.weights, self.bias, self.scale)):
             raise InputError("a word readout needs finite numbers", where="WordReadout, arguments 'weights' and 'bias'")
 
