@@ -326,29 +326,18 @@ class _Words:
         # in units in which the penalised curvature of every coordinate is about one (Böhning's bound: ½ of the energy)
         step = unit / np.sqrt(1 + 0.5 * self.energy[kept] * unit**2)
         shrink = np.square(step / unit)
-        g, onehot, weights = self.components[inside][:, kept] * step, self.onehot[inside], self.weights[inside]
-        offset = prior.slope * self.label_features[inside]
-        size, bias_scale = classes * int(kept.sum()), prior.bias_scale
-
-        def objective(theta: Floats) -> tuple[float, Floats]:
-            u, b = theta[:size].reshape(classes, -1), theta[size:]
-            rows = log_softmax(offset + g @ u.T + b)
-            excess = weights[:, None] * (np.exp(rows) - onehot)
-            value = -float((weights[:, None] * onehot * rows).sum())
-            value += 0.5 * float((shrink * np.square(u)).sum()) + 0.5 * float(np.square(b).sum()) / bias_scale**2
-            return value, np.concatenate([(excess.T @ g + shrink * u).ravel(), excess.sum(axis=0) + b / bias_scale**2])
-
-        from scipy import optimize  # takes a second: not before it is needed
-
         first = nothing if begin is None else begin
-        start = np.concatenate([(first.coefficients[:, kept] / step).ravel(), first.bias])
-        result = cast(Any, optimize).minimize(
-            objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-8, "gtol": 1e-3}
+        regression = _Regression(
+            design=np.column_stack([self.components[inside][:, kept] * step, np.ones(int(inside.sum()))]),
+            offset=prior.slope * self.label_features[inside],
+            onehot=self.onehot[inside],
+            weights=self.weights[inside],
+            penalty=np.append(shrink, 1 / prior.bias_scale**2),
         )
-        solution = np.asarray(result.x, dtype=np.float64)
+        found = regression.minimum(np.column_stack([first.coefficients[:, kept] / step, first.bias]))
         coefficients = np.zeros((classes, width))
-        coefficients[:, kept] = solution[:size].reshape(classes, -1) * step
-        return _Solution(prior, coefficients, solution[size:] - solution[size:].mean())
+        coefficients[:, kept] = found[:, :-1] * step
+        return _Solution(prior, coefficients, found[:, -1] - found[:, -1].mean())
 
     def log_probs(self, solution: _Solution, inside: Flags) -> Floats:
         """[n, C] log p(y|x) of some of the pairs."""
@@ -361,6 +350,73 @@ class _Words:
         deviation = (solution.coefficients @ self.directions.T) * slopes
         prior = label_weights(self.word_readout.label_words, len(self.scale)) * solution.prior.slope
         return self.word_readout.with_fit(prior + deviation, solution.bias - deviation @ self.mean, self.scale)
+
+
+SMALL = 60
+"""Numbers up to which Newton's method is faster than L-BFGS."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Regression:
+    """Multinomial logistic regression: −Σ_p w_p log softmax(O_p + X_p Uᵀ)_{y_p} + ½ Σ_yr q_r U_yr².
+
+    Attributes:
+        design: X [P, R].
+        offset: O [P, C].
+        onehot: [P, C] the targets.
+        weights: w [P].
+        penalty: q [R].
+    """
+
+    design: Floats
+    offset: Floats
+    onehot: Floats
+    weights: Floats
+    penalty: Floats
+
+    def minimum(self, start: Floats) -> Floats:
+        """U [C, R], sought from `start`."""
+        if start.size <= SMALL:
+            return self._newton(start)
+        from scipy import optimize  # takes a second: not before it is needed
+
+        def objective(theta: Floats) -> tuple[float, Floats]:
+            value, gradient, _ = self._at(theta.reshape(start.shape))
+            return value, gradient.ravel()
+
+        options = {"maxiter": 300, "ftol": 1e-8, "gtol": 1e-3}
+        result = cast(Any, optimize).minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+        return np.asarray(result.x, dtype=np.float64).reshape(start.shape)
+
+    def _at(self, u: Floats) -> tuple[float, Floats, Floats]:
+        """Value, gradient [C, R], and p(y|x) [P, C]."""
+        rows = log_softmax(self.offset + self.design @ u.T)
+        p = np.exp(rows)
+        value = 0.5 * float((self.penalty * np.square(u)).sum()) - float(
+            self.weights @ (self.onehot * rows).sum(axis=1)
+        )
+        return value, (self.weights[:, None] * (p - self.onehot)).T @ self.design + self.penalty * u, p
+
+    def _newton(self, u: Floats) -> Floats:
+        """Newton's method with step halving; the objective is strictly convex."""
+        classes = np.arange(u.shape[0])
+        value, gradient, p = self._at(u)
+        for _ in range(50):
+            if np.abs(gradient).max() < 1e-6:
+                break
+            curvature = -p[:, :, None] * p[:, None, :]
+            curvature[:, classes, classes] += p
+            weighted = (self.weights[:, None, None] * curvature)[..., None] * self.design[:, None, None, :]
+            hessian = np.einsum("pcdi,pj->cidj", weighted, self.design).reshape(u.size, u.size)
+            hessian[np.diag_indices(u.size)] += np.tile(self.penalty, len(classes))
+            move = np.linalg.solve(hessian, gradient.ravel()).reshape(u.shape)
+            size = 1.0
+            while (step := self._at(u - size * move))[0] > value and size > 1e-6:
+                size /= 2
+            if step[0] > value:
+                break  # rounding: no smaller value is to be found
+            u, (value, gradient, p) = u - size * move, step
+        return u
 
 
 def fit_pool(
