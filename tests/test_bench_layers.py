@@ -72,7 +72,7 @@ def test_a_fitted_layer_and_its_score_are_those_of_the_calibrator(setup, task):
     (last,) = network.layers
     assert isinstance(last, ChoiceLayer)
     assert last.bias == pytest.approx(expected.layer.bias)
-    assert last.temperature == pytest.approx(expected.layer.temperature)
+    assert last.readout.temperature == pytest.approx(expected.layer.readout.temperature)
     assert last.prompt == layer.prompt
     assert score == pytest.approx(expected.log_prob.mean())
 

@@ -47,7 +47,7 @@ def test_the_layer_is_given_what_was_fitted():
     fitted = FIT(chooser(), *data).layer
     bias, slope = FIT.fit(*data[:3])
     assert fitted.bias == pytest.approx(bias)
-    assert fitted.temperature == pytest.approx(1 / slope)
+    assert fitted.readout.temperature == pytest.approx(1 / slope)
 
 
 @given(st.integers(0, 200), st.permutations([0, 1, 2]))
@@ -105,7 +105,7 @@ def test_a_prompt_that_knows_nothing_is_not_flattered():
         masses = log_softmax(rng.normal(0, 2, (20, 3)))
         targets = rng.integers(0, 3, 20)
         result = FIT(chooser(), masses, targets, np.ones(20), np.arange(20, dtype=np.int64))
-        inside = likelihood(masses, targets, result.layer.bias, 1 / result.layer.temperature)
+        inside = likelihood(masses, targets, result.layer.bias, 1 / result.layer.readout.temperature)
         gains.append(inside.mean() - result.log_prob.mean())
         assert result.log_prob.shape == (20,)
     assert min(gains) > -1e-6
@@ -183,7 +183,7 @@ def test_without_any_pair_the_layer_stays_as_it_is():
     for calibrator in (FIT, FixedOutput()):
         result = calibrator(layer, *empty)
         assert result.layer.bias.tolist() == [1.0, -1.0, 0.0]
-        assert result.layer.temperature == 3.0
+        assert result.layer.readout.temperature == 3.0
         assert result.log_prob.shape == (0,)
 
 
@@ -193,7 +193,7 @@ def test_a_label_that_the_model_excludes_does_not_break_the_fit():
     targets[targets == 1] = 0
     result = FIT(chooser(), masses, targets, weights, groups)
     assert np.isfinite(result.log_prob).all()
-    assert np.isfinite(result.layer.temperature)
+    assert np.isfinite(result.layer.readout.temperature)
 
 
 def test_a_fixed_output_judges_by_the_layer_as_it_is():

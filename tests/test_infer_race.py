@@ -183,7 +183,7 @@ def test_survivors_have_the_numbers_of_full_scoring_and_nobody_else_has_any(seed
             assert raced.layers[n].prompt == full.layers[n].prompt
             if situation.is_output:
                 np.testing.assert_array_equal(raced.layers[n].bias, full.layers[n].bias)
-                assert raced.layers[n].temperature == full.layers[n].temperature
+                assert raced.layers[n].readout.temperature == full.layers[n].readout.temperature
         else:
             assert np.isnan(row).all()
     assert int(np.nanargmax(raced.scores)) in alive

@@ -154,7 +154,7 @@ def test_an_incumbent_that_shows_the_whole_batch_stays_as_it_is():
     fitted = ExpectedLogProb("log_prob", PenalisedLikelihood())
     state, info = step(Sequential(top.with_prompt(prompt)), output_objective=fitted)
     kept = state.network.layers[0]
-    assert (kept.prompt, kept.bias.tolist(), kept.temperature) == (prompt, [0.5, -0.5], 2.0)
+    assert (kept.prompt, kept.bias.tolist(), kept.readout.temperature) == (prompt, [0.5, -0.5], 2.0)
     assert not info.layers[0].used.any()
 
 

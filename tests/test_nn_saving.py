@@ -87,7 +87,7 @@ def test_the_file_is_plain_data_and_names_no_endpoint(saved):
     keys = {key for layer in document["layers"] for key in layer}
     assert keys == {
         *("kind", "model", "fingerprint", "template", "prompt"),
-        *("sampling", "strip_options", "labels", "bias", "temperature", "answers"),
+        *("sampling", "strip_options", "labels", "readout", "answers"),
     }
     assert "~{{ h }}~" in saved.read_text(encoding="utf-8")
 
@@ -162,6 +162,10 @@ def test_a_missing_file_is_bad_input(tmp_path):
             load_network(path, LM)
 
 
+def label_readout(**fields):
+    return {"kind": "labels", "bias": [0.0, 0.0], "temperature": 1.0} | fields
+
+
 def change_layer(position, **fields):
     body = network_to_json(network())
     body["layers"][position] |= fields
@@ -172,9 +176,10 @@ def change_layer(position, **fields):
     ("body", "what"),
     [
         (change_layer(0, kind="dense"), r"layers\.0.*dense"),
-        (change_layer(1, bias=["a", 1]), r"layers\.1.*bias\.0"),
-        (change_layer(1, bias=[0.0]), "bias"),
-        (change_layer(1, temperature=0), "temperature"),
+        (change_layer(1, readout=label_readout(bias=["a", 1])), r"layers\.1.*bias\.0"),
+        (change_layer(1, readout=label_readout(bias=[0.0])), "number of labels"),
+        (change_layer(1, readout=label_readout(temperature=0)), "temperature"),
+        (change_layer(1, readout=None), "readout is missing"),
         (change_layer(1, labels=["yes"]), "two labels"),
         (change_layer(0, sampling={"temperature": -1}), "temperature"),
         (change_layer(0, template={"name": "t", "version": 1, "kind": "forward", "text": "{{ key }}"}), "key"),
@@ -213,9 +218,9 @@ def changed(position, **fields):
         ({"layers": network().state_dict()["layers"][:1]}, "another number of layers"),
         ({"layers": []}, "another number of layers"),
         ({}, "layers"),
-        (changed(1, bias=[1.0, 2.0, 3.0]), "bias"),
-        (changed(1, bias=["a", 2.0]), r"layers\.1.*bias\.0"),
-        (changed(1, temperature=-1.0), "temperature"),
+        (changed(1, readout=label_readout(bias=[1.0, 2.0, 3.0])), "number of labels"),
+        (changed(1, readout=label_readout(bias=["a", 2.0])), r"layers\.1.*bias\.0"),
+        (changed(1, readout=label_readout(temperature=-1.0)), "temperature"),
         (changed(1, prompt=3), r"layers\.1.*prompt"),
         (changed(0, bias=[0.0, 0.0]), r"layers\.0"),
         (changed(1, bais=[0.0, 0.0]), r"layers\.1.*bais"),

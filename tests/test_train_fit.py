@@ -288,7 +288,7 @@ def test_paper_preset_trains():
     last = result.network.layers[-1]
     assert isinstance(last, ChoiceLayer)
     assert last.bias.tolist() == [0.0, 0.0]
-    assert last.temperature == 1.0
+    assert last.readout.temperature == 1.0
 
 
 def test_a_dev_set_of_training_examples_is_a_warning():

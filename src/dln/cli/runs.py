@@ -10,7 +10,7 @@ import fcntl
 import json
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -273,8 +273,8 @@ def _decoding(layer: PromptedLayer) -> dict[str, Any]:
     choice = layer.classifier
     if choice is not None:
         stop = list(layer.template.stop)
-        labels, readout = list(choice.names), choice.readout.state()
-        return {"labels": labels, "readout": readout, "max_tokens": _LABEL_TOKENS, "stop": stop}
+        bias = {name: float(b) for name, b in zip(choice.names, choice.bias, strict=True)}
+        return {"labels": bias, "readout": choice.readout.state(), "max_tokens": _LABEL_TOKENS, "stop": stop}
     if layer.writer is not None:
         sampling = layer.writer.sampling
         return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}
@@ -305,12 +305,12 @@ def _text(trained: AnyNetwork) -> str:
     return "\n\n".join(parts)
 
 
-def _readout_text(labels: Sequence[str], readout: Readout) -> str:
+def _readout_text(labels: Mapping[str, float], readout: Readout) -> str:
     """The labels with the words that speak for and against them, or with their bias."""
-    evidence = "\n".join(map(str, explained(readout, labels)))
+    evidence = "\n".join(map(str, explained(readout, list(labels))))
     if evidence:
         return f"---- labels, with the words whose probability speaks for and against them ----\n{evidence}"
-    fitted = [f"{name} {bias:+.2f}" for name, bias in zip(labels, readout.bias, strict=True)]
+    fitted = [f"{name} {bias:+.2f}" for name, bias in labels.items()]
     return f"---- labels, with their fitted bias in nats ----\n{', '.join(fitted)}"
 
 

@@ -870,6 +870,8 @@ class ChoiceLayer(PromptedLayer):
         """The inverse of `to_json`."""
         r = parse(ChoiceRecord, dict(data), where)
         readout = _readout(r.readout, r.bias, r.temperature, where)
+        if readout is None:
+            raise InputError("the readout is missing", where=where, got="no readout", expected="a field 'readout'")
         return cls(load(r.model), r.template, r.prompt, r.labels, readout=readout, answers=r.answers)
 
 

@@ -340,7 +340,7 @@ class Options(Strict):
     )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
     ensemble: int = Field(
-        4, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
+        1, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
     )
     ensemble_temp: float = Field(
         32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
