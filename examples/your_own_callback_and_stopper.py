@@ -38,7 +38,14 @@ def main(folder: Path, **settings: Any) -> dln.FitResult:
     data = dln.Dataset.from_pairs([(f"film {n}", "yes" if n % 3 else "no") for n in range(24)], labels=["yes", "no"])
     lm = dln.TableLM.random([" yes", " no"], seed=8)
     network = dln.Sequential(dln.ChoiceLayer(lm, "classify", "Is the review positive?", ["yes", "no"]))
-    settings = {"steps": 9, "batch_size": 6, "num_prompts": 4, "val_every": 1, "stopper": GoodEnough(-0.664)} | settings
+    settings = {
+        "steps": 9,
+        "output_layer": "fitted",
+        "batch_size": 6,
+        "num_prompts": 4,
+        "val_every": 1,
+        "stopper": GoodEnough(-0.664),
+    } | settings
     callbacks = [Diary(folder.with_suffix(".txt")), *settings.pop("callbacks", ())]
     resume = (folder / "run.yaml").exists()
     return dln.fit(network, data, data, run_dir=folder, resume=resume, callbacks=callbacks, **settings)

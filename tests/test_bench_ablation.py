@@ -93,6 +93,10 @@ def test_no_test_example_reaches_the_model_or_a_method(fake, task, tmp_path):
             asked.extend(contexts)
             return super().sample(contexts, sampling, seeds)
 
+        def next_token_log_probs(self, contexts, tokens=(), top=0):
+            asked.extend(contexts)
+            return super().next_token_log_probs(contexts, tokens, top)
+
     methods, _ = with_base(variants("k6,untrained"), SMALL.options, poisoned)
     cells = Cells(tmp_path, SMALL.record("fake/1"))
     results = Bench(Listening(fake), [poisoned], methods, [1], SMALL, cells).run(quiet)

@@ -25,7 +25,7 @@ COMMANDS = [
     ),
     *([name] for name in ("tune", "probe-task", "compare", "init", "show")),
     *(["model", name] for name in ("pull", "path", "list")),
-    *(["bench", name] for name in ("paper", "ablation")),
+    *(["bench", name] for name in ("paper", "ablation", "labels")),
 ]
 SMALL = ["--steps", 1, "--dev-size", 8, "--test-size", 8, "--set", "batch_size=4", "--set", "inference.num_prompts=2"]
 

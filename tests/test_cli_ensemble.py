@@ -128,7 +128,7 @@ def test_a_run_stopped_before_its_final_test_goes_on_with_the_same_networks(cli:
 
 
 def test_an_estimate_counts_the_answers_of_all(cli: Shell):
-    words = [*WORDS, "--dry-run", "--json"]
+    words = [*WORDS, "--dry-run", "--json", "--set", "inference.output_layer=fitted"]
     one, three = (cli(*words, *more).records[0]["phases"] for more in ([], TOGETHER))
     trained = (three["test"]["calls"] - one["test"]["calls"]) / 2  # two more networks answer the test examples
     assert trained == 10

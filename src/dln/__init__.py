@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dln.data import Dataset, DataSpec, Example, Metric, Score, Task, load_metric, load_task, task_from_file
     from dln.errors import DlnError, InputError
-    from dln.infer.calibrate import Calibration, Calibrator, FixedOutput, PenalisedLikelihood, PenalisedWords
+    from dln.infer.calibrate import Calibration, Calibrator, FixedOutput
     from dln.infer.estep import Evidence, WeightTerm
     from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest
     from dln.infer.memory import Feedback
@@ -104,8 +104,6 @@ __all__ = [
     "Objective",
     "Options",
     "Parallel",
-    "PenalisedLikelihood",
-    "PenalisedWords",
     "Penalty",
     "Prediction",
     "Progress",
@@ -161,7 +159,7 @@ _HOMES = {
         "task_from_file",
     ),
     "dln.errors": ("DlnError", "InputError"),
-    "dln.infer.calibrate": ("Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords"),
+    "dln.infer.calibrate": ("Calibration", "Calibrator", "FixedOutput"),
     "dln.infer.estep": ("Evidence", "WeightTerm"),
     "dln.infer.hidden": ("HiddenDraw", "HiddenProposal", "HiddenRequest"),
     "dln.infer.memory": ("Feedback",),

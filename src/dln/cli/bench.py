@@ -28,6 +28,8 @@ from dln.experiments.tables import ablation_markdown, markdown
 
 __all__ = ["ABLATION_EPILOG", "DEFAULT_METHODS", "LABELS_EPILOG", "PAPER_EPILOG", "ablation", "app", "labels", "paper"]
 
+METHODS_HELP = f"Comma-separated methods: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size."
+
 
 NLU, BIG_BENCH = "mpqa,trec,subj,disaster,airline", "hyperbaton,navigate,date,logic7"
 PAPER_NINE = f"{NLU},{BIG_BENCH}"
@@ -102,7 +104,7 @@ def paper(
         typer.Option(
             "--methods",
             metavar="A,B,…",
-            help=f"Comma-separated methods: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size.",
+            help=METHODS_HELP,
         ),
     ] = DEFAULT_METHODS,
     seeds: flags.Seeds = "13,42,25",
@@ -149,9 +151,7 @@ def labels(
     sizes: Annotated[
         str, typer.Option("--sizes", metavar="N,N,…", help="Comma-separated numbers of training examples.")
     ] = ",".join(map(str, SIZES_NEEDED)),
-    methods: Annotated[
-        str, typer.Option("--methods", metavar="A,B,…", help="Comma-separated methods, as of `dln bench paper`.")
-    ] = LABELS_METHODS,
+    methods: Annotated[str, typer.Option("--methods", metavar="A,B,…", help=METHODS_HELP)] = LABELS_METHODS,
     seeds: flags.Seeds = "13,42,25",
     encoder: Encoder = None,
     jobs: Jobs = None,
