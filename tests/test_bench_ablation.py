@@ -117,7 +117,7 @@ def test_every_builtin_variant_is_possible_and_both_sides_of_each_choice_are_the
     assert len(set(names)) == len(names)
     by_name = {variant.name: variant for variant in known}
     for options in (
-        *("k6", "k12", "k24", "k48", "line", "inline", "output-fitted", "output-fixed", "race", "no-race"),
+        *("k6", "k12", "k24", "k48", "line", "inline", "output-words", "output-fitted", "output-fixed", "race", "no-race"),
         *("memory-0", "memory-2", "batch-10", "batch-20", "batch-40", "best", "margin", "rewrite-only"),
         *("demonstrations-only", "rewrite-demonstrations", "evidence-0", "evidence-100", "ensemble-1", "ensemble-5"),
     ):
@@ -129,7 +129,7 @@ def test_every_builtin_variant_is_possible_and_both_sides_of_each_choice_are_the
     # of each choice one side is what the base does: it is named there and not measured twice
     methods, same = with_base(known, {}, task)
     assert methods[0].name == BASE
-    assert {"race", "best", "line", "output-fitted", "ensemble-1"} <= set(same)
+    assert {"race", "best", "line", "output-words", "ensemble-1"} <= set(same)
     assert not set(same) & {method.name for method in methods}
     assert all(name in methods[0].about for name in same)
 
@@ -173,7 +173,7 @@ def test_a_file_of_variants_has_options_templates_and_depth(tmp_path, fake, task
         ("a: 3", "must change something"),
         ("a: {}", "must change something"),
         ("a: {stepps: 3}", "stepps"),
-        ("a: {inference: {demonstrations: [0]}}", "demonstrations.0"),
+        ("a: {inference: {demonstrations: [-1]}}", "demonstrations.0"),
         ("a: {template: clasify}", "clasify"),
         ("a: {template: 3}", "template"),
         ("a: {template: backward}", "another kind"),

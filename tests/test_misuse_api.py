@@ -540,7 +540,7 @@ EXEMPT |= {
     "WeightTerm",
 }
 EXEMPT |= {"Calibration", "Candidates", "Evidence", "Feedback", "HiddenDraw", "HiddenRequest", "Proposal", "Scored"}
-EXEMPT |= {"Layer"}  # a contract, whose methods users write
+EXEMPT |= {"Layer", "Readout"}  # contracts, whose methods users write
 EXEMPT |= {"DLNClassifier"}  # an estimator of scikit-learn, which checks its arguments in `fit`
 EXEMPT |= {
     "Capabilities",
