@@ -117,8 +117,8 @@ def test_every_builtin_variant_is_possible_and_both_sides_of_each_choice_are_the
     assert len(set(names)) == len(names)
     by_name = {variant.name: variant for variant in known}
     for options in (
-        *("k6", "k12", "k24", "k48", "line", "inline", "output-words", "output-fitted", "output-fixed", "race", "no-race"),
-        *("memory-0", "memory-2", "batch-10", "batch-20", "batch-40", "best", "margin", "rewrite-only"),
+        *("k6", "k12", "k24", "k48", "line", "inline", "output-fitted", "output-fixed", "race", "no-race"),
+        *("output-words", "memory-0", "memory-2", "batch-10", "batch-20", "batch-40", "best", "margin", "rewrite-only"),
         *("demonstrations-only", "rewrite-demonstrations", "evidence-0", "evidence-100", "ensemble-1", "ensemble-5"),
     ):
         assert options in by_name
