@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,68 @@ def test_metrics_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unknown_metric_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match="metric"):
         load_metric(name)
+
+
+NAMED = [
+    ("numeric", "-5", "5", 0.0),
+    ("numeric", "5", "-5", 0.0),
+    ("numeric", "1,000.50", "1000.5", 1.0),
+    ("numeric", "1.234,50", "1234.5", 1.0),
+    ("numeric", "50 %", "0.5", 1.0),
+    ("numeric", "3/4", "0.75", 1.0),
+    ("numeric", "The answer is −5.", "-5", 1.0),
+    ("numeric", "$5", "€5", 0.0),
+    ("numeric", "no number", "5", 0.0),
+    ("normalized", "C#", "C++", 0.0),
+    ("normalized", "C", "C#", 0.0),
+    ("normalized", " Paris. ", "paris", 1.0),
+    ("normalized", "Paris, France", "Paris", 0.0),
+    ("normalized", "1,000", "1000", 1.0),
+    ("normalized", "👍", "👍🏽", 0.0),
+    ("exact", "Paris", "paris", 0.0),
+    ("exact", "nai\u0308ve ", "na\u00efve", 1.0),
+    ("exact_match", "-5 degrees", "5", 0.0),
+    ("exact_match", "5 degrees", "5", 1.0),
+    ("exact_match", "北京大学", "北京", 0.0),
+    ("exact_match", "好评。", "好评", 1.0),
+    ("exact_match", "हिन्दी", "हि", 0.0),
+    ("contains", "it is C++ today", "C++", 1.0),
+    ("contains", "it is C++ today", "C", 0.0),
+    ("contains", "答案是北京。", "北京", 1.0),
+    ("contains", "cats", "cat", 0.0),
+    ("contains", "15 and -5", "5", 0.0),
+    ("token_f1", "the red box", "red box", 1.0),
+    ("token_f1", "red", "red box", 2 / 3),
+    ("json", '{"b": 2.0, "a": [1]}', '{"a": [1], "b": 2}', 1.0),
+    ("json", 'Sure: ```json\n{"a": 1}\n```', '{"a": 1}', 1.0),
+    ("json", '{"a": true}', '{"a": 1}', 0.0),
+    ("json", "not json", '{"a": 1}', 0.0),
+    ("paper", "-5", "5", 1.0),
+    ("paper", "Option (A).", "(A)", 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "prediction", "target", "wanted"), NAMED)
+def test_metrics_mean_what_they_say(name: str, prediction: str, target: str, wanted: float) -> None:
+    assert load_metric(name)(prediction, target) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", ["exact", "normalized", "exact_match", "contains", "token_f1", "paper"])
+@given(text=st.text(min_size=1).filter(str.strip))
+def test_a_text_matches_itself(name: str, text: str) -> None:
+    assert load_metric(name)(text, text) == 1.0
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=3))
+def test_a_number_is_equal_to_itself_in_other_forms_and_to_no_negative(value: Decimal) -> None:
+    numeric = load_metric("numeric")
+    forms = (f"{value}", f"{value:,}", f"{value:.4f}", f"the answer is {value}")
+    assert all(numeric(form, str(value)) == 1.0 for form in forms)
+    if value:
+        assert all(numeric(form, str(-value)) == 0.0 for form in forms)
+
+
+def test_targets_that_a_metric_cannot_compare_are_errors() -> None:
+    for name in ("numeric", "json"):
+        with pytest.raises(InputError, match=f"metric {name} needs"):
+            load_metric(name)("a", "a word")

@@ -41,7 +41,6 @@ from dln.data.resolve import Item, ReadReport, read_items
 from dln.data.spec import DataSpec, suffix_format
 from dln.data.tables import Table, cell_of
 from dln.errors import InputError
-from dln.io import write_atomically
 from dln.nn import Prediction
 from dln.nn.ensemble import AnyNetwork, members_of
 from dln.nn.sequential import Vote
@@ -340,7 +339,7 @@ def _write(
     suffix = path.suffix.lower()
     try:
         if suffix == ".jsonl":
-            write_atomically(path, "".join(map(record_line, records)))
+            _replace(path, "".join(map(record_line, records)))
             return
         columns = _columns(records, labels, carried, with_id=with_id)
         if suffix == ".parquet":
@@ -352,9 +351,16 @@ def _write(
         writer = csv.writer(buffer, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(map(_cells, zip(*columns.values(), strict=True)))
-        write_atomically(path, buffer.getvalue())
+        _replace(path, buffer.getvalue())
     except OSError as error:
         raise InputError("cannot write the output file", where=path, got=error.strerror, fix="another --out") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole, with the usual permissions."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8", newline="")
+    draft.replace(path)
 
 
 def _columns(
