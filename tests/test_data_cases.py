@@ -119,6 +119,9 @@ def test_a_label_with_a_bar_is_several_labels_and_can_be_mapped(cli: Shell):
     done = train(cli, "--csv", "pipe.csv")
     assert "have several labels in 'label', divided by '|': urgent (40), order (20), return (20)" in done.err
     assert network(cli)["layers"][0]["labels"] == ["order, urgent", "return, urgent"]
+    assert ok(cli("eval", "runs/a", "--json")).records[0]["after"]["n"] > 0
+    whole = ok(cli("eval", "runs/a", "--csv", "pipe.csv", "--include-seen", "--json")).records[0]
+    assert whole["after"]["n"] == 40
     (cli.folder / "y.yaml").write_text(
         'task:\n  labels: {"order|urgent": "urgent order", "return|urgent": "urgent return"}\n'
     )

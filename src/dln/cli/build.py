@@ -74,7 +74,9 @@ def with_columns(config: RunConfig, task: Task) -> RunConfig:
     """The configuration with the columns of the task, guessed ones too, for the record of a run."""
     if task.spec is None:
         return config
-    found = {name: getattr(task.spec, name) for name in ("input", "target", "id", "split_column", "free_form")}
+    found = {
+        name: getattr(task.spec, name) for name in ("input", "target", "id", "split_column", "free_form", "several")
+    }
     if config.task.labels is not None:
         del found["free_form"]
     return config.model_copy(update={"task": config.task.model_copy(update=found)})

@@ -344,7 +344,10 @@ def resolve(spec: DataSpec, tables: Sequence[Table] | None = None, *, evaluation
             expected=f"rows with {' and '.join(chosen.input)} and {chosen.target}",
             fix="check the columns, or name others: input=…, target=…",
         )
+    before = len(notes)
     kept = _several(kept, chosen, notes, report.source)
+    if len(notes) > before:
+        chosen = chosen.model_copy(update={"several": chosen.several or "combine"})
     kept, specs = _labelled(kept, chosen, notes, report.source)
     if not evaluation:
         kept = _distinct(kept, specs, dropped, notes, report.source)
@@ -419,12 +422,14 @@ def _separator_of(targets: Sequence[str], spec: DataSpec) -> str | None:
     distinct = set(targets)
     if len(distinct) > 5 * MAX_LABELS or any(target[:1] in ("{", "[") for target in distinct):
         return None
+    if spec.several is not None:  # it is known that cells may hold several
+        return next((s for s in ("|", ";", ",") if any(len(_parts(target, s)) > 1 for target in distinct)), None)
     for separator in ("|", ";", ","):
         joined = [target for target in distinct if len(_parts(target, separator)) > 1]
         if not joined:
             continue
         parts = Counter(part for target in distinct for part in _parts(target, separator))
-        if separator == "|" and spec.free_form is None and max(map(len, parts)) <= 40:
+        if separator == "|" and max(map(len, parts)) <= 40:
             recurring = [part for part, n in parts.items() if n > 1]
             if recurring or len(distinct) <= MAX_LABELS:
                 return separator
