@@ -240,7 +240,9 @@ def test_training_ends_with_the_baselines_in_table_record_and_report(monkeypatch
     assert "TF-IDF + logistic regression" in done.out
     assert "gain over TF-IDF" in done.out
     (event,) = of_kind(read_events(tmp_path / "run" / "events.jsonl"), Evaluated)
-    assert [one.name for one in event.baselines] == ["majority class", "TF-IDF + logistic regression"]
+    assert [one.name for one in event.baselines] == [
+        *("majority class", "TF-IDF + logistic regression", "initial prompt, label words fitted")
+    ]
     linear = event.baselines[1]
     assert linear.result.n == event.after.n
     assert linear.difference[0] == pytest.approx(event.after.accuracy - linear.result.accuracy)

@@ -22,20 +22,20 @@ from dln.experiments.encoders import PACKAGE, installed_encoder
 from dln.experiments.labels_needed import SIZES as SIZES_NEEDED
 from dln.experiments.labels_needed import protocol_of
 from dln.experiments.method import DevelopmentProtocol, EvaluationProtocol
-from dln.experiments.methods import BASE, METHODS, in_order, variants, with_base
+from dln.experiments.methods import BASE, FAMILIES, METHODS, in_order, variants, with_base
 from dln.experiments.summary import summarize
 from dln.experiments.tables import ablation_markdown, markdown
 
 __all__ = ["ABLATION_EPILOG", "DEFAULT_METHODS", "LABELS_EPILOG", "PAPER_EPILOG", "ablation", "app", "labels", "paper"]
 
-METHODS_HELP = f"Comma-separated methods: {', '.join(METHODS)}; and icl-K, kate-K, ape-M of any size."
+METHODS_HELP = f"Comma-separated methods: {', '.join(METHODS)}; and {FAMILIES} of any size."
 
 
 NLU, BIG_BENCH = "mpqa,trec,subj,disaster,airline", "hyperbaton,navigate,date,logic7"
 PAPER_NINE = f"{NLU},{BIG_BENCH}"
 DEFAULT_METHODS = (
-    "majority,tfidf-lr,encoder-lr,0-shot,0-shot-line,0-shot-fitted,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
-    "random-demonstrations,dln-1-paper,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
+    "majority,tfidf-lr,encoder-lr,0-shot,0-shot-line,0-shot-fitted,label-words,word-readout,icl-5,icl-5-fitted,kate-5,cot,ape-15,ape-400,cot+ape,"
+    "random-demonstrations,dln-1-paper,dln-1-labels,dln-1,dln-1-ensemble,dln-2-fix,dln-2-tune,dln-2,dln-3"
 )
 SHARED = f"set lm {ENGINE} {PRICES} {LIMITS} run_dir"
 """Settings of both commands, besides the data. Each table has a cache of its own in its directory."""
@@ -76,7 +76,7 @@ ABLATION_EPILOG = examples(
     "dln bench ablation --data data --variants all --write docs/results.md",
 )
 
-LABELS_METHODS = "dln-1,label-words,encoder-lr,tfidf-lr"
+LABELS_METHODS = "dln-1,label-words,word-readout,encoder-lr,tfidf-lr"
 LABELS_EPILOG = examples(
     "dln bench labels --data data",
     "dln bench labels --tasks questions --sizes 16,64,256 --methods dln-1,tfidf-lr --seeds 13",

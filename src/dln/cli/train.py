@@ -388,7 +388,7 @@ def _train(
                 result.predictor,
                 task.test,
                 fitted=fitted_initial(result.initial, task.dev, task.metric, options, task.train),
-                baselines=cheap_evaluations(task),
+                baselines=cheap_evaluations(task, _label_words(result.initial, options)),
                 metric=task.metric,
                 meter=models.meter,
                 progress=watch.progress,
@@ -403,6 +403,14 @@ def _train(
         run.append(event)
     watch.event(event)
     return result, event
+
+
+def _label_words(initial: Sequential, options: Options) -> Sequential | None:
+    """The initial network where its label words are a baseline: where training fits a word readout instead."""
+    last = initial.layers[-1].classifier
+    if last is None or options.inference.output_layer != "words" or last.lm.capabilities.next_tokens == "none":
+        return None
+    return initial
 
 
 def _begin(config: RunConfig, task: Task, network: Sequential, models: Models) -> tuple[RunConfig, dict[str, Any]]:

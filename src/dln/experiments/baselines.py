@@ -21,7 +21,17 @@ from dln.data import Dataset, Example
 from dln.data.splits import subsample
 from dln.errors import BudgetReached
 from dln.experiments.encoders import Encoder, WordVectors
-from dln.experiments.method import PAPER, SAME_LINE, Learnt, Setup, demonstrations, fitted, labels_of, output_layer
+from dln.experiments.method import (
+    PAPER,
+    SAME_LINE,
+    Learnt,
+    Setup,
+    demonstrations,
+    fitted,
+    labels_of,
+    output_layer,
+    read_words,
+)
 from dln.infer.memory import Feedback
 from dln.infer.prompts import RewriteProposal
 from dln.lm.base import Sampling
@@ -37,6 +47,7 @@ __all__ = [
     "Induction",
     "Majority",
     "Nearest",
+    "WordRegression",
     "ZeroShot",
     "chain",
     "draw_examples",
@@ -126,6 +137,32 @@ class InContext:
     def __call__(self, setup: Setup) -> Learnt:
         """Draw the examples, the same ones with and without a fitted output layer."""
         return _learnt(setup, self.template, draw_examples(setup, self.k), self.fit)
+
+
+@dataclass(frozen=True)
+class WordRegression:
+    """The initial prompt with k random train examples (as in `InContext`) and a fitted readout of words."""
+
+    k: int = 0
+    template: str = SAME_LINE
+    after: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name in the table."""
+        return f"icl-{self.k}-words" if self.k else "word-readout"
+
+    @property
+    def about(self) -> str:
+        """A description in one sentence."""
+        shown = f"{self.k} random train examples in the context" if self.k else "instruction only"
+        return f"{shown}, word readout fitted on train and dev"
+
+    def __call__(self, setup: Setup) -> Learnt:
+        """Choose the words and fit their weights."""
+        layer = output_layer(setup, self.template, draw_examples(setup, self.k) if self.k else ())
+        found = read_words(layer, setup.task.train, setup.task.dev, setup.options)
+        return Learnt(found.network, (str(layer.prompt),), found.log_likelihood)
 
 
 def draw_examples(setup: Setup, k: int, draw: int = 0) -> tuple[Example, ...]:

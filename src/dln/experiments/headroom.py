@@ -26,7 +26,7 @@ from dln.data.splits import subsample
 from dln.experiments.baselines import draw_examples
 from dln.experiments.encoders import Encoder
 from dln.experiments.linear import LinearPredictor, encoded, fit_linear, tfidf
-from dln.experiments.method import Setup, output_layer
+from dln.experiments.method import Setup, output_layer, read_words
 from dln.experiments.tables import table
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.base import LanguageModel
@@ -38,6 +38,9 @@ from dln.train.layout import staged, standard_network
 
 __all__ = ["Headroom", "Measured", "headroom_markdown", "measure_headroom"]
 
+
+READ = 200
+"""Train examples that the word readout is fitted to."""
 
 CEILING = 0.98
 """Accuracy of a baseline above which a better prompt could not be told from it on a hundred examples."""
@@ -87,6 +90,7 @@ class Headroom:
         thoughts: the instruction with one intermediate text per example, one entry per draw.
         candidates: N of the expected gain.
         staged: whether the intermediate texts are those of the task's first step.
+        words: the instruction with a word readout; None if the model does not tell the probabilities of words.
     """
 
     majority: Measured
@@ -96,11 +100,12 @@ class Headroom:
     thoughts: tuple[Measured, ...]
     candidates: int
     staged: bool = False
+    words: Measured | None = None
 
     @property
     def baselines(self) -> tuple[Measured, ...]:
         """Everything that was measured without training prompts."""
-        return (self.majority, *self.linear, self.instruction)
+        return (self.majority, *self.linear, self.instruction, *([] if self.words is None else [self.words]))
 
     @property
     def to_beat(self) -> Measured:
@@ -197,6 +202,10 @@ def measure_headroom(
         linear.append(_baseline(name, fit_linear(fit, learnt, chooses, layer.names)[0], dev))
     progress("instruction only")
     instruction = _measure("label words, fitted", layer, rows, targets)
+    words: Measured | None = None
+    if lm.capabilities.next_tokens != "none":
+        progress("word readout")
+        words = _words(layer, subsample(task.train, READ, seed), dev)
     found: list[Measured] = []
     for n in range(prompts):
         progress(f"random prompt {n + 1} of {prompts}")
@@ -219,6 +228,7 @@ def measure_headroom(
         thoughts=tuple(thoughts),
         candidates=candidates,
         staged=staged(2, task),
+        words=words,
     )
 
 
@@ -251,6 +261,15 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
     return Measured(name, right, values, raw)
 
 
+def _words(layer: ChoiceLayer, train: Dataset, dev: Dataset) -> Measured:
+    found = read_words(layer, train, dev, {}).evaluation
+    p = [one.probabilities.get(e.target, 0.0) for one, e in zip(found.predictions, dev, strict=True)]
+    least = 1.0 / len(layer.labels)  # unscored examples count as a uniform guess
+    scored = [one.scored for one in found.predictions]
+    log_probs = np.log(np.where(scored, np.maximum(p, 1e-300), least))
+    return Measured("word readout, initial prompt", np.array(found.scores) >= 0.5, log_probs)
+
+
 def _baseline(name: str, predictor: LinearPredictor, dev: Dataset) -> Measured:
     p = predictor.probabilities(dev.inputs)
     targets = np.array([predictor.labels.index(target) for target in dev.targets])
@@ -267,7 +286,7 @@ def _expected_maximum(n: int) -> float:
 def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
     """Return a table with one row per (name of the task, its estimate)."""
     heads = (
-        *("task", "majority class", "TF-IDF + LR", "encoder + LR", "label words, fitted"),
+        *("task", "majority class", "TF-IDF + LR", "encoder + LR", "label words, fitted", "word readout"),
         *("random prompts, mean", "the best of them", "to beat"),
         *("spread, nats", "noise, nats", "expected gain, nats", "training pays", "gain of depth, nats", "depth pays"),
     )
@@ -276,10 +295,10 @@ def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
         for numbers in ({len(one.prompts) for _, one in found}, {one.candidates for _, one in found})
     )
     explained = (
-        "Accuracy in percent on dev examples, cross-fitted for prompts. To beat: the most accurate of the first four. "
-        f"{drawn} random prompts per task. Spread: standard deviation of their mean log p(y|x) beyond the noise of "
-        f"measuring one. Expected gain: best of {candidates} candidates, above the better of the instruction and the "
-        "class frequencies. Training pays if the expected gain is more than twice the noise."
+        "Accuracy in percent on dev examples, cross-fitted for prompts. To beat: the most accurate of the first five. "
+        f"{drawn} random prompts per task, label words fitted. Spread: standard deviation of their mean log p(y|x) "
+        f"beyond the noise of measuring one. Expected gain: best of {candidates} candidates, above the better of the "
+        "instruction and the class frequencies. Training pays if the expected gain is more than twice the noise."
     )
     return "\n\n".join([explained, table(heads, [_row(name, headroom) for name, headroom in found])]) + "\n"
 
@@ -288,12 +307,15 @@ def _row(name: str, found: Headroom) -> tuple[str, ...]:
     best = max(found.prompts, key=lambda measured: measured.log_likelihood)
     mean = float(np.mean([measured.accuracy for measured in found.prompts]))
     linear = [f"{100 * one.accuracy:.1f}" for one in found.linear]
-    accuracies = (found.instruction.accuracy, mean, best.accuracy)
+    readout = "" if found.words is None else f"{100 * found.words.accuracy:.1f}"
     return (
         name,
         f"{100 * found.majority.accuracy:.1f}",
         *[*linear, ""][:2],
-        *(f"{100 * value:.1f}" for value in accuracies),
+        f"{100 * found.instruction.accuracy:.1f}",
+        readout,
+        f"{100 * mean:.1f}",
+        f"{100 * best.accuracy:.1f}",
         found.to_beat.name + (" (nothing to gain)" if found.at_ceiling else ""),
         f"{found.spread:.3f}",
         f"{found.noise:.3f}",

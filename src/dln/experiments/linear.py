@@ -19,9 +19,10 @@ import numpy as np
 from dln.data import Dataset, Task
 from dln.experiments.encoders import PACKAGE, Encoder, sentence_encoder
 from dln.experiments.method import Learnt, Setup, labels_of
-from dln.nn import Prediction
+from dln.infer.calibrate import PenalisedLikelihood
+from dln.nn import Prediction, Sequential
 from dln.numerics import Floats
-from dln.train.evaluate import Evaluation, evaluation_of
+from dln.train.evaluate import Evaluation, evaluate, evaluation_of, validate
 
 __all__ = [
     "GRID",
@@ -143,8 +144,13 @@ def encoded(encoder: Encoder) -> Fit:
     return lambda _: features
 
 
-def cheap_evaluations(task: Task) -> dict[str, Evaluation]:
-    """Evaluate the baselines that take seconds on the test examples, by name; none for free-form targets."""
+def cheap_evaluations(task: Task, initial: Sequential | None = None) -> dict[str, Evaluation]:
+    """Evaluate the baselines that take seconds on the test examples, by name; none for free-form targets.
+
+    Args:
+        task: its train and dev examples are fitted to.
+        initial: a network whose label words are fitted on dev, as one more baseline; one forward pass per example.
+    """
     labels = task.label_names
     if labels is None:
         return {}
@@ -153,7 +159,11 @@ def cheap_evaluations(task: Task) -> dict[str, Evaluation]:
     majority = [Prediction(labels[int(counts.argmax())], shares)] * len(task.test)
     linear, _, _ = fit_linear(tfidf, task.train, task.dev, labels)
     found = {"majority class": majority, "TF-IDF + logistic regression": linear.predict_many(task.test.inputs)}
-    return {name: evaluation_of(rows, task.test, labels, task.metric) for name, rows in found.items()}
+    rows = {name: evaluation_of(one, task.test, labels, task.metric) for name, one in found.items()}
+    if initial is not None:
+        network = validate(initial, task.dev, task.metric, PenalisedLikelihood()).network
+        rows["initial prompt, label words fitted"] = evaluate(network, task.test, metric=task.metric)
+    return rows
 
 
 _REFITTED = "C chosen on dev, then refitted on train and dev"

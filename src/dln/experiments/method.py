@@ -21,10 +21,12 @@ from dln.data.splits import subsample
 from dln.errors import InputError
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.base import LanguageModel
-from dln.nn import ChoiceLayer, Demonstration, Prediction, Prompt, Sequential
+from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prediction, Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork
+from dln.nn.readout import WordReadout
 from dln.train import resolve_options
-from dln.train.evaluate import validate
+from dln.train.build import calibrator
+from dln.train.evaluate import Validation, validate, with_readout
 
 __all__ = [
     "PAPER",
@@ -41,6 +43,7 @@ __all__ = [
     "fitted",
     "labels_of",
     "output_layer",
+    "read_words",
     "recipe_of",
 ]
 
@@ -239,6 +242,36 @@ def fitted(layer: ChoiceLayer, dataset: Dataset) -> tuple[Sequential, float]:
     if found.log_likelihood is None or found.evaluation.unscored == len(dataset):
         raise InputError("no example could be scored", where=dataset.name, got="no finite label scores")
     return found.network, found.log_likelihood
+
+
+def read_words(layer: ChoiceLayer, train: Dataset, dev: Dataset, options: Mapping[str, Any]) -> Validation:
+    """Choose a readout of words on the train examples and fit it to train and dev, as training does.
+
+    Args:
+        layer: an output layer; examples that it shows have no part in the fit.
+        train: of which `fit_examples` are used.
+        dev: examples to measure on, each by a fit without it.
+        options: changes to the default preset: `words`, `fit_examples`.
+
+    Raises:
+        InputError: the model does not tell the probabilities of words, or not one example could be scored.
+    """
+    resolved = resolve_options("default", dict(options), {"inference": {"output_layer": "words"}})
+    fit = calibrator(resolved.inference)
+    ready = with_readout(Sequential(layer), fit, train.inputs)
+    last = ready.layers[-1].classifier
+    if last is None or not isinstance(last.readout, WordReadout):
+        raise InputError(
+            "a word readout needs the probabilities of words",
+            where=f"model {layer.lm.name}",
+            got="no log-probabilities of next tokens",
+            fix="label words alone: 0-shot-fitted, label-words, dln-1-labels",
+        )
+    support = [(LayerInput(e.input, e.input), e.target) for e in train][: resolved.fit_examples]
+    found = validate(ready, dev, exact_match, fit, support)
+    if found.log_likelihood is None or found.evaluation.unscored == len(dev):
+        raise InputError("no example could be scored", where=dev.name, got="no finite word scores")
+    return found
 
 
 def recipe_of(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from dln.experiments.baselines import (
     Induction,
     Majority,
     Nearest,
+    WordRegression,
     ZeroShot,
     draw_examples,
 )
@@ -42,6 +43,7 @@ from dln.train.options import dotted_names, nested
 
 __all__ = [
     "BASE",
+    "FAMILIES",
     "METHODS",
     "LayerByLayer",
     "RandomDemonstrations",
@@ -254,6 +256,7 @@ _ALL: tuple[Method, ...] = (
     ZeroShot("0-shot-line", SAME_LINE),
     ZeroShot("0-shot-fitted", SAME_LINE, fit=True),
     ZeroShot("label-words", SAME_LINE, refit=True),
+    WordRegression(),
     InContext(5),
     InContext(5, fit=True),
     InContext(10),
@@ -267,6 +270,12 @@ _ALL: tuple[Method, ...] = (
     Induction(400),
     ChainOfThought("cot+ape", Induction(15)),
     Trained(1, "dln-1"),
+    Trained(
+        1,
+        "dln-1-labels",
+        changes={"inference": {"output_layer": "fitted"}},
+        what="dln-1 with the label words alone, bias and temperature fitted",
+    ),
     Trained(1, "dln-1-ensemble", changes={"ensemble": 5}, what="dln-1, ensemble of its five best prompts"),
     Trained(1, "dln-1-paper", "paper"),
     RandomDemonstrations(),
@@ -284,10 +293,13 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 _SIZED: dict[str, Callable[[int], Method]] = {
     r"icl-([1-9]\d*)": InContext,
     r"icl-([1-9]\d*)-fitted": lambda k: InContext(k, fit=True),
+    r"icl-([1-9]\d*)-words": WordRegression,
     r"kate-([1-9]\d*)": Nearest,
     r"ape-([1-9]\d*)": Induction,
 }
 """Families with a number in the name."""
+
+FAMILIES = "icl-K, icl-K-fitted, icl-K-words, kate-K, ape-M"
 
 
 def method_named(name: str) -> Method:
@@ -302,7 +314,7 @@ def method_named(name: str) -> Method:
         found = re.fullmatch(form, name)
         if found:
             return make(int(found[1]))
-    raise unknown_name("method", name, METHODS, where="--methods", expected="{}; or icl-K, kate-K, ape-M")
+    raise unknown_name("method", name, METHODS, where="--methods", expected=f"{{}}; or {FAMILIES}")
 
 
 def in_order(names: Sequence[str]) -> tuple[list[Method], list[str]]:

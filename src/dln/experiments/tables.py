@@ -84,6 +84,7 @@ _SHORT: Mapping[str, str] = {
     "0-shot": "0-shot",
     "0-shot-line": "0-shot, same line",
     "0-shot-fitted": "0-shot, fitted",
+    "word-readout": "word readout, untrained",
     "icl-5": "icl-5",
     "icl-5-fitted": "icl-5, fitted",
     "dln-1": "dln-1",
