@@ -57,7 +57,7 @@ def small(lm, **more):
     return DLNClassifier(lm, steps=1, options={"num_prompts": 2, "batch_size": 4}, **more)
 
 
-@pytest.mark.parametrize("readout", ["fitted"])
+@pytest.mark.parametrize("readout", ["fitted", pytest.param("words", marks=pytest.mark.slow)])
 def test_it_keeps_the_contract_that_scikit_learn_checks(monkeypatch: pytest.MonkeyPatch, readout: str):
     words = ("-1", "0", "1", "2", "3", "4", "5", "one", "two", "three", "a", "b", "c", "true", "false")
     table = TableLM.random([f" {word}" for word in words], 3)
