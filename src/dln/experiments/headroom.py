@@ -39,8 +39,8 @@ from dln.train.layout import staged, standard_network
 __all__ = ["Headroom", "Measured", "headroom_markdown", "measure_headroom"]
 
 
-READ = 200
-"""Train examples that the word readout is fitted to."""
+READ = 128
+"""Train examples that word readouts are fitted to."""
 
 CEILING = 0.98
 """Accuracy of a baseline above which a better prompt could not be told from it on a hundred examples."""
@@ -129,8 +129,8 @@ class Headroom:
 
     @property
     def baseline(self) -> float:
-        """The better log-likelihood of the instruction alone and the class frequencies, in nats."""
-        return max(self.instruction.log_likelihood, self.majority.log_likelihood)
+        """The best log-likelihood of the instruction, under each readout, and of the class frequencies, in nats."""
+        return max(one.log_likelihood for one in (self.instruction, self.majority, self.words) if one is not None)
 
     @property
     def expected_gain(self) -> float:
@@ -147,7 +147,8 @@ class Headroom:
         """The expected gain from intermediate texts, in nats; None if not measured."""
         if len(self.thoughts) < 2:
             return None
-        return _expected_best(self.thoughts, self.candidates) - self.baseline
+        untrained = max(self.instruction.log_likelihood, self.majority.log_likelihood)  # label words, as with thoughts
+        return _expected_best(self.thoughts, self.candidates) - untrained
 
     @property
     def depth_pays(self) -> bool | None:
@@ -203,14 +204,16 @@ def measure_headroom(
     progress("instruction only")
     instruction = _measure("label words, fitted", layer, rows, targets)
     words: Measured | None = None
+    reader, read = layer, subsample(task.train, READ, seed)
     if lm.capabilities.next_tokens != "none":
         progress("word readout")
-        words = _words(layer, subsample(task.train, READ, seed), dev)
+        words, reader = _words("word readout, initial prompt", layer, read, dev)
     found: list[Measured] = []
     for n in range(prompts):
         progress(f"random prompt {n + 1} of {prompts}")
-        shown = output_layer(setup, examples=draw_examples(setup, shots, draw=n))
-        found.append(_measure(f"{shots} random examples", shown, rows, targets))
+        shown = reader.with_prompt(output_layer(setup, examples=draw_examples(setup, shots, draw=n)).prompt)
+        name = f"{shots} random examples"
+        found.append(_measure(name, shown, rows, targets) if words is None else _words(name, shown, read, dev)[0])
     thoughts: list[Measured] = []
     network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
     last = network.layers[1].classifier
@@ -261,13 +264,15 @@ def _measure(name: str, layer: ChoiceLayer, rows: list[LayerInput], targets: lis
     return Measured(name, right, values, raw)
 
 
-def _words(layer: ChoiceLayer, train: Dataset, dev: Dataset) -> Measured:
-    found = read_words(layer, train, dev, {}).evaluation
+def _words(name: str, layer: ChoiceLayer, train: Dataset, dev: Dataset) -> tuple[Measured, ChoiceLayer]:
+    """Measure a layer under a word readout; its words are chosen unless it has some."""
+    fitted = read_words(layer, train, dev, {})
+    found, last = fitted.evaluation, fitted.network.layers[-1].classifier
     p = [one.probabilities.get(e.target, 0.0) for one, e in zip(found.predictions, dev, strict=True)]
     least = 1.0 / len(layer.labels)  # unscored examples count as a uniform guess
     scored = [one.scored for one in found.predictions]
     log_probs = np.log(np.where(scored, np.maximum(p, 1e-300), least))
-    return Measured("word readout, initial prompt", np.array(found.scores) >= 0.5, log_probs)
+    return Measured(name, np.array(found.scores) >= 0.5, log_probs), layer if last is None else last
 
 
 def _baseline(name: str, predictor: LinearPredictor, dev: Dataset) -> Measured:
@@ -296,9 +301,10 @@ def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:
     )
     explained = (
         "Accuracy in percent on dev examples, cross-fitted for prompts. To beat: the most accurate of the first five. "
-        f"{drawn} random prompts per task, label words fitted. Spread: standard deviation of their mean log p(y|x) "
-        f"beyond the noise of measuring one. Expected gain: best of {candidates} candidates, above the better of the "
-        "instruction and the class frequencies. Training pays if the expected gain is more than twice the noise."
+        f"{drawn} random prompts per task, with the word readout where there is one. Spread: standard deviation of "
+        "their mean log p(y|x) beyond the noise of measuring one. Expected gain: best of "
+        f"{candidates} candidates, above the best of the instruction and the class frequencies. Training pays if the "
+        "expected gain is more than twice the noise."
     )
     return "\n\n".join([explained, table(heads, [_row(name, headroom) for name, headroom in found])]) + "\n"
 
