@@ -210,7 +210,7 @@ def test_a_newcomer_finds_the_step_the_scoring_rules_and_the_extension_points():
     ):
         assert f"](docs/design.md#{slug(heading)})" in readme
         assert file in design.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    assert len(design.splitlines()) <= 280
+    assert len(design.splitlines()) <= 250
 
 
 def test_the_changelog_has_each_kind_of_change_once_per_version():

@@ -286,7 +286,8 @@ def test_training_saves_and_resumes_every_kind_of_network(layers, tmp_path):
     net = Sequential(layers)
     pairs = [(f"item {i}", "yes" if i % 3 else "no") for i in range(24)]
     train, dev = dln.Dataset.from_pairs(pairs[:14]), dln.Dataset.from_pairs(pairs[14:])
-    choices = {"batch_size": 5, "inference": {"num_hidden": 2, "num_prompts": 3}}
+    readout = "words" if layers is NETWORKS["function"] else "fitted"
+    choices = {"batch_size": 5, "inference": {"num_hidden": 2, "num_prompts": 3, "output_layer": readout}}
 
     class Killed(Exception):
         pass
