@@ -2,8 +2,9 @@
 
     python tests/cli_fake_engine.py train --lm fake/1 …
 
-Every context has its own fixed distribution over a few labels and thoughts. `fake/<seed>/slow` in a process
-waits a moment at every request, so that a signal can meet it at work; `fake/hostile` writes terminal escapes;
+Every context has its own fixed distribution over a few labels and thoughts. `fake/<seed>/slow` in a process waits a
+moment at every request, so that a signal can meet it at work; `fake/<seed>/words` tells the probabilities of words,
+which output layers then read (the others read label words, which is quick); `fake/hostile` writes terminal escapes;
 `fake/broken` raises what no user can cause.
 """
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from dln.lm.base import Completion, Sampling, Target, TokenLogProbs
+from dln.lm.base import Capabilities, Completion, Sampling, Target, TokenLogProbs
 from dln.lm.load import ENGINES, Engine
 from dln.lm.table import TableLM
 from dln.numerics import Floats
@@ -32,9 +34,9 @@ THOUGHTS = tuple(f"{a} thought {n}" for n in range(8) for a in ("deep", "quick",
 
 
 class FakeLM(TableLM):
-    """A table model that may wait a moment before it answers."""
+    """A table model that may wait a moment before it answers, and tells next tokens or not."""
 
-    def __init__(self, spec: str, texts: Sequence[str], seed: int, delay: float) -> None:
+    def __init__(self, spec: str, texts: Sequence[str], seed: int, delay: float, words: bool) -> None:
         def conditional(context: str) -> Mapping[str, float]:
             row = Key(seed).child("context", context).generator().dirichlet([0.5] * len(texts))
             # templates with a label on a line of its own ask for it without the space in front
@@ -42,7 +44,12 @@ class FakeLM(TableLM):
             return {space + text: p for text, p in zip(texts, row.tolist(), strict=True)}
 
         super().__init__(conditional, name=spec)
-        self._delay = delay
+        self._delay, self._words = delay, words
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of a table, without next tokens where these are not told."""
+        return replace(super().capabilities, next_tokens="all" if self._words else "none")
 
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         time.sleep(self._delay)
@@ -64,7 +71,7 @@ def load(rest: str, spec: str, options: dict[str, Any]) -> TableLM:
         raise ZeroDivisionError("nobody can cause this")
     thoughts = (HOSTILE,) if kind == "hostile" else THOUGHTS
     delay = 0.02 if speed == "slow" and __name__ == "__main__" else 0.0
-    return FakeLM(spec, (*LABELS, *thoughts), int(kind) if kind.isdigit() else 0, delay)
+    return FakeLM(spec, (*LABELS, *thoughts), int(kind) if kind.isdigit() else 0, delay, speed == "words")
 
 
 def install() -> None:

@@ -336,6 +336,7 @@ def test_the_command_measures_a_step_prints_and_writes(command, capsys: pytest.C
         assert all(result[way]["flops"] > 0 for way in ("plain", "full", "saving"))
 
 
+@pytest.mark.slow
 def test_the_command_doubles_one_size_at_a_time_prints_and_writes(command, capsys: pytest.CaptureFixture[str]):
     points, page = command("scaling")
     assert "layers" in capsys.readouterr().out

@@ -228,6 +228,7 @@ def test_the_table_has_differences_costs_and_a_verdict():
     assert "By task." in text
 
 
+@pytest.mark.slow
 def test_the_command_makes_cells_once_and_writes_its_files(cli: Shell):
     first = cli(*WORDS, "--variants", "k6,race,memory-0", "--json")
     assert first.code == 0, first.err

@@ -204,6 +204,7 @@ def test_what_is_secret_is_not_in_the_command(cli: Shell):
     assert "hidden" not in text + (cli.folder / "bench" / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_headroom_of_several_tasks_goes_into_its_region(cli: Shell):
     (cli.folder / "mail.csv").write_text(
         "text,kind\n" + "".join(f"please {i} send {i * 7 % 31},{'order' if i % 2 else 'return'}\n" for i in range(80)),

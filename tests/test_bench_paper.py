@@ -141,6 +141,7 @@ def test_few_tokens_do_not_change_what_a_variant_is(fake, task):
     assert [note for note in learnt.notes if "for the budget" in note] == ["val_every = 1 instead of 2 for the budget"]
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_the_same_cells(fake, task, tmp_path):
     one = bench(fake, task, ["0-shot", "icl-5", "dln-1"], tmp_path / "1", seeds=(1, 2)).run(quiet)
     two = bench(fake, task, ["0-shot", "icl-5", "dln-1"], tmp_path / "2", seeds=(1, 2), jobs=4).run(quiet)

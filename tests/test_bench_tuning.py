@@ -138,6 +138,7 @@ def informed(strength):
     return task, TableLM(conditional, name="informed")
 
 
+@pytest.mark.slow
 def test_headroom_is_seen_where_prompts_matter_and_not_where_they_do_not():
     task, lm = informed(0.6)
     found = measure_headroom(task, lm, prompts=8, shots=10, draws=0, dev_size=100)

@@ -158,6 +158,29 @@ def test_all_members_of_an_ensemble_are_shown(cli: Shell):
     assert "the heaviest of 2 members" in cli("show", "net.json", "--format", "python").err
 
 
+def test_a_word_readout_is_trained_resumed_shown_reported_and_predicts(cli: Shell):
+    words = [
+        "fake/1/words" if word == "fake/1" else 1 if TRAIN[i - 1] == "--layers" else word
+        for i, word in enumerate(TRAIN)
+    ]
+    words = [*(word for word in words if word not in ("--hidden", "think")), "--set", "ensemble=2"]
+    assert cli(*words, "--run-dir", "runs/words").code == 0
+    shown = cli("show", "runs/words").out
+    assert "words whose probability speaks for and against them" in shown
+    readout = json.loads(cli("show", "runs/words", "--format", "json").out)["members"][0]["layers"][0]["readout"]
+    assert readout["kind"] == "words"
+    assert len(readout["weights"][0]) == len(readout["words"])
+    assert cli("report", "runs/words").code == 0
+    page = (cli.folder / "runs/words/report.html").read_text("utf-8")
+    assert "Words whose probability at the answer position" in page
+    assert "the product of the networks" in page
+    before = cli("predict", "runs/words", "two boxes", "--json").records[0]
+    assert before["probabilities"].keys() == {"order", "return"}
+    (cli.folder / "runs/words/network.json").unlink()
+    assert cli("resume", "runs/words").code == 0
+    assert cli("predict", "runs/words", "two boxes", "--json").records[0] == before
+
+
 def test_runs_fit_a_terminal_of_80_columns_and_name_task_model_and_layers(cli: Shell, monkeypatch: pytest.MonkeyPatch):
     assert cli(*TRAIN, "--run-dir", "runs/mail-2l-20261121-093000").code == 0
     monkeypatch.setenv("COLUMNS", "80")

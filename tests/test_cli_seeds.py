@@ -70,6 +70,7 @@ def test_the_table_is_what_the_runs_say(cli: Shell):
     assert f"best by dev score: runs/all/seed-{best}" in shown
 
 
+@pytest.mark.slow
 def test_a_stopped_series_goes_on_to_the_same_end(cli: Shell):
     assert cli(*SERIES, "--run-dir", "runs/whole", "--cache", "whole.sqlite").code == 0
     slow = ["fake/1/slow" if word == "fake/1" else word for word in SERIES]

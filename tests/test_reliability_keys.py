@@ -189,6 +189,7 @@ def test_a_key_at_a_wrong_place_is_not_repeated(cli: Shell, log: io.StringIO, wo
     assert_silent(done, log)
 
 
+@pytest.mark.slow
 def test_a_key_in_a_base_url_is_asked_for_again_by_resume(cli: Shell, monkeypatch: pytest.MonkeyPatch):
     with FaultServer(Manners(key=CANARY)) as server:
         url, _ = put("base URL", server.base_url, cli, monkeypatch)

@@ -58,6 +58,7 @@ WEATHER = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_through_bad_weather_is_the_undisturbed_run(cli: Shell, calm: Calm):
     with FaultServer() as server:
         for name, k in WEATHER.items():

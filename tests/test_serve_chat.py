@@ -108,6 +108,7 @@ def test_a_model_without_token_ids_is_served_by_text():
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_the_embedded_model_answers_as_in_process(smollm2: TransformersLM):
     with running(smollm2, "smollm2") as client:
         chat = smollm2.with_chat(True)

@@ -25,7 +25,7 @@ OPTIONS = {
     "batch_size": 6,
     "val_every": 1,
     "pool": "mean",
-    "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8},
+    "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8, "output_layer": "fitted"},
 }
 
 

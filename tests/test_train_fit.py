@@ -35,7 +35,11 @@ def data(n: int = 40, name: str = "toy") -> Dataset:
     return Dataset.from_pairs([(f"{name} {i}", LABELS[i % 3 == 0]) for i in range(n)], labels=LABELS)
 
 
-OPTIONS = {"batch_size": 6, "val_every": 2, "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8}}
+OPTIONS = {
+    "batch_size": 6,
+    "val_every": 2,
+    "inference": {"num_hidden": 2, "num_prompts": 3, "prompt_tokens": 8, "output_layer": "fitted"},
+}
 
 
 def train(run_dir, *, steps=6, resume=False, callbacks=(), net=None, **more):
