@@ -397,19 +397,19 @@ class _Regression:
         )
         return value, (self.weights[:, None] * (p - self.onehot)).T @ self.design + self.penalty * u, p
 
-    def _newton(self, u: Floats) -> Floats:
+    def _newton(self, start: Floats) -> Floats:
         """Newton's method with step halving; the objective is strictly convex."""
-        classes = np.arange(u.shape[0])
+        u, count = start, len(start)
         value, gradient, p = self._at(u)
         for _ in range(50):
             if np.abs(gradient).max() < 1e-6:
                 break
             curvature = -p[:, :, None] * p[:, None, :]
-            curvature[:, classes, classes] += p
+            curvature[:, range(count), range(count)] += p
             weighted = (self.weights[:, None, None] * curvature)[..., None] * self.design[:, None, None, :]
-            hessian = np.einsum("pcdi,pj->cidj", weighted, self.design).reshape(u.size, u.size)
-            hessian[np.diag_indices(u.size)] += np.tile(self.penalty, len(classes))
-            move = np.linalg.solve(hessian, gradient.ravel()).reshape(u.shape)
+            blocks = np.einsum("pcdi,pj->cidj", weighted, self.design)
+            hessian: Floats = blocks.reshape(start.size, start.size) + np.diag(np.tile(self.penalty, count))
+            move = np.asarray(np.linalg.solve(hessian, gradient.ravel()), dtype=np.float64).reshape(start.shape)
             size = 1.0
             while (step := self._at(u - size * move))[0] > value and size > 1e-6:
                 size /= 2

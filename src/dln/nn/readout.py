@@ -266,7 +266,7 @@ class WordReadout(Readout):
         values = np.asarray(told.log_probs, dtype=np.float64)
         unknown = np.isnan(values)
         values = np.where(unknown, np.asarray(told.bounds)[:, None], values)
-        nothing = unknown.all(axis=1) | ~(values <= MASS_TOLERANCE).all(axis=1)
+        nothing: Flags = np.asarray(unknown.all(axis=1) | (values > MASS_TOLERANCE).any(axis=1), dtype=np.bool_)
         return np.where(nothing[:, None], np.nan, np.maximum(values, FLOOR))
 
     def log_probs(self, features: Floats) -> Floats:
@@ -289,9 +289,10 @@ class WordReadout(Readout):
         rises by its standard deviation s_w.
         """
         strength = (self.weights[label] - self.weights.mean(axis=0)) * self.scale
-        order = np.argsort(-strength, kind="stable")
-        speaking = [WordWeight(self.words[i].text, float(strength[i])) for i in order if strength[i] > 0]
-        against = [WordWeight(self.words[i].text, float(strength[i])) for i in order[::-1] if strength[i] < 0]
+        pairs = [WordWeight(word.text, float(value)) for word, value in zip(self.words, strength, strict=True)]
+        ordered = sorted(pairs, key=lambda pair: -pair.weight)
+        speaking = [pair for pair in ordered if pair.weight > 0]
+        against = [pair for pair in reversed(ordered) if pair.weight < 0]
         return speaking[:most], against[:most]
 
     def state(self) -> dict[str, Any]:

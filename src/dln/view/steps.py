@@ -156,8 +156,11 @@ def parameters_of(data: dict[str, Any]) -> tuple[Parameters, ...]:
     """Return the parameters in a network file or a `state_dict`, first layer first."""
     found: list[Parameters] = []
     for i, layer in enumerate(layers_of(data)):
-        values = plain(layer)
-        values = {**values, **(values.get("readout") or {})}  # version 0.1 wrote bias and temperature beside the prompt
+        own: dict[str, Any] = plain(layer)
+        values: dict[str, Any] = {
+            **own,
+            **(own.get("readout") or {}),
+        }  # version 0.1 wrote bias and temperature beside the prompt
         bias: list[float | None] | None = values.get("bias")
         found.append(
             Parameters(
