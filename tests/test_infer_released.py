@@ -551,7 +551,7 @@ def test_free_answers_are_part_of_the_estimate():
     for answers in ("scored", "free"):
         options = resolve_options("default", {"answers": answers, "steps": 4})
         costs[answers] = estimate(layers, options, train_size=40, dev_size=10, test_size=10).phases
-    examples = 4 * 20
+    examples = 4 * 40  # all of the train set in each step
     assert costs["free"]["forward"].completion_tokens == costs["scored"]["forward"].completion_tokens + 20 * examples
     assert costs["free"]["forward"].prompt_tokens == costs["scored"]["forward"].prompt_tokens - 4 * examples
     assert costs["free"]["forward"].calls == costs["scored"]["forward"].calls

@@ -55,6 +55,7 @@ class Unscored(Wrapper):
             scores_labels=self.can_score_labels,
             label_scoring=self.mode if self.can_score_labels else "accuracy",
             text_scoring="accuracy",
+            next_tokens="none",
         )
 
     def sample(self, contexts, sampling, seeds):

@@ -36,6 +36,8 @@ MAIL = (
         "inference.demonstrations=[1]",
     ),
 )
+LABEL_WORDS = ("--set", "inference.output_layer=fitted")
+"""A server tells fewer of the most probable words than an engine in process, so that word readouts differ."""
 TWO_LAYERS = ("--layers", 2, "--set", "inference.num_hidden=2")
 
 
@@ -117,7 +119,7 @@ def test_a_tiny_model_is_trained_the_same_over_http(cli: Shell, tmp_path: Path, 
     from dln.lm.load import load_lm
 
     local = f"hf/{build_tiny_model(tmp_path / 'tiny', context_length=2048)}"
-    train_both(cli, load_lm(local), local, "tiny", (*MAIL, *layers))
+    train_both(cli, load_lm(local), local, "tiny", (*MAIL, *LABEL_WORDS, *layers))
 
 
 @pytest.mark.model
@@ -126,4 +128,4 @@ def test_a_tiny_model_is_trained_the_same_over_http(cli: Shell, tmp_path: Path, 
 def test_the_embedded_model_is_trained_the_same_over_http(
     cli: Shell, smollm2: LanguageModel, layers: tuple[object, ...]
 ):
-    train_both(cli, smollm2, "smollm2", "smollm2", (*QUESTIONS, *layers))
+    train_both(cli, smollm2, "smollm2", "smollm2", (*QUESTIONS, *LABEL_WORDS, *layers))

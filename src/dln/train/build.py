@@ -239,7 +239,7 @@ def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Obje
 
 def _fewest(options: InferenceOptions, network: Sequential | None) -> int:
     """Examples of a race's first round: two per label where an output layer is fitted to them."""
-    labels = network.labels if network is not None and options.output_layer == "fitted" else None
+    labels = network.labels if network is not None and options.output_layer != "fixed" else None
     return max(4, 2 * len(labels or ()))
 
 

@@ -203,7 +203,7 @@ def estimate(
         # all train examples in the last one of every network that answers
         support = sum(min(options.inference.evidence, batch * step) * at_once for step in due)
         last = options.ensemble * (min(options.fit_examples, train_size) if depth == 1 else 0)
-        validation += _score(trained[-1]) * (support + last) + _forward(layers, options) * min(READ_BY, train_size)
+        validation += _score(trained[-1]) * (support + last) + _read(layers) * min(READ_BY, train_size)
     answering = options.ensemble if dev_size and due else 1
     return Estimate(
         {
@@ -239,10 +239,11 @@ def _fitted(layers: Sequence[LayerSize], options: Options, train_size: int, dev_
     """The initial network with a fitted output layer: measured on train and dev to fit it, then on test."""
     if layers[-1].labels is None or options.inference.output_layer == "fixed" or not (dev_size and test_size):
         return Cost()
-    fitted = dev_size
+    support = 0
     if wide_readout(layers, options):
-        fitted += min(READ_BY, train_size) + (min(options.fit_examples, train_size) if len(layers) == 1 else 0)
-    return _validate(layers, options) * fitted + _forward(layers, options) * test_size
+        support = min(READ_BY, train_size) + (min(options.fit_examples, train_size) if len(layers) == 1 else 0)
+    measured = _validate(layers, options) * dev_size + _read(layers) * support
+    return measured + _forward(layers, options) * test_size
 
 
 def _forward(layers: Sequence[LayerSize], options: Options) -> Cost:
@@ -260,6 +261,11 @@ def _validate(layers: Sequence[LayerSize], options: Options) -> Cost:
     """One example of a validation: labels are scored there even where the answer is free."""
     scored = layers[-1].labels is not None and options.answers == "free"
     return _forward(layers, options) + (_score(layers[-1]) if scored else Cost())
+
+
+def _read(layers: Sequence[LayerSize]) -> Cost:
+    """One example to the output layer and its features, whatever an answer is."""
+    return sum(map(_write, layers[:-1]), _score(layers[-1]))
 
 
 def _write(layer: LayerSize) -> Cost:
