@@ -36,7 +36,7 @@ THOUGHTS = tuple(f"{a} thought {n}" for n in range(8) for a in ("deep", "quick",
 class FakeLM(TableLM):
     """A table model that may wait a moment before it answers, and tells next tokens or not."""
 
-    def __init__(self, spec: str, texts: Sequence[str], seed: int, delay: float, words: bool) -> None:
+    def __init__(self, spec: str, texts: Sequence[str], seed: int, delay: float, words: bool = False) -> None:
         def conditional(context: str) -> Mapping[str, float]:
             row = Key(seed).child("context", context).generator().dirichlet([0.5] * len(texts))
             # templates with a label on a line of its own ask for it without the space in front

@@ -228,7 +228,7 @@ def test_training_ends_with_the_baselines_in_table_record_and_report(monkeypatch
         "--csv",
         "mail.csv",
         "--lm",
-        "fake/1",
+        "fake/1/words",
         "--steps",
         1,
         "--run-dir",
