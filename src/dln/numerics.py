@@ -10,9 +10,25 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Floats", "effective_sample_size", "entropy", "kl_divergence", "log_softmax", "logsumexp", "softmax"]
+__all__ = [
+    "Floats",
+    "effective_sample_size",
+    "entropy",
+    "frozen",
+    "kl_divergence",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+]
 
 Floats = npt.NDArray[np.float64]
+
+
+def frozen(values: npt.ArrayLike) -> Floats:
+    """A read-only copy, for the fields of immutable values."""
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
 
 
 def logsumexp(values: npt.ArrayLike, axis: int = -1) -> Floats:

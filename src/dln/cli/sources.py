@@ -85,7 +85,7 @@ def configured(*groups: str, **defaults: Any) -> Callable[[Callable[..., None]],
 
         parameters = [context, *arguments, *flags, *(one for one in own if one not in arguments)]
         parameters = [one.replace(kind=_KEYWORD) for one in parameters]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        cast(Any, run).__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run
 

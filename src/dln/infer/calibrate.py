@@ -288,8 +288,8 @@ class _Words:
         varies = scale > 1e-9
         scale = np.where(varies, scale, 0.0)
         z = np.where(varies, centred / np.where(varies, scale, 1.0), 0.0) * np.sqrt(weights)[:, None]
-        energy, left = np.linalg.eigh(z @ z.T) if len(z) <= z.shape[1] else (np.zeros(0), np.zeros((0, 0)))
         if len(z) <= z.shape[1]:
+            energy, left = np.linalg.eigh(z @ z.T)
             kept = energy > energy[-1] * 1e-9
             energy, left = energy[kept], left[:, kept]
             directions = z.T @ left / np.sqrt(energy)

@@ -129,7 +129,8 @@ class WordMemory(Wrapper):
     def __init__(self, inner: LanguageModel, limit: int = 20_000) -> None:
         super().__init__(inner)
         self._limit = limit
-        self._rows: OrderedDict[tuple[str, tuple[Token, ...]], NextRow] = OrderedDict()
+        self._lists: dict[tuple[Token, ...], int] = {}
+        self._rows: OrderedDict[tuple[str, int], NextRow] = OrderedDict()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
@@ -151,20 +152,17 @@ class WordMemory(Wrapper):
         ask = next_tokens_verb(self._inner)
         if top:
             return ask(contexts, tokens, top)
-        given = tuple(tokens)
-        places = {
-            context: i for i, context in reversed(list(enumerate(contexts))) if (context, given) not in self._rows
-        }
-        asked = sorted(places.values())
-        if asked:
-            rows = ask([contexts[i] for i in asked], tokens, 0).rows
-            for i, row in zip(asked, rows, strict=True):
-                small = row._replace(log_probs=row.log_probs.astype(np.float32))
-                self._rows[contexts[i], given] = small
-        found = [self._rows[context, given] for context in contexts]
-        for context in contexts:
-            self._rows.move_to_end((context, given))
-        while len(self._rows) > max(self._limit, len(places)):
+        given = self._lists.setdefault(tuple(tokens), len(self._lists))
+        questions = [(context, given) for context in contexts]
+
+        def answers(new: list[int]) -> list[NextRow]:
+            rows = ask([contexts[i] for i in new], tokens, 0).rows
+            return [row._replace(log_probs=row.log_probs.astype(np.float32)) for row in rows]
+
+        found = _answer(self._rows, questions, answers)
+        for question in questions:
+            self._rows.move_to_end(question)
+        while len(self._rows) > self._limit:
             self._rows.popitem(last=False)
         return NextTokens.of(found, len(tokens))
 

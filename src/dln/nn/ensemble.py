@@ -21,7 +21,7 @@ from dln.errors import InputError
 from dln.nn.layers import Answers
 from dln.nn.prompt import Prompt
 from dln.nn.sequential import Prediction, Sequential, Vote
-from dln.numerics import Floats, log_softmax
+from dln.numerics import Floats, frozen, log_softmax
 from dln.random import Key
 
 __all__ = ["AnyNetwork", "Ensemble", "average", "best_of", "members_of", "product"]
@@ -73,8 +73,8 @@ class Ensemble:
         given = np.full(len(chosen), 1.0 / len(chosen)) if weights is None else np.array(weights, dtype=np.float64)
         scaled = _scaled(given, len(chosen))
         object.__setattr__(self, "members", chosen)
-        object.__setattr__(self, "weights", scaled if bias is None else _frozen(given))
-        object.__setattr__(self, "bias", None if bias is None else _frozen(bias))
+        object.__setattr__(self, "weights", scaled if bias is None else frozen(given))
+        object.__setattr__(self, "bias", None if bias is None else frozen(bias))
         if self.bias is not None and (self.bias.shape != (len(self.labels or ()),) or not np.isfinite(self.bias).all()):
             raise InputError(
                 "a product of experts needs labels and one finite bias per label",
@@ -219,12 +219,6 @@ def _with_votes(
     weights = [w for _, w in asked]
     together = average(weights, predictions) if bias is None else product(weights, bias, predictions)
     return replace(together, members=votes)
-
-
-def _frozen(values: Sequence[float] | Floats) -> Floats:
-    array = np.array(values, dtype=np.float64)
-    array.setflags(write=False)
-    return array
 
 
 def _check_members(members: tuple[Sequential, ...]) -> None:

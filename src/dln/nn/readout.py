@@ -29,7 +29,7 @@ from dln.arguments import NonNegative, Positive, checked
 from dln.errors import InputError
 from dln.io import parse
 from dln.lm.base import LanguageModel, Token, first_token, next_tokens_verb
-from dln.numerics import Floats, log_softmax, logsumexp
+from dln.numerics import Floats, frozen, log_softmax, logsumexp
 
 __all__ = [
     "LabelEvidence",
@@ -96,12 +96,6 @@ class Readout(ABC):
         return np.asarray(np.isfinite(mass) & ~np.isnan(features).any(axis=-1), dtype=np.bool_)
 
 
-def _frozen(values: Sequence[float] | Sequence[Sequence[float]] | Floats) -> Floats:
-    array = np.array(values, dtype=np.float64)
-    array.setflags(write=False)
-    return array
-
-
 @checked
 @dataclass(frozen=True, eq=False, init=False)
 class LabelReadout(Readout):
@@ -122,7 +116,7 @@ class LabelReadout(Readout):
     temperature: float
 
     def __init__(self, bias: Sequence[float] | Floats, temperature: Positive = 1.0) -> None:
-        object.__setattr__(self, "bias", _frozen(bias))
+        object.__setattr__(self, "bias", frozen(bias))
         object.__setattr__(self, "temperature", float(temperature))
         if self.bias.ndim != 1 or not np.isfinite(self.bias).all():
             raise InputError(
@@ -220,9 +214,9 @@ class WordReadout(Readout):
             object.__setattr__(self, name, value)
         self._check_words()
         prior = label_weights(self.label_words, len(self.words)) if weights is None else weights
-        object.__setattr__(self, "weights", _frozen(prior))
-        object.__setattr__(self, "bias", _frozen(np.zeros(len(self.label_words)) if bias is None else bias))
-        object.__setattr__(self, "scale", _frozen(np.ones(len(self.words)) if scale is None else scale))
+        object.__setattr__(self, "weights", frozen(prior))
+        object.__setattr__(self, "bias", frozen(np.zeros(len(self.label_words)) if bias is None else bias))
+        object.__setattr__(self, "scale", frozen(np.ones(len(self.words)) if scale is None else scale))
         self._check()
 
     def _check_words(self) -> None:

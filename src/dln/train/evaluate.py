@@ -449,9 +449,10 @@ def fit_output(network: Sequential, dev: Dataset, calibrator: Calibrator, suppor
     more = list(support) if last.readout.wide else []
     shown = {d.x for d in last.prompt.demonstrations}
     told = np.array([item.x not in shown for item, _ in more], dtype=np.bool_)
-    asked = [*items, *(more[int(i)][0] for i in np.flatnonzero(told))]
+    unseen = [pair for pair in more if pair[0].x not in shown]
+    asked = [*items, *(item for item, _ in unseen)]
     features = last.features(last.contexts(asked))
-    wanted = [*dev.targets, *(more[int(i)][1] for i in np.flatnonzero(told))]
+    wanted = [*dev.targets, *(target for _, target in unseen)]
     targets = np.array([last.index(target) for target in wanted], dtype=np.int64)
     usable = np.isfinite(last.readout.log_probs(features)[np.arange(len(targets)), targets])
     calibration = calibrator(

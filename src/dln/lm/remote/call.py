@@ -248,7 +248,7 @@ def fault_of_silence(kind: str, reason: str, server: str, *, secrets: Iterable[s
         )
         return Fault(kind, error, retry=True, dead=True)
     if kind == "no trust":
-        fix = "https:// and certificate right? a certificate authority of one's own goes into SSL_CERT_FILE"
+        fix = "check https:// and the server's certificate; set SSL_CERT_FILE for a private certificate authority"
         return Fault(kind, ServerUnreachable("no safe connection", where=server, got=got, expected="TLS", fix=fix))
     fix = "look at the server's log, give it more time, or ask less at once"
     error = ServerFailed("no whole answer", where=server, got=got, expected="an answer", fix=fix)
