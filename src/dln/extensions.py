@@ -7,7 +7,7 @@ A package registers names with entry points of the group `dln`; each is called `
     "metric.f1" = "my_package:f1"
 
 Then `hints` and `f1` can be used wherever an option, an argument or the command line takes such a name. A factory is
-called without arguments. Two kinds differ: a metric is the function (prediction, target) itself, and an engine is a
+called without arguments. Two kinds differ: a metric is the function (example, prediction) itself, and an engine is a
 function (model, **options) that loads the model of a spec `name/model`. Without an entry point, the factory can be
 named as `package.module:factory`.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from typing import Any, cast
 from dln.arguments import unknown_name
 from dln.errors import InputError
 
-__all__ = ["KINDS", "Extension", "create", "described", "imported", "is_path", "load", "registered"]
+__all__ = ["KINDS", "Extension", "create", "described", "from_file", "imported", "is_path", "load", "registered"]
 
 KINDS: tuple[str, ...] = (
     "callback",
@@ -168,6 +169,39 @@ def imported(path: str, what: str) -> Any:
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
+
+
+def from_file(path: Path, attribute: str, what: str) -> Any:
+    """The attribute that `path/file.py:attribute` names; the file is executed as a module of its own.
+
+    Raises:
+        InputError: there is no such file, it cannot be executed, or it does not have the attribute.
+    """
+    where = f"{what} {path}:{attribute}"
+    if not path.is_file():
+        raise InputError(f"the {what}'s file does not exist", where=where, got=path, fix=f"def {attribute}(…): …")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"the {what}'s file cannot be read", where=where, got=path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(
+            f"the {what}'s file cannot be executed",
+            where=where,
+            got=f"{type(error).__name__}: {error}",
+            expected="a file that Python can import",
+            fix=f"python {path}",
+        ) from error
+    if not hasattr(module, attribute):
+        raise InputError(
+            f"the {what}'s file has no {attribute!r}",
+            where=where,
+            got=", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing",
+            fix=f"def {attribute}(…): …",
+        )
+    return getattr(module, attribute)
 
 
 def described(value: object, depth: int = 0) -> Any:

@@ -28,6 +28,7 @@ from dln.errors import InputError
 from dln.nn.ensemble import AnyNetwork, members_of
 from dln.train import conclude, fitted_initial
 from dln.train.estimate import check_room
+from dln.train.evaluate import run_grader
 from dln.train.run import read_meta, to_line
 
 __all__ = ["EVALUATE_EPILOG", "evaluate", "file_spec", "read_again"]
@@ -126,6 +127,8 @@ def evaluate(
         cut = data.split == "dev" and "dev_size" in given.get("data", {})
         if initial is not None and recorded is not None and data.dev is not None and not cut:
             fitted = fitted_initial(initial, data.dev, data.metric, training_options(recorded), data.train)
+        options = None if recorded is None else training_options(recorded)
+        graded = run_grader(data.metric, after.labels, options)
         with err().status("evaluating") as status:
             event = conclude(
                 before,
@@ -133,7 +136,7 @@ def evaluate(
                 dataset,
                 fitted=fitted,
                 split=data.split,
-                metric=data.metric,
+                metric=graded,
                 samples=samples,
                 progress=lambda done, total: status.update(f"evaluating {done}/{total}"),
             )

@@ -150,6 +150,9 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
         table.add_row(f"gain over {safe(one.name)}", f"{mean} points", f"{low} … {high}, p = {p_value(one.p_value)}")
     if event.after.unscored:
         table.add_row("not scored", str(event.after.unscored), "counted as wrong")
+    if event.after.excluded:
+        why = "; ".join(event.after.problems)
+        table.add_row(f"no value of {safe(event.after.metric)}", str(event.after.excluded), f"not counted: {safe(why)}")
     return table
 
 

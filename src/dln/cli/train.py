@@ -65,8 +65,10 @@ from dln.nn.ensemble import best_of, members_of
 from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.estimate import check_room, layer_sizes
+from dln.train.evaluate import run_grader
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone
-from dln.train.run import current, extend_run, of_kind, read_events, read_meta
+from dln.train.grades import GradeFile
+from dln.train.run import GRADES, current, extend_run, of_kind, read_events, read_meta
 from dln.view.report import write_report
 from dln.view.seeds import read_together
 
@@ -381,15 +383,16 @@ def _train(
         )
     if not config.test or result.reason == "budget":
         return result, None
-    with Run.open(directory) as run:
+    with Run.open(directory) as run, GradeFile(directory / GRADES) as store:
+        graded = run_grader(task.metric, network.labels, options, store)
         try:
             event = conclude(
                 result.initial,
                 result.predictor,
                 task.test,
-                fitted=fitted_initial(result.initial, task.dev, task.metric, options, task.train),
+                fitted=fitted_initial(result.initial, task.dev, graded, options, task.train),
                 baselines=cheap_evaluations(task, _label_words(result.initial, options)),
-                metric=task.metric,
+                metric=graded,
                 meter=models.meter,
                 progress=watch.progress,
             )

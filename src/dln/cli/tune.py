@@ -29,9 +29,9 @@ from dln.experiments.headroom import Headroom, Measured, headroom_markdown, meas
 from dln.experiments.tables import Circumstances, full_section
 from dln.experiments.tuning import Space, Trial, paper_space, read_space, search, size
 from dln.lm.meter import Meter
-from dln.train import FitResult, conclude, fit, fitted_initial, resolve_options
+from dln.train import FitResult, Options, conclude, fit, fitted_initial, resolve_options
 from dln.train.build import calibrator
-from dln.train.evaluate import validate
+from dln.train.evaluate import run_grader, validate
 from dln.train.options import merge_options, nested
 
 __all__ = ["PROBE_TASK_EPILOG", "TUNE_EPILOG", "probe_task", "tune"]
@@ -98,23 +98,24 @@ class _Study:
 
     def score(self, settings: dict[str, Any]) -> float:
         """The dev score of a network trained under `settings`, measured alike for all settings."""
-        result, inference = self._train(settings, self._seed)
-        validation = validate(result.network, self._task.dev, self._task.metric, calibrator(inference))
+        result, options = self._train(settings, self._seed)
+        graded = run_grader(self._task.metric, result.network.labels, options)
+        validation = validate(result.network, self._task.dev, graded, calibrator(options.inference))
         return validation.score(self._judge)[0]
 
     def final(self, settings: dict[str, Any], seed: int) -> dict[str, Any]:
         """The test result of the setting under another seed."""
-        result, _ = self._train(settings, seed)
-        options = resolve_options(self._preset, self._config.options, settings)
-        fitted = fitted_initial(result.initial, self._task.dev, self._task.metric, options, self._task.train)
-        event = conclude(result.initial, result.predictor, self._task.test, fitted=fitted, metric=self._task.metric)
+        result, options = self._train(settings, seed)
+        graded = run_grader(self._task.metric, result.network.labels, options)
+        fitted = fitted_initial(result.initial, self._task.dev, graded, options, self._task.train)
+        event = conclude(result.initial, result.predictor, self._task.test, fitted=fitted, metric=graded)
         return {"seed": seed, "accuracy": event.after.accuracy, "low": event.after.low, "high": event.after.high}
 
     @property
     def _preset(self) -> str:
         return str(self._config.options.get("preset", "default"))
 
-    def _train(self, settings: dict[str, Any], seed: int) -> tuple[FitResult, Any]:
+    def _train(self, settings: dict[str, Any], seed: int) -> tuple[FitResult, Options]:
         options = resolve_options(self._preset, self._config.options, settings, {"seed": seed})
         result = fit(
             build_network(self._config, self._task, self._models.lm),
@@ -132,7 +133,7 @@ class _Study:
                 where="dln tune",
                 fix="the same command with a higher limit resumes",
             )
-        return result, options.inference
+        return result, options
 
 
 def _teller(as_json: bool) -> Any:

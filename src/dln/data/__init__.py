@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dln.data.dataset import Dataset, Example, batch_indices
+from dln.data.grading import Answer, Grade, Grader, GradeStore
 from dln.data.metrics import (
     ExactMatch,
     FunctionMetric,
@@ -25,11 +26,15 @@ from dln.data.splits import split
 from dln.data.tasks import Task
 
 __all__ = [
+    "Answer",
     "DataSpec",
     "Dataset",
     "ExactMatch",
     "Example",
     "FunctionMetric",
+    "Grade",
+    "GradeStore",
+    "Grader",
     "Metric",
     "NamedMetric",
     "NumberPresence",

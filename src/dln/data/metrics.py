@@ -1,11 +1,18 @@
-"""Metrics: the score of a predicted text for a target, between 0 and 1, and aggregates over examples.
+"""Metrics: the score of a prediction, between 0 and 1, and aggregates over examples.
 
-A metric is any callable (function, lambda, `functools.partial`, object)
+A metric is any callable (function, coroutine function, lambda, `functools.partial`, object) of one of these forms
 
-    metric(prediction, target) -> float | bool | Score(value, feedback)
+    metric(example, prediction) -> float | bool | Score(value, feedback)
+    metric(example, prediction, trace)
+    metric(prediction, target)
 
-or a name ("normalized", a registered one, "package.module:function"). `load_metric` turns it into a `NamedMetric`,
-which has a name for reports and checks the values.
+or a name ("normalized", a registered one, "package.module:function", "file.py:function"). An `example` has the
+attributes `input` and `target`, and `trace` is the sequence of hidden texts that led to the prediction. A callable is
+of the first forms if it has a parameter `trace`, three positional parameters, a first parameter that is called
+`example` or `gold` or annotated as an `Example`, or a second one whose name begins with `pred`.
+
+`load_metric` turns either into a `NamedMetric`, which has a name for reports and checks the values;
+`dln.data.grading.Grader` applies it to many predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +27,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol, cast, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +50,7 @@ __all__ = [
     "PaperMatch",
     "Score",
     "accuracy",
+    "as_score",
     "balanced_accuracy",
     "confusion_matrix",
     "exact_match",
@@ -89,10 +98,10 @@ class Score:
 
 
 class Metric(Protocol):
-    """A callable that scores a prediction, from 0 (wrong) to 1 (right)."""
+    """A callable that scores a prediction, from 0 (wrong) to 1 (right); see the module for its three forms."""
 
-    def __call__(self, prediction: str, target: str, /) -> float | bool | Score:
-        """Return the score of `prediction` for `target`."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a number from 0 to 1, True or False, a `Score`, or an awaitable of one of these."""
         ...
 
 
@@ -196,14 +205,40 @@ class NumberPresence:
 @checked
 @dataclass(frozen=True, slots=True)
 class FunctionMetric:
-    """A named metric made of a callable (prediction, target) -> float | bool | Score.
+    """A named metric made of a callable.
+
+    Args:
+        function: the callable.
+        name: for reports.
+        reads: how it is called: with "texts" as (prediction, target), with the "example" as (example, prediction), and
+            with "trace" as (example, prediction, trace).
+        own: whether it is the user's, and so may fail, take time or cost money.
 
     Raises:
-        InputError: (when called) the value is neither a number from 0 to 1 nor a `Score`.
+        InputError: (when called) the value is neither a number from 0 to 1 nor a `Score`, or the metric reads examples
+            and is given texts alone.
     """
 
-    function: Callable[[str, str], object]
+    function: Callable[..., object]
     name: str
+    reads: Literal["texts", "example", "trace"] = "texts"
+    own: bool = True
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the callable returns a coroutine."""
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = cast("functools.partial[object]", function).func
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+    def call(self, example: Any, prediction: Any, trace: object = None) -> object:
+        """What the callable returns, unchecked."""
+        if self.reads == "texts":
+            return self.function(prediction, example.target)
+        return (
+            self.function(example, prediction) if self.reads == "example" else self.function(example, prediction, trace)
+        )
 
     def __call__(self, prediction: str, target: str) -> float:
         """The value of `score`."""
@@ -211,21 +246,40 @@ class FunctionMetric:
 
     def score(self, prediction: str, target: str) -> Score:
         """Return the score of a prediction with its feedback."""
-        value: object = self.function(prediction, target)
-        if isinstance(value, Score):
-            return value
-        is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
-        number = float(cast(float, value)) if is_number else math.nan
-        if not 0.0 <= number <= 1.0:
+        if self.reads != "texts" or self.asynchronous:
             raise InputError(
-                f"the metric {self.name!r} returned an invalid score",
+                "this metric reads more than a prediction and its target",
                 where=f"metric {self.name}",
-                got=f"{shown(value)} ({type(value).__name__}) for the prediction {shown(prediction, 40)} "
-                f"and the target {shown(target, 40)}",
-                expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
-                fix="return 1.0 for a correct prediction and 0.0 for a wrong one",
+                got="two texts",
+                expected="a metric (prediction, target) -> number from 0 to 1",
+                fix="dln.evaluate(network, dataset, metric=…)",
             )
-        return Score(number)
+        return as_score(self.function(prediction, target), self.name, prediction, target)
+
+
+def as_score(value: object, name: str, *texts: str) -> Score:
+    """What a metric returned, as a `Score`.
+
+    Raises:
+        InputError: it is neither a number from 0 to 1 nor a `Score`. `texts` (prediction, target) are for the message.
+    """
+    if isinstance(value, Score):
+        return value
+    is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
+    number = float(cast(float, value)) if is_number else math.nan
+    if not 0.0 <= number <= 1.0:
+        about = "".join(
+            f" {link} {shown(text, 40)}"
+            for link, text in zip(("for the prediction", "and the target"), texts, strict=False)
+        )
+        raise InputError(
+            f"the metric {name!r} returned an invalid score",
+            where=f"metric {name}",
+            got=f"{shown(value)} ({type(value).__name__}){about}",
+            expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
+            fix="return 1.0 for a correct prediction and 0.0 for a wrong one",
+        )
+    return Score(number)
 
 
 exact_match = ExactMatch()
@@ -379,30 +433,34 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
 
     Args:
         metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", where
-            the module may be in the working directory; or a callable (prediction, target) -> float | bool | `Score`.
+            the module may be in the working directory, or "path/file.py:function"; or a callable (see the module).
         labels: label specifications for `exact_match` and `paper`.
 
     Raises:
-        InputError: no such metric, module or function, or a callable that does not take two arguments.
+        InputError: no such metric, file, module or function, or a callable that takes none of the forms.
     """
     if isinstance(metric, ExactMatch | NumberPresence | PaperMatch | FunctionMetric):
         return metric
     if not isinstance(metric, str):
-        return FunctionMetric(_two_arguments(metric), _name_of(metric))
+        return FunctionMetric(metric, _name_of(metric), _form(metric))
     if metric in ("exact_match", "paper"):
         return (ExactMatch if metric == "exact_match" else PaperMatch)(tuple(labels or ()))
     if metric in METRIC_NAMES:
-        return FunctionMetric(_NAMED[metric], metric) if metric in _NAMED else NumberPresence()
-    function = extensions.load("metric", metric, METRIC_NAMES)
+        return FunctionMetric(_NAMED[metric], metric, own=False) if metric in _NAMED else NumberPresence()
+    path, _, name = metric.rpartition(":")
+    if path.endswith(".py"):
+        function = extensions.from_file(Path(path), name, "metric")
+    else:
+        function = extensions.load("metric", metric, METRIC_NAMES)
     if not callable(function):
         raise InputError(
             "the metric is not a function",
             where=f"metric {metric}",
             got=shown(function),
-            expected="a function (prediction: str, target: str) -> float",
-            fix="def my_metric(prediction, target): ...",
+            expected="a function (example, prediction) -> float",
+            fix="def my_metric(example, prediction): ...",
         )
-    return FunctionMetric(_two_arguments(function), metric)
+    return FunctionMetric(function, metric, _form(function))
 
 
 @checked
@@ -478,31 +536,54 @@ def _numbers(text: str) -> list[Decimal]:
     return found
 
 
-def _two_arguments(function: Callable[..., object]) -> Callable[[str, str], object]:
-    """Check that a function can be called with a prediction and a target, and return it."""
+def _form(function: Callable[..., object]) -> Literal["texts", "example", "trace"]:
+    """How a callable is to be called.
+
+    Raises:
+        InputError: a class, or a callable that takes neither two nor three arguments.
+    """
     if isinstance(function, type):
         raise InputError(
             "the argument 'metric' cannot be used",
             where="metric",
             got=f"the class {function.__name__}",
-            expected="a callable (prediction, target) -> number from 0 to 1",
+            expected=f"a callable {_FORMS}",
             fix=f"an object of the class: {function.__name__}(…)",
         )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some C functions have no signature
-        return function
+        return "texts"
+    positional = [
+        one for one in signature.parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    names = [one.name.lower() for one in positional]
+    if "trace" in names[2:3] or (len([one for one in positional if one.default is one.empty]) == 3):
+        if _binds(signature, 3):
+            return "trace"
+    elif _binds(signature, 2):
+        typed = str(positional[0].annotation) if positional else ""
+        by_name = names[:1] in (["example"], ["gold"]) or any(name.startswith("pred") for name in names[1:2])
+        return "example" if by_name or re.search(r"\bExample\b", typed) else "texts"
+    raise InputError(
+        "the metric cannot be called with an example and a prediction",
+        where="metric",
+        got=f"{_name_of(function)}{signature}",
+        expected=f"a callable {_FORMS}",
+        fix="def my_metric(example, prediction): ...",
+    )
+
+
+_FORMS = "(example, prediction), (example, prediction, trace) or (prediction, target) -> number from 0 to 1"
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    """Whether a callable takes so many positional arguments."""
     try:
-        signature.bind("prediction", "target")
-    except TypeError as error:
-        raise InputError(
-            "the metric cannot be called with a prediction and a target",
-            where="metric",
-            got=f"{_name_of(function)}{signature}",
-            expected="a callable (prediction, target) -> number from 0 to 1",
-            fix="lambda prediction, target: …",
-        ) from error
-    return function
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 def _name_of(metric: object) -> str:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dln.data import Task
+from dln.data import Answer, Task
 from dln.errors import BudgetReached, CorruptDataError, InputError
 from dln.experiments.encoders import sentence_encoder
 from dln.experiments.method import EvaluationProtocol, Known, Learnt, Method, Setup, changed_settings, recipe_of
@@ -46,7 +46,7 @@ from dln.lm.prices import Price
 from dln.nn import Prediction, Sequential, load_network, save_network
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.numerics import Floats
-from dln.train.evaluate import judge
+from dln.train.evaluate import grader
 
 __all__ = [
     "Alarm",
@@ -283,8 +283,9 @@ def outcome(
     recipe: Mapping[str, Any],
 ) -> CellResult:
     """Compare predictions with the test examples of `task`; `spent` is the cost of training and of testing."""
-    metric = judge(task.metric, task.label_names)
-    correct = [metric(p.label, e.target) >= 0.5 for p, e in zip(predictions, task.test, strict=True)]
+    pairs = zip(task.test, predictions, strict=True)
+    answers = [Answer(e, p.label, p.hidden[0] if p.hidden else ()) for e, p in pairs]
+    correct = [grade.value >= 0.5 for grade in grader(task.metric, task.label_names)(answers)]
     by_class: dict[str, list[bool]] = {}
     for example, answer in zip(task.test, correct, strict=True):
         by_class.setdefault(example.target, []).append(answer)

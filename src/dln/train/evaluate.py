@@ -18,7 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.arguments import Count, Seed, checked
-from dln.data import Dataset, Example, FunctionMetric, Metric, NamedMetric, Score, exact_match, load_metric
+from dln.data import (
+    Answer,
+    Dataset,
+    Example,
+    FunctionMetric,
+    Grader,
+    GradeStore,
+    Metric,
+    NamedMetric,
+    exact_match,
+    load_metric,
+)
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator, Preparing
 from dln.lm.meter import Meter
@@ -43,13 +54,17 @@ __all__ = [
     "evaluate",
     "evaluation_of",
     "fitted_initial",
-    "graded",
+    "grader",
     "interval",
     "judge",
     "over_runs",
     "paired",
+    "run_grader",
     "validate",
 ]
+
+_PROBLEMS = 5
+"""Reasons that a record names."""
 
 _DECIMALS = 9
 """Digits of a difference of scores that count; the rest is rounding."""
@@ -172,9 +187,12 @@ class Evaluation:
     Attributes:
         examples: the dataset's examples.
         predictions: one each.
-        scores: metric of each prediction, 0 to 1; an example that could not be scored counts 0.
+        scores: metric of each prediction, 0 to 1; an example that the network could not score counts 0. NaN where the
+            metric gave no value: it failed, took too long, or returned a NaN.
         labels: label names, None for free text.
         feedback: what a metric that returns `Score` said of each prediction; empty texts from other metrics.
+        problems: why the metric gave no value; empty texts where it gave one.
+        metric: the metric's name.
     """
 
     examples: tuple[Example, ...]
@@ -182,11 +200,18 @@ class Evaluation:
     scores: tuple[float, ...]
     labels: tuple[str, ...] | None
     feedback: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    metric: str = exact_match.name
 
     @cached_property
     def accuracy(self) -> Interval:
-        """Mean metric with its 95 % interval."""
-        return interval(self.scores)
+        """Mean metric over the examples for which there is a value, with its 95 % interval."""
+        return interval([score for score in self.scores if np.isfinite(score)])
+
+    @property
+    def excluded(self) -> int:
+        """Examples for which the metric gave no value; no mean counts them."""
+        return sum(not np.isfinite(score) for score in self.scores)
 
     @property
     def unscored(self) -> int:
@@ -245,10 +270,14 @@ class Evaluation:
             per_class=self.per_class,
             confusion=self.confusion,
             unscored=self.unscored,
+            metric=self.metric,
+            excluded=self.excluded,
+            problems=list(dict.fromkeys(filter(None, self.problems)))[:_PROBLEMS],
         )
 
     def __str__(self) -> str:
-        return f"accuracy {self.accuracy}  n={len(self.examples)}"
+        excluded = f"  ({self.excluded} without a score)" if self.excluded else ""
+        return f"accuracy {self.accuracy}  n={len(self.examples) - self.excluded}{excluded}"
 
     def __repr__(self) -> str:
         return f"Evaluation({self})"
@@ -267,7 +296,7 @@ def evaluate(
     network: AnyNetwork,
     dataset: Dataset,
     *,
-    metric: Metric | str = exact_match,
+    metric: Metric | Grader | str = exact_match,
     samples: Count | None = None,
     seed: Seed = 0,
     progress: Callable[[int, int], object] | None = None,
@@ -278,17 +307,20 @@ def evaluate(
     Args:
         network: what to evaluate: one network, or several that answer together.
         dataset: labelled examples; of a network with labels, the targets are those labels.
-        metric: a name ("exact_match", "package.module:function") or a callable (prediction, target) -> float, bool
-            or `dln.Score`, from 0 to 1. Networks with labels are right when the label is equal, unless another
-            metric than `exact_match` is given.
+        metric: a name ("exact_match", "package.module:function", "file.py:function") or a callable (example,
+            prediction[, trace]) or (prediction, target) -> float, bool or `dln.Score`, from 0 to 1, async ones too (see
+            `dln.data.metrics`); a `dln.data.Grader` says how it is called. Networks with labels are right when the
+            label is equal, unless another metric than `exact_match` is given.
         samples: average over this many hidden draws instead of the greedy hidden text.
         seed: of those draws.
         progress: called with (done, total) after each chunk.
         chunk: examples per request to the network.
 
     Raises:
-        InputError: the dataset is empty, or a target is not among the network's labels.
+        InputError: the dataset is empty, a target is not among the network's labels, the metric cannot be called with
+            an example and a prediction, or it gives no value for any example.
     """
+    graded = grader(metric, network.labels)
     if not len(dataset):
         raise InputError(
             "there is nothing to evaluate on",
@@ -313,37 +345,70 @@ def evaluate(
         predictions.extend(network.predict_many(inputs, samples=samples, seed=seed))
         if progress is not None:
             progress(len(predictions), len(dataset))
-    return evaluation_of(predictions, dataset, network.labels, metric)
+    return evaluation_of(predictions, dataset, network.labels, graded)
 
 
 def evaluation_of(
-    predictions: Sequence[Prediction], dataset: Dataset, labels: Sequence[str] | None, metric: Metric | str
+    predictions: Sequence[Prediction], dataset: Dataset, labels: Sequence[str] | None, metric: Metric | Grader | str
 ) -> Evaluation:
-    """Score the predictions for a dataset."""
-    score = graded(metric, labels)
-    scores = [score(p.label, e.target) for p, e in zip(predictions, dataset, strict=True)]
+    """Score the predictions for a dataset.
+
+    Raises:
+        InputError: the metric gives no value for any of them.
+    """
+    graded = grader(metric, labels)
+    pairs = list(zip(dataset, predictions, strict=True))
+    grades = graded([Answer(e, p.label, p.hidden[0] if p.hidden else ()) for e, p in pairs])
+    if not any(grade.known for grade in grades):
+        raise InputError(
+            "the metric gave no value for any example",
+            where=f"metric {graded.name}",
+            got=f"{grades[0].problem} (example 1 of {len(grades)})",
+            expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
+            fix="def my_metric(example, prediction): … example.target …",
+        )
     return Evaluation(
         tuple(dataset),
         tuple(predictions),
-        tuple(one.value for one in scores),
+        tuple(grade.value for grade in grades),
         None if labels is None else tuple(labels),
-        tuple(one.feedback for one in scores),
+        tuple(grade.feedback for grade in grades),
+        tuple(grade.problem for grade in grades),
+        graded.name,
     )
 
 
 def judge(metric: Metric | str, labels: Sequence[str] | None) -> NamedMetric:
     """How a prediction is scored: closed label sets by equality, anything else by the metric."""
     if labels is not None and (metric is exact_match or (isinstance(metric, str) and metric == exact_match.name)):
-        return FunctionMetric(operator.eq, exact_match.name)
+        return FunctionMetric(operator.eq, exact_match.name, own=False)
     return load_metric(metric)
 
 
-def graded(metric: Metric | str, labels: Sequence[str] | None) -> Callable[[str, str], Score]:
-    """`judge` with the feedback that the metric gives."""
-    scored = judge(metric, labels)
-    if isinstance(scored, FunctionMetric):
-        return scored.score
-    return lambda prediction, target: Score(scored(prediction, target))
+def grader(
+    metric: Metric | Grader | str,
+    labels: Sequence[str] | None,
+    *,
+    workers: int | None = None,
+    timeout: float | None = None,
+    store: GradeStore | None = None,
+) -> Grader:
+    """The metric of `judge` as it is applied to many predictions; a `Grader` stays as it is."""
+    if isinstance(metric, Grader):
+        return metric
+    return Grader(judge(metric, labels), workers=workers, timeout=timeout, store=store)
+
+
+def run_grader(
+    metric: Metric | Grader | str,
+    labels: Sequence[str] | None,
+    options: Options | None = None,
+    store: GradeStore | None = None,
+) -> Grader:
+    """`grader` as the options of a run say."""
+    if options is None:
+        return grader(metric, labels, store=store)
+    return grader(metric, labels, workers=options.metric_workers, timeout=options.metric_timeout, store=store)
 
 
 @checked
@@ -373,11 +438,20 @@ def compare(before: Evaluation | None, after: Evaluation) -> tuple[Paired | None
                 after=prediction.label,
                 before_correct=before.scores[i] >= 0.5 if before else None,
                 after_correct=score >= 0.5,
+                before_score=before.scores[i] if before else None,
+                after_score=score,
+                feedback=after.feedback[i] if after.feedback else "",
                 hidden=list(prediction.hidden[0]) if prediction.hidden else [],
                 probability=prediction.probabilities.get(prediction.label),
             )
         )
-    return (paired(before.scores, after.scores) if before else None), rows
+    return (_paired(before, after) if before else None), rows
+
+
+def _paired(before: Evaluation, after: Evaluation) -> Paired | None:
+    """The paired test on the examples for which both have a value; None if there is none."""
+    both = [(a, b) for a, b in zip(before.scores, after.scores, strict=True) if np.isfinite([a, b]).all()]
+    return paired([a for a, _ in both], [b for _, b in both]) if both else None
 
 
 @dataclass(frozen=True)
@@ -468,7 +542,7 @@ def fit_output(network: Sequential, dev: Dataset, calibrator: Calibrator, suppor
 
 
 def validate(
-    network: Sequential, dev: Dataset, metric: Metric | str, calibrator: Calibrator, support: Support = ()
+    network: Sequential, dev: Dataset, metric: Metric | Grader | str, calibrator: Calibrator, support: Support = ()
 ) -> Validation:
     """Measure `network` on `dev`, with one forward pass; `support` is as in `fit_output`."""
     if network.layers[-1].classifier is None:
@@ -502,7 +576,7 @@ def conclude(
     fitted: AnyNetwork | None = None,
     baselines: Mapping[str, Evaluation] | None = None,
     split: str = "test",
-    metric: Metric | str = exact_match,
+    metric: Metric | Grader | str = exact_match,
     samples: Count | None = None,
     meter: Meter | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -514,11 +588,12 @@ def conclude(
     `baselines` are evaluations of other methods on `dataset`, by name.
     """
     started = time.perf_counter()
+    metric = grader(metric, after.labels)  # one for all: what two networks answer alike is graded once
     old = None if before is None else evaluate(before, dataset, metric=metric, samples=samples, progress=progress)
     new = evaluate(after, dataset, metric=metric, samples=samples, progress=progress)
     middle = None if fitted is None else evaluate(fitted, dataset, metric=metric, samples=samples, progress=progress)
     test, rows = compare(old, new)
-    against = None if middle is None else paired(middle.scores, new.scores)
+    against = None if middle is None else _paired(middle, new)
     return Evaluated(
         split=split,
         members=len(members_of(after)),
@@ -531,21 +606,27 @@ def conclude(
         examples=rows,
         fitted=None if middle is None else middle.to_record(),
         fitted_p_value=None if against is None else against.p_value,
-        baselines=[_baseline(name, one, new) for name, one in (baselines or {}).items()],
+        baselines=[row for name, one in (baselines or {}).items() if (row := _baseline(name, one, new)) is not None],
         usage={} if meter is None else {k: float(v) for k, v in meter.snapshot().to_dict().items()},
         seconds=time.perf_counter() - started,
     )
 
 
-def _baseline(name: str, found: Evaluation, trained: Evaluation) -> BaselineRecord:
-    test = paired(found.scores, trained.scores)
+def _baseline(name: str, found: Evaluation, trained: Evaluation) -> BaselineRecord | None:
+    test = _paired(found, trained)
+    if test is None:
+        return None
     bounds = (test.difference.mean, test.difference.low, test.difference.high)
     return BaselineRecord(name=name, result=found.to_record(), difference=bounds, p_value=test.p_value)
 
 
 @checked
 def fitted_initial(
-    initial: Sequential, dev: Dataset | None, metric: Metric | str, options: Options, train: Dataset | None = None
+    initial: Sequential,
+    dev: Dataset | None,
+    metric: Metric | Grader | str,
+    options: Options,
+    train: Dataset | None = None,
 ) -> Sequential | None:
     """The initial network with its output layer fitted as training fits it, or None where nothing is fitted.
 

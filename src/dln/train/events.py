@@ -206,7 +206,10 @@ class ResultRecord(Record):
         label_mass: mean mass on all labels before normalising, null for free text.
         per_class: per label, {"n", "correct", "predicted"}.
         confusion: confusion[target][prediction] counts; predictions that are no label under "".
-        unscored: examples without a usable score; they count as wrong.
+        unscored: examples that the network could not score; they count as wrong.
+        metric: the metric's name.
+        excluded: examples for which the metric gave no value; they are not counted.
+        problems: why not, the first different reasons.
     """
 
     n: int
@@ -219,6 +222,9 @@ class ResultRecord(Record):
     per_class: dict[str, dict[str, int]] = Field(default_factory=dict)
     confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
     unscored: int = 0
+    metric: str = "exact_match"
+    excluded: int = 0
+    problems: list[str] = Field(default_factory=list)
 
 
 class BaselineRecord(Record):
@@ -238,7 +244,12 @@ class BaselineRecord(Record):
 
 
 class ComparedRecord(Record):
-    """One example under both networks; `before` is null where only one was evaluated."""
+    """One example under both networks; `before` is null where only one was evaluated.
+
+    Attributes:
+        before_score: of the metric, null where it gave no value; likewise `after_score`.
+        feedback: what the metric said of the answer after training.
+    """
 
     x: str
     y: str
@@ -248,6 +259,9 @@ class ComparedRecord(Record):
     after_correct: bool
     hidden: list[str] = Field(default_factory=list)
     probability: float | None = None
+    before_score: float | None = None
+    after_score: float | None = None
+    feedback: str = ""
 
 
 class Event(Record):

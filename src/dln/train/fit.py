@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dln.arguments import Seed, Size, checked
-from dln.data import Dataset, Metric, exact_match
+from dln.data import Dataset, Example, Grader, Metric, exact_match
 from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
@@ -34,7 +34,7 @@ from dln.nn.saving import network_to_json
 from dln.train import build
 from dln.train.build import prepared
 from dln.train.callbacks import Callback, Listener, ProgressBar, interactive, listeners
-from dln.train.evaluate import judge
+from dln.train.evaluate import run_grader
 from dln.train.events import (
     Event,
     Finished,
@@ -45,10 +45,11 @@ from dln.train.events import (
     Validated,
     scoring_modes_record,
 )
+from dln.train.grades import GradeFile
 from dln.train.options import InferenceOptions, Options, keyword_options, resolve_options
 from dln.train.progress import Progress, Recipe, advance, begin, measure, member_records, predictor_of, settle
 from dln.train.result import FitResult, History
-from dln.train.run import Run, check_data, check_unchanged, of_kind, provenance
+from dln.train.run import GRADES, Run, check_data, check_unchanged, of_kind, provenance
 
 __all__ = ["fit"]
 
@@ -66,7 +67,7 @@ def fit(
     resume: bool = False,
     options: Options | Mapping[str, Any] | None = None,
     algorithm: vi.VariationalInference | None = None,
-    metric: Metric | str = exact_match,
+    metric: Metric | Grader | str = exact_match,
     callbacks: Sequence[Callback | Listener | str] = (),
     progress: bool | None = None,
     prompt_lm: LanguageModel | str | None = None,
@@ -92,8 +93,9 @@ def fit(
         options: an `Options`, or changes to the preset as nested dictionaries.
         algorithm: the training step itself (`dln.infer.vi.build(...)`), in place of one built from the options of
             `inference`; its own `correct` says within a step whether an answer is right.
-        metric: a name ("exact_match", a registered one, "package.module:function") or a callable
-            (prediction, target) -> float, bool or `dln.Score`, from 0 to 1; right is ≥ 0.5.
+        metric: a name ("exact_match", a registered one, "package.module:function", "file.py:function") or a callable
+            (example, prediction[, trace]) or (prediction, target) -> float, bool or `dln.Score`, from 0 to 1, async
+            ones too (see `dln.data.metrics`). The options `metric_workers` and `metric_timeout` say how it is called.
         callbacks: called with each event: functions, objects with `on_event`, or registered names.
         progress: whether to show a progress bar; by default on a terminal and in a notebook.
         prompt_lm: the model that proposes prompts, or its name; default each layer's own.
@@ -116,13 +118,14 @@ def fit(
     network = prepared(network, chosen)
     check_data(network, train, dev)
     _warn_of_overlap(train, dev)
-    judged = judge(metric, network.labels)
+    store = None if run_dir is None else GradeFile(Path(run_dir) / GRADES)
+    graded = run_grader(metric, network.labels, chosen, store)
     given = None if algorithm is None else described(algorithm)
     longest = max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len)
     if algorithm is None:
         algorithm = build.algorithm(
             chosen,
-            lambda p, y: judged(p, y) >= 0.5,
+            _rightness(graded, train),
             network=network,
             prompt_lm=None if prompt_lm is None else as_lm(prompt_lm),
             hidden_lm=None if hidden_lm is None else as_lm(hidden_lm),
@@ -132,14 +135,16 @@ def fit(
         _refuse_twice(chosen, preset, prompt_lm, hidden_lm)
         algorithm = replace(algorithm, m_step=replace(algorithm.m_step, longest=algorithm.m_step.longest or longest))
     stopper = None if chosen.stopper is None else build.strategy("stopper", chosen.stopper, {})
-    recipe = Recipe(algorithm, chosen, train, dev, judged, stopper)
+    recipe = Recipe(algorithm, chosen, train, dev, graded, stopper)
     if isinstance(algorithm.calibrator, Preparing):
         network = with_word_memory(network)
-    meta = {**provenance(network, train, dev, chosen, judged, task, config, given), **(record or {})}
+    meta = {**provenance(network, train, dev, chosen, graded.metric, task, config, given), **(record or {})}
     meta["scoring_modes"] = scoring_modes_record(algorithm.scoring_modes).model_dump(mode="json")
     told = listeners(callbacks)
     with ExitStack() as stack:
         run, begun = _open(stack, network, run_dir, resume, meta)
+        if store is not None:
+            stack.enter_context(store)
         if interactive() if progress is None else progress:
             told = [*told, stack.enter_context(ProgressBar()).on_event]
         before = [] if run is None else run.events()
@@ -149,6 +154,16 @@ def fit(
         else:
             emit(_started(run_dir, network, train, dev, chosen, task, meta))
         return _loop(network, begun, recipe, run, emit, meter)
+
+
+def _rightness(graded: Grader, train: Dataset) -> Callable[[str, str], bool]:
+    """(prediction, target) → whether the metric gives 0.5 or more."""
+    by_target = {example.target: example for example in train}
+
+    def right(prediction: str, target: str) -> bool:
+        return graded.grade(by_target.get(target, Example("", target)), prediction).value >= 0.5
+
+    return right
 
 
 def _warn_of_overlap(train: Dataset, dev: Dataset | None) -> None:

@@ -338,6 +338,12 @@ class Options(Strict):
     select_by: Literal["accuracy", "log_likelihood"] = Field(
         "log_likelihood", description="validation score of networks with labels (others go by accuracy)"
     )
+    metric_workers: int | None = Field(
+        None, ge=1, description="calls of your metric at the same time; null: 1, and 8 of an async metric"
+    )
+    metric_timeout: float | None = Field(
+        None, gt=0, description="seconds for one call of your metric, then its example is excluded; null: no limit"
+    )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
     ensemble: int = Field(
         1, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dln.data import Dataset, NamedMetric, batch_indices, split
+from dln.data import Dataset, Grader, batch_indices, split
 from dln.data.dataset import text_key
 from dln.infer import vi
 from dln.infer.calibrate import fit_pool
@@ -39,7 +39,7 @@ class Recipe:
     options: Options
     train: Dataset
     dev: Dataset | None
-    metric: NamedMetric
+    metric: Grader
     stopper: Stopper | None = None
 
 

@@ -172,6 +172,8 @@ def _versions() -> dict[str, str]:
 
 
 SCHEMA = 1
+GRADES = "grades.jsonl"
+"""The file of a run directory that holds what the metric has returned (see `dln.train.grades`)."""
 
 
 @checked

@@ -1,0 +1,295 @@
+"""Metrics as users write them: their forms, failures, concurrency, memory, and a process killed between calls."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dln
+from dln.data import Answer, Example, Grade, Grader, load_metric
+from dln.errors import BudgetReached, InputError
+from dln.lm.table import TableLM
+from dln.train.events import Evaluated
+from dln.train.grades import GradeFile
+
+DATA = dln.Dataset.from_pairs([("one", "yes"), ("two", "no"), ("three", "yes"), ("four", "no")], ["yes", "no"])
+EXAMPLES = [Answer(example, "yes", ("a hidden text",)) for example in DATA]
+SECONDS = 0.3
+
+
+def of_example(example: Any, prediction: str) -> float:
+    return float(example.target == prediction)
+
+
+def of_gold(gold: Any, answer: str) -> bool:
+    return gold.target == answer
+
+
+def of_annotated(one: Example, answer: str) -> bool:
+    return one.target == answer
+
+
+def of_texts(prediction: str, target: str) -> float:
+    return float(prediction == target)
+
+
+def of_trace(example: Any, prediction: str, trace: Any = None) -> dln.Score:
+    return dln.Score(float(example.target == prediction and tuple(trace) == ("a hidden text",)), example.input)
+
+
+def of_three(a: Any, b: str, c: Any) -> float:
+    return float(a.target == b and len(c) == 1)
+
+
+async def of_coroutine(example: Any, prediction: str) -> float:
+    await asyncio.sleep(0)
+    return float(example.target == prediction)
+
+
+class Callable_:  # noqa: N801
+    async def __call__(self, example: Any, prediction: str) -> bool:
+        return bool(example.target == prediction)
+
+
+FORMS: list[Callable[..., Any]] = [
+    *(of_example, of_gold, of_annotated, of_texts, of_trace, of_three, of_coroutine, Callable_()),
+    lambda p, t: p == t,
+    lambda x, pred: x.target == pred,
+]
+
+
+@pytest.mark.parametrize("metric", FORMS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_form_of_a_metric_gives_the_same_grades(metric: Callable[..., Any], workers: int) -> None:
+    grades = Grader(load_metric(metric), workers=workers)(EXAMPLES)
+    assert [grade.value for grade in grades] == [1.0, 0.0, 1.0, 0.0]
+    assert all(grade.known for grade in grades)
+
+
+@pytest.mark.parametrize(
+    "metric", [lambda: 1.0, lambda one: 1.0, lambda a, b, c, d: 1.0, Grader, lambda *, prediction, target: 1.0]
+)
+def test_a_wrong_signature_is_one_error_before_anything_is_computed(metric: Any) -> None:
+    with pytest.raises(InputError, match="metric") as found:
+        dln.evaluate(free_network(), DATA, metric=metric)
+    assert "example, prediction" in str(found.value)
+
+
+def failing(example: Any, prediction: str) -> float:
+    match example.input:
+        case "one":
+            raise ValueError("no such judge")
+        case "two":
+            return math.nan
+        case "three":
+            return math.inf
+    return 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_has_no_value_is_excluded_and_says_why(workers: int) -> None:
+    grades = Grader(load_metric(failing), workers=workers)(EXAMPLES)
+    assert [grade.problem for grade in grades] == ["ValueError: no such judge", "returned nan", "returned inf", ""]
+    assert all(math.isnan(grade.value) for grade in grades[:3])
+    assert grades[3] == Grade(1.0)
+
+
+def test_a_budget_that_is_reached_is_no_failure_of_the_metric() -> None:
+    def spent(example: Any, prediction: str) -> float:
+        raise BudgetReached("the budget was spent", where="metric")
+
+    with pytest.raises(BudgetReached):
+        Grader(load_metric(spent))(EXAMPLES)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_slow_call_is_given_up_and_the_others_count(asynchronous: bool) -> None:
+    async def later(example: Any, prediction: str) -> float:
+        await asyncio.sleep(30 if example.input == "two" else 0)
+        return 0.75
+
+    hang = threading.Event()
+
+    def blocked(example: Any, prediction: str) -> float:
+        if example.input == "two":
+            hang.wait(30)
+        return 0.75
+
+    start = time.monotonic()
+    grades = Grader(load_metric(later if asynchronous else blocked), timeout=SECONDS)(EXAMPLES)
+    hang.set()
+    assert time.monotonic() - start < 10
+    assert [grade.value for grade in grades if grade.known] == [0.75] * 3
+    assert grades[1].problem == "no result within 0.3 s"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_at_most_so_many_calls_run_at_the_same_time(asynchronous: bool) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def change(by: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += by
+            most = max(most, running)
+
+    async def gently(example: Any, prediction: str) -> float:
+        change(1)
+        await asyncio.sleep(0.01)
+        change(-1)
+        return 1.0
+
+    def plainly(example: Any, prediction: str) -> float:
+        change(1)
+        time.sleep(0.01)
+        change(-1)
+        return 1.0
+
+    answers = [Answer(example, f"prediction {i}") for i in range(5) for example in DATA]
+    Grader(load_metric(gently if asynchronous else plainly), workers=3)(answers)
+    assert 1 < most <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_equal_questions_are_asked_once(workers: int) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def counting(example: Any, prediction: str) -> float:
+        asked.append((example.input, prediction))
+        return 0.5
+
+    graded = Grader(load_metric(counting), workers=workers)
+    graded(EXAMPLES + EXAMPLES)
+    graded(EXAMPLES)
+    graded.grade(DATA[0], "other")
+    assert sorted(asked) == sorted({*((e.input, "yes") for e in DATA), ("one", "other")})
+
+
+def test_examples_of_any_kind_are_told_apart_by_their_content() -> None:
+    class Row:
+        def __init__(self, **fields: str) -> None:
+            self._store = fields
+
+    def first(example: Any, prediction: Any) -> float:
+        return float(example._store["question"] == prediction["answer"])
+
+    graded = Grader(load_metric(first))
+    rows = [Row(question=text) for text in "ab"]
+    assert [graded.grade(row, {"answer": "a"}).value for row in rows] == [1.0, 0.0]
+
+
+def test_a_grader_works_within_an_event_loop() -> None:
+    async def notebook() -> list[Grade]:
+        return Grader(load_metric(of_coroutine))(EXAMPLES)
+
+    assert [grade.value for grade in asyncio.run(notebook())] == [1.0, 0.0, 1.0, 0.0]
+
+
+def free_network() -> dln.Sequential:
+    lm = TableLM(lambda context: {"yes": 0.7, "no": 0.3})
+    return dln.Sequential(dln.LanguageLayer(lm, template="answer", prompt="Say it."))
+
+
+def test_the_evaluation_counts_what_is_excluded() -> None:
+    found = dln.evaluate(free_network(), DATA, metric=failing)
+    assert found.excluded == 3
+    assert found.accuracy.mean == 1.0
+    record = found.to_record()
+    assert record.excluded == 3
+    assert record.metric == "failing"
+    assert record.problems == ["ValueError: no such judge", "returned nan", "returned inf"]
+    assert "3 without a score" in str(found)
+    final = dln.train.conclude(free_network(), free_network(), DATA, metric=failing)
+    assert (final.p_value, final.after.excluded) == (1.0, 3)
+    assert [row.after_score for row in final.examples][3] == 1.0
+    line = Evaluated.model_validate_json(final.model_dump_json())
+    assert line.examples[0].after_score is None
+
+
+def test_a_metric_that_never_gives_a_value_is_an_error_with_the_reason() -> None:
+    with pytest.raises(InputError, match="no value for any example") as found:
+        dln.evaluate(free_network(), DATA, metric=lambda e, p: e.target == p)  # names that say nothing: texts
+    assert "AttributeError" in str(found.value)
+
+
+def test_a_metric_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def right(example, prediction):\n    return example.target == prediction\n")
+    metric = load_metric(f"{tmp_path}/mine.py:right")
+    assert [grade.value for grade in Grader(metric)(EXAMPLES)] == [1.0, 0.0, 1.0, 0.0]
+    for name, wanted in ((f"{tmp_path}/mine.py:wrong", "no 'wrong'"), (f"{tmp_path}/none.py:right", "does not exist")):
+        with pytest.raises(InputError, match=wanted):
+            load_metric(name)
+
+
+def test_grades_on_disk_survive_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "grades.jsonl"
+    with GradeFile(path) as store:
+        Grader(load_metric(of_trace), store=store)(EXAMPLES)
+        Grader(load_metric(failing), store=store)(EXAMPLES)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5  # what failed is tried again
+    path.write_bytes(b"".join(lines)[:-7])
+    with GradeFile(path) as store:
+        calls: list[str] = []
+
+        def again(example: Any, prediction: str, trace: Any) -> float:
+            calls.append(example.input)
+            return 0.0
+
+        metric = load_metric(again)
+        again.__name__ = "of_trace"
+        grades = Grader(load_metric(again), store=store)(EXAMPLES)
+        assert [(grade.value, grade.feedback) for grade in grades[:2]] == [(1.0, "one"), (0.0, "two")]
+        assert not calls
+        Grader(metric, store=store).grade(DATA[0], "fresh")
+    assert len(path.read_bytes().splitlines()) == 5
+
+
+SCRIPT = """
+import sys, time
+import dln
+from dln.lm.table import TableLM
+
+def slow(example, prediction):
+    with open("calls", "a") as file:
+        file.write(f"{example.input} {prediction}\\n")
+    time.sleep(0.05)
+    return 0.5
+
+data = dln.Dataset.from_pairs([(f"input {i}", "yes") for i in range(12)])
+lm = TableLM(lambda context: {"yes": 0.7, "no": 0.3}, name="table")
+network = dln.Sequential(dln.LanguageLayer(lm, template="answer", prompt="Say it."))
+dln.fit(network, data, data, steps=0, metric=slow, run_dir="run", resume=len(sys.argv) > 1, progress=False)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_killed_evaluation_pays_no_call_twice(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "script.py"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+        deadline = time.monotonic() + 60
+        calls = tmp_path / "calls"
+        while time.monotonic() < deadline and (not calls.exists() or len(calls.read_text().splitlines()) < 5):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    before = calls.read_text().splitlines()
+    assert 5 <= len(before) < 12
+    subprocess.run([*command, "again"], cwd=tmp_path, env=environment, check=True, timeout=120)
+    after = calls.read_text().splitlines()
+    # the call that was under way when the process was killed had not returned
+    repeated = [line for line in set(after) if after.count(line) > 1]
+    assert repeated in ([], [before[-1]])
+    assert len(set(after)) == 12
