@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dln.errors import ContextLengthError, InputError
+from dln.errors import ContextLengthError, InputError, ProviderError, RequestFailed
 from dln.infer.memory import Feedback
 from dln.infer.prompts import (
     DemonstrationProposal,
@@ -76,6 +76,32 @@ def shown(context):
 
 
 # ---------------------------------------------------------------- rewrites
+
+
+@pytest.mark.parametrize("error", [RequestFailed("refused"), ContextLengthError("too long")])
+@pytest.mark.parametrize("proposal", [RewriteProposal(), SequenceProposal(count=1)])
+def test_a_rewrite_that_fails_is_one_candidate_less(proposal, error):
+    class Failing(Writer):
+        def sample(self, contexts, sampling, seeds):
+            if any("question0." in context for context in contexts):
+                raise error
+            return super().sample(contexts, sampling, seeds)
+
+    lm = Failing("better")
+    proposals = replace(proposal, subset=0.5)(Key(0), layer(lm), feedback(), 12)
+    kept, dropped = screen(proposals, layer(lm), 96)
+    assert [p.prompt.instruction for p in kept] == ["better"]
+    assert 0 < len([p for p in proposals if p.prompt.instruction]) < 12
+    assert isinstance(proposal, SequenceProposal) or dropped["empty"] > 0
+
+
+def test_a_server_that_is_gone_ends_the_step():
+    class Gone(Writer):
+        def sample(self, contexts, sampling, seeds):
+            raise ProviderError("no connection")
+
+    with pytest.raises(ProviderError):
+        RewriteProposal()(Key(0), layer(Gone("better")), feedback(), 4)
 
 
 @pytest.mark.parametrize("template", ["backward", "backward_student"])

@@ -217,6 +217,7 @@ def test_every_error_has_its_exit_code():
         "InputError": 2,
         "ContextLengthError": 2,
         "ProviderError": 3,
+        "RequestFailed": 3,
         "BudgetReached": 4,
         "CorruptDataError": 5,
     }

@@ -15,6 +15,7 @@ __all__ = [
     "DlnError",
     "InputError",
     "ProviderError",
+    "RequestFailed",
     "RunFailed",
 ]
 
@@ -76,6 +77,10 @@ class ProviderError(DlnError):
     """A model could not be loaded or reached, or its response is invalid."""
 
     exit_code = 3
+
+
+class RequestFailed(ProviderError):
+    """One request was refused, or its answer cannot be used; other requests may succeed."""
 
 
 class BudgetReached(DlnError):

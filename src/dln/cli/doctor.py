@@ -158,6 +158,8 @@ def _served(lm: RemoteLM) -> Iterator[Check]:
         yield Check("context length", "ok", f"{report.context_length} tokens")
     yield Check("tokenizer", "ok" if "agrees" in report.tokenizer else "warning", report.tokenizer)
     yield from _scoring_modes(report)
+    for line in report.requests:
+        yield Check("requests", "ok", line)
     seeds: State = "ok" if report.seeds == "honoured" else "warning"
     yield Check(
         "seeds", seeds, report.seeds, None if seeds == "ok" else "keep the cache enabled: it reproduces samples exactly"

@@ -420,7 +420,7 @@ def _begin(config: RunConfig, task: Task, network: Sequential, models: Models) -
     """The options that the budget allows, the cost estimate, and the abilities of servers, before the first step."""
     engines = {wrapped.name: engine.report.to_dict() for wrapped, engine in _servers(models)}
     for _, engine in _servers(models):
-        for line in engine.report.stays:
+        for line in (*engine.report.requests, *engine.report.stays):
             note(f"note: {engine.name}: {line}")
     sizes = layer_sizes(network, task.train)
     config, notes = within_budget(config, task, sizes)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dln.errors import ContextLengthError, InputError
+from dln.errors import ContextLengthError, InputError, RequestFailed
 from dln.infer.memory import Feedback
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.layers import LanguageLayer, LayerInput, PromptedLayer
@@ -397,11 +397,21 @@ def _ask(
         for i, (base, message) in enumerate(plans)
     ]
     writer = LanguageLayer(lm, sampling=sampling)
-    draws = writer.draw_contexts(contexts, key.child("rewrite").seeds(len(contexts)))
+    answers = _answers(writer, contexts, key.child("rewrite").seeds(len(contexts)))
     return [
-        (draw.text, base, message if base is layer.prompt else f"{message} (from memory)".strip())
-        for draw, (base, message) in zip(draws, plans, strict=True)
+        (text, base, message if base is layer.prompt else f"{message} (from memory)".strip())
+        for text, (base, message) in zip(answers, plans, strict=True)
     ]
+
+
+def _answers(writer: LanguageLayer, contexts: list[str], seeds: list[int]) -> list[str]:
+    """One answer per context; empty, which `screen` drops and counts, where the model cannot answer one request."""
+    try:
+        return [draw.text for draw in writer.draw_contexts(contexts, seeds)]
+    except (RequestFailed, ContextLengthError):
+        if len(contexts) <= 1:
+            return [""] * len(contexts)
+    return [_answers(writer, [context], [seed])[0] for context, seed in zip(contexts, seeds, strict=True)]
 
 
 def _pick(proposal: RewriteProposal, key: Key, feedback: Feedback, index: int) -> list[int]:

@@ -219,6 +219,7 @@ class Capabilities:
         text_scoring: scoring mode of texts; "accuracy" where their log-probabilities are unavailable.
         next_tokens: what `next_token_log_probs` tells: "all" tokens exactly, the `top_log_probs` most probable ones
             ("top"), or "none" (it is refused, or the engine does not have the verb).
+        thinking_tokens: what a draw may use beyond `max_tokens` for the thoughts of a reasoning model.
     """
 
     scores_targets: bool
@@ -230,6 +231,7 @@ class Capabilities:
     label_scoring: ScoringMode = "target scoring"
     text_scoring: ScoringMode = "target scoring"
     next_tokens: Literal["all", "top", "none"] = "none"
+    thinking_tokens: int = 0
 
 
 @runtime_checkable

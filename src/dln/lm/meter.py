@@ -268,9 +268,10 @@ class Metered(Wrapper):
     def sample(self, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """As the wrapped model draws."""
         known = Usage(calls=len(contexts), prompt_tokens=sum(map(self._count, contexts)))
+        longest = sampling.max_tokens + (self._inner.capabilities.thinking_tokens if contexts else 0)
         return self._metered(
             known,
-            Usage(completion_tokens=len(contexts) * sampling.max_tokens),
+            Usage(completion_tokens=len(contexts) * longest),
             lambda: self._inner.sample(contexts, sampling, seeds),
             lambda draws: Usage(completion_tokens=sum(map(self._drawn, draws))),
         )

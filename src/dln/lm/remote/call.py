@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import quote
 
-from dln.errors import ContextLengthError, DlnError, ProviderError
+from dln.errors import ContextLengthError, DlnError, ProviderError, RequestFailed
 
 __all__ = [
     "AuthenticationFailed",
@@ -53,7 +53,7 @@ _JSON, _ASCII_JSON = (
 )
 
 
-class MalformedReply(ProviderError):
+class MalformedReply(RequestFailed):
     """The server's answer, though well delivered, is not one: raised by readers, asked again by senders."""
 
 
@@ -131,7 +131,7 @@ class ModelNotFound(ProviderError):
     """The server has no such model, or no such path (404)."""
 
 
-class BadRequest(ProviderError):
+class BadRequest(RequestFailed):
     """The server does not take what was sent (400, 422 and the like)."""
 
 
@@ -302,12 +302,19 @@ def too_long_a_wait(fault: Fault, longest: float) -> RateLimited:
     )
 
 
+SHORTEST_HIDDEN, SHORTEST_WHOLE = 3, 8
+"""Characters: a shorter key ("x") is no secret; one below the second is hidden where it stands as a word."""
+
+
 def plain(text: object, secrets: Iterable[str] = (), *, longest: int = 300) -> str:
     """Text of a server as it may be shown: no control characters, no secret, not endless."""
     words = str(text)
     for secret in secrets:
-        for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]} - {""}:
-            words = words.replace(form, "[key]")
+        for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]}:
+            if len(form) >= SHORTEST_WHOLE:
+                words = words.replace(form, "[key]")
+            elif len(form) >= SHORTEST_HIDDEN:  # "test" is no part of "latest"
+                words = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "[key]", words)
     words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
     return words if len(words) <= longest else words[: longest - 1] + "…"
 

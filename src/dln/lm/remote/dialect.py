@@ -8,7 +8,7 @@ The class says what may be asked of a kind of server; what a particular server s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
 from dln.lm.base import Sampling
@@ -31,12 +31,15 @@ from dln.lm.remote.read import (
     sequence,
     string,
     token_row,
+    without_thoughts,
 )
 
-__all__ = ["Dialect", "Drawn", "Forcing", "ModelCard", "Prompt"]
+__all__ = ["Demands", "Dialect", "Drawn", "Forcing", "ModelCard", "Prompt", "TokensField"]
 
 
 Forcing = Literal["allowed_token_ids", "logit_bias"]
+
+TokensField = Literal["max_tokens", "max_completion_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One draw as the server tells it; `ids` None where it does not tell them."""
+    """One draw as the server tells it; `ids` None where it does not tell them.
+
+    Of a draw with thoughts (`thought`), `text` is the answer after them, and the tokens of neither are kept.
+    """
 
     text: str
     finish: str
     row: TokenRow
     ids: Ids | None = None
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,25 @@ class ModelCard:
     context_length: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What one model demands of a draw, where its kind of server does not say it; found by the probe.
+
+    Attributes:
+        tokens_field: the name of the length limit in a chat; None for the dialect's own.
+        fixed_temperature: temperature and top_p cannot be set and are not sent.
+        min_tokens: the smallest length limit that is accepted.
+        left_out: other fields that are refused ("stop", "seed") and not sent.
+        thinking_tokens: what is added to the length limit for the thoughts of a reasoning model; 0 for other models.
+    """
+
+    tokens_field: TokensField | None = None
+    fixed_temperature: bool = False
+    min_tokens: int = 1
+    left_out: frozenset[str] = frozenset()
+    thinking_tokens: int = 0
+
+
 @dataclass(frozen=True)
 class Dialect:
     """The OpenAI form, with vLLM's additions where `extras` is set.
@@ -81,11 +107,13 @@ class Dialect:
         extras: whether fields beyond the OpenAI form are sent; the probe clears it where they are refused.
         suffix: `:chat` or `:completion` where the user wrote it behind the name. A server may list a model under
             the name with the suffix, as `dln serve smollm2:chat` does; the probe then asks for that one.
+        demands: of the model.
     """
 
     model: str
     extras: bool = True
     suffix: str = ""
+    demands: Demands = field(default_factory=Demands)
 
     name: ClassVar[str] = "openai-compatible"
     default_url: ClassVar[str | None] = None
@@ -103,7 +131,7 @@ class Dialect:
     echo_tokens: ClassVar[tuple[int, ...]] = (0, 1)
     most_stops: ClassVar[int] = 4
     most_wanted: ClassVar[int] = 128  # token ids per call that vLLM takes
-    chat_tokens_field: ClassVar[str] = "max_tokens"
+    chat_tokens_field: ClassVar[TokensField] = "max_tokens"
 
     # -- the model ----------------------------------------------------------------------------------
 
@@ -152,15 +180,16 @@ class Dialect:
     def draw(self, prompt: Prompt, sampling: Sampling, seed: int | None, top: int | None) -> Call:
         """One draw; `top` likeliest tokens at each place, None for no log-probabilities at all."""
         body: dict[str, Any] = {
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": sampling.max_tokens + self.demands.thinking_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if sampling.stop:
+        if sampling.stop and not self.demands.thinking_tokens:  # a stop string would end the thoughts
             body["stop"] = list(sampling.stop[: self.most_stops])
         if seed is not None:
             body["seed"] = self.wire_seed(seed)
-        return self._complete(prompt, body, top, draws=sampling.temperature > 0 and seed is None)
+        seeded = seed is not None and "seed" not in self.demands.left_out
+        return self._complete(prompt, body, top, draws=sampling.temperature > 0 and not seeded)
 
     def wire_seed(self, seed: int) -> int:
         """The seed as the server takes it: 64 bits, signed."""
@@ -180,7 +209,10 @@ class Dialect:
             drawn = tuple(token.id or 0 for token in row.tokens)
         if drawn is not None and row.tokens and len(drawn) != len(row.tokens):
             raise malformed("ids and log-probabilities differ in number", where="token_ids", got=len(drawn))
-        return Drawn(self._text_of(call, choice), finish_of(choice), row, drawn)
+        text, thought = without_thoughts(self._text_of(call, choice))
+        if thought or _thoughts_apart(choice):
+            return Drawn(text, finish_of(choice), TokenRow(), thought=True)
+        return Drawn(text, finish_of(choice), row, drawn)
 
     # -- scoring ------------------------------------------------------------------------------------
 
@@ -275,10 +307,16 @@ class Dialect:
         body = {"model": self.model, **body}
         if self.extras:
             body["return_token_ids"] = True
+        refused = {"temperature", "top_p"} if self.demands.fixed_temperature else set[str]()
+        for name in refused | self.demands.left_out:
+            body.pop(name, None)
+        if self.demands.min_tokens > 1:
+            body["max_tokens"] = max(int(body["max_tokens"]), self.demands.min_tokens)
         weight = prompt.weight + int(body["max_tokens"])
         if prompt.chat and prompt.ids is None:
-            if self.chat_tokens_field != "max_tokens":
-                body[self.chat_tokens_field] = body.pop("max_tokens")
+            tokens_field = self.demands.tokens_field or self.chat_tokens_field
+            if tokens_field != "max_tokens":
+                body[tokens_field] = body.pop("max_tokens")
             body["messages"] = _user(prompt.text)
             if top is not None:
                 body |= {"logprobs": True, "top_logprobs": top}
@@ -289,9 +327,19 @@ class Dialect:
         return Call("/completions", body, prompt.text, weight, draws)
 
     def _text_of(self, call: Call, choice: dict[str, Any]) -> str:
-        if call.path.endswith("/chat/completions"):
-            return string(mapping(choice.get("message"), "message").get("content"), "message.content")
-        return string(choice.get("text"), "text")
+        if not call.path.endswith("/chat/completions"):
+            return string(choice.get("text"), "text")
+        content = mapping(choice.get("message"), "message").get("content")
+        if content is None and (_thoughts_apart(choice) or finish_of(choice) == "length"):
+            return ""  # the length limit was reached before the answer began
+        return string(content, "message.content")
+
+
+def _thoughts_apart(choice: dict[str, Any]) -> bool:
+    """Whether a chat's reply has thoughts in a field of their own."""
+    message = choice.get("message")
+    fields = cast("dict[str, Any]", message) if isinstance(message, dict) else {}
+    return any(isinstance(fields.get(name), str) and fields[name] for name in ("reasoning_content", "reasoning"))
 
 
 def _user(text: str) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 from dln.lm.base import Sampling
 from dln.lm.remote.call import Call
-from dln.lm.remote.dialect import Dialect, Drawn, Forcing, Prompt
+from dln.lm.remote.dialect import Dialect, Drawn, Forcing, Prompt, TokensField
 from dln.lm.remote.read import (
     Echo,
     Ids,
@@ -24,6 +24,7 @@ from dln.lm.remote.read import (
     sequence,
     string,
     token_row,
+    without_thoughts,
 )
 
 __all__ = ["DIALECTS", "VLLM", "Azure", "Fireworks", "OpenAI", "SGLang", "Together"]
@@ -51,7 +52,7 @@ class OpenAI(_Texts):
     key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("OPENAI_BASE_URL",)
     chat_by_default: ClassVar[bool] = True
-    chat_tokens_field: ClassVar[str] = "max_completion_tokens"
+    chat_tokens_field: ClassVar[TokensField] = "max_completion_tokens"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Ollama(OpenAI):
     example_url: ClassVar[str] = "http://localhost:11434/v1"
     key_variables: ClassVar[tuple[str, ...]] = ("OLLAMA_API_KEY",)
     url_variables: ClassVar[tuple[str, ...]] = ("OLLAMA_BASE_URL",)
-    chat_tokens_field: ClassVar[str] = "max_tokens"
+    chat_tokens_field: ClassVar[TokensField] = "max_tokens"
 
     def wire_seed(self, seed: int) -> int:
         """The seed as the server takes it: 31 bits, so that it stays a C int."""
@@ -107,11 +108,11 @@ class SGLang(Dialect):
         if prompt.chat and prompt.ids is None:
             return super().draw(prompt, sampling, seed, top)
         parameters: dict[str, Any] = {
-            "max_new_tokens": sampling.max_tokens,
+            "max_new_tokens": sampling.max_tokens + self.demands.thinking_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if sampling.stop:
+        if sampling.stop and not self.demands.thinking_tokens:
             parameters["stop"] = list(sampling.stop)
         if seed is not None:
             parameters["sampling_seed"] = self.wire_seed(seed)
@@ -139,7 +140,9 @@ class SGLang(Dialect):
             drawn = tuple(integer(token.id, "output_token_logprobs") for token in tokens)
         if drawn is not None and tokens and len(drawn) != len(tokens):
             raise malformed("ids and log-probabilities differ in number", where="output_ids", got=len(drawn))
-        return Drawn(text, "length" if kind == "length" else "stop", row, drawn)
+        finish = "length" if kind == "length" else "stop"
+        answer, thought = without_thoughts(text)
+        return Drawn(answer, finish, TokenRow(), thought=True) if thought else Drawn(text, finish, row, drawn)
 
     def score(self, prompt: Prompt, start: int) -> Call:
         """Log-probabilities of the prompt's ids from `start` on."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dln.lm.base import Completion, Sampling
@@ -42,6 +43,7 @@ def completion_of(drawn: Drawn, sampling: Sampling, report: ProbeReport, model: 
         report: what is known of the server: whether its ids are used, and which log-probabilities it tells.
         model: the fingerprint of the model that drew it.
     """
+    drawn = _within(drawn, sampling.max_tokens)
     text, finish = drawn.text, drawn.finish
     cuts = [at for at in map(text.find, sampling.stop) if at >= 0]
     if cuts:  # the server knows fewer stop strings than were given, or none
@@ -58,6 +60,23 @@ def completion_of(drawn: Drawn, sampling: Sampling, report: ProbeReport, model: 
         finish_reason=reason,
         model=model,
     )
+
+
+def _within(drawn: Drawn, max_tokens: int) -> Drawn:
+    """The first `max_tokens` tokens of a draw that is longer since the server accepts no smaller limit."""
+    shown = [token.text for token in drawn.row.tokens]
+    if len(shown) <= max_tokens or None in shown:
+        return drawn
+    text, row = "".join(part or "" for part in shown[:max_tokens]), drawn.row
+    row = replace(
+        row,
+        tokens=row.tokens[:max_tokens],
+        tops=row.tops[:max_tokens],
+        sampling=None if row.sampling is None else row.sampling[:max_tokens],
+    )
+    ids = None if drawn.ids is None else drawn.ids[:max_tokens]
+    # a token that is not text (a terminator) may be shown beside the text
+    return Drawn(text, "length", row, ids) if drawn.text.startswith(text) else drawn
 
 
 def _densities(drawn: Drawn, sampling: Sampling, report: ProbeReport) -> tuple[Values, Values]:

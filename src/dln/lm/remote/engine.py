@@ -14,6 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class RemoteLM:
             cached answers outlive a change of address.
         best_scoring_mode: no better mode than this one is used.
         draws: per context, where labels can only be counted among draws.
+        thinking_tokens: for the thoughts of a reasoning model, beyond the length limit of a draw; None to let the
+            probe find a number.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class RemoteLM:
         revision: str | None = None,
         best_scoring_mode: ScoringMode = "target scoring",
         draws: Size = 16,
+        thinking_tokens: Size | None = None,
     ) -> None:
         self.chat = chat
         self.sender = sender
@@ -89,6 +93,7 @@ class RemoteLM:
         self._source = f"revision {revision}" if revision else "+".join(sorted(servers))
         self._best: ScoringMode = best_scoring_mode
         self._draws = draws
+        self._thinking = thinking_tokens
         self._probing = threading.Lock()
         self._probed: Probed | None = None
 
@@ -124,6 +129,7 @@ class RemoteLM:
             label_scoring=report.label_scoring,
             text_scoring=report.text_scoring,
             next_tokens=report.next_tokens,
+            thinking_tokens=report.thinking_tokens,
         )
 
     def fingerprint(self) -> str:
@@ -169,8 +175,11 @@ class RemoteLM:
         self, found: Probed, contexts: Sequence[str], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         session = self._session
+        if found.report.fixed_temperature:
+            sampling = replace(sampling, temperature=1.0, top_p=1.0)
         prompts = session.prompts(contexts)
-        self._check_fits([prompt.ids for prompt in prompts], sampling.max_tokens, "context and max_tokens")
+        more = sampling.max_tokens + found.report.thinking_tokens
+        self._check_fits([prompt.ids for prompt in prompts], more, "context and max_tokens")
         top = None
         if found.keeps_log_probs:
             plain = sampling.temperature == 0 or (sampling.temperature == 1 and sampling.top_p == 1)
@@ -280,7 +289,7 @@ class RemoteLM:
         with self._probing:
             if self._probed is None:
                 with self._session.bill.shared():
-                    self._probed = probe(self._session, best=self._best, draws=self._draws)
+                    self._probed = probe(self._session, best=self._best, draws=self._draws, thinking=self._thinking)
             return self._probed
 
     def _owned(self, target: Target) -> Ids | None:
@@ -316,6 +325,8 @@ def fingerprint_of(report: ProbeReport, source: str, *, chat: bool) -> str:
         report.label_scoring,
         report.text_scoring,
         ENGINE_VERSION,
+        *([f"thinking {report.thinking_tokens}"] if report.thinking_tokens else []),
+        *(["fixed temperature"] if report.fixed_temperature else []),
     ]
     digest = hashlib.sha256("\x1f".join(what).encode()).hexdigest()[:16]
     served = report.served_model or report.model
@@ -346,6 +357,7 @@ def _options(
     revision: str | int | float | None = None,
     best_scoring_mode: ScoringMode = "target scoring",
     label_draws: Size = 16,
+    thinking_tokens: Size | None = None,
 ) -> None:
     """What `load_lm` takes for a model on a server; times in seconds."""
 
@@ -368,7 +380,8 @@ def open_remote(
         rest: what follows the prefix: the model's name on the server, with `:chat` or `:completion` if wanted.
         spec: the whole string.
         options: see `OPTIONS`; times in seconds, `base_url` one address or several (replicas), `best_scoring_mode` the
-            best scoring mode that is used, `label_draws` per context where labels can only be counted.
+            best scoring mode that is used, `label_draws` per context where labels can only be counted,
+            `thinking_tokens` per draw for the thoughts of a reasoning model.
         environment: in place of the process's own.
 
     Raises:
@@ -409,6 +422,7 @@ def open_remote(
         revision=None if options.get("revision") is None else str(options["revision"]),
         best_scoring_mode=best,
         draws=draws,
+        thinking_tokens=options.get("thinking_tokens"),
     )
 
 

@@ -34,7 +34,8 @@ from dln.lm.remote.checks import (
     seeds_matter,
     speaks_of_the_server,
 )
-from dln.lm.remote.dialect import Drawn, ModelCard
+from dln.lm.remote.demands import amended, settle_demands
+from dln.lm.remote.dialect import Drawn, ModelCard, Prompt
 from dln.lm.remote.next_tokens import NextScorer, PickedTokens, TopTokens
 from dln.lm.remote.scoring import (
     AnsweredLabels,
@@ -89,6 +90,11 @@ class ProbeReport:
         densities: which log-probabilities a draw comes with: of the model, or of the distribution drawn from.
         top_log_probs: how many of the next token's log-probabilities were given; 0 for none.
         next_tokens: which tokens' next-token log-probabilities are told.
+        thinking_tokens: what a draw may use for thoughts beyond its length limit; 0 for a model that does not reason.
+        tokens_field: the name of the length limit.
+        fixed_temperature: whether the server draws at its own temperature only.
+        min_tokens: the smallest length limit that the server accepts.
+        left_out: fields that the server refuses and that are not sent.
         stays: what works in these modes, and what does not.
         calls_per_second: of the probe, one call at a time.
         tokens_per_second: drawn by the probe, one draw at a time.
@@ -109,6 +115,11 @@ class ProbeReport:
     densities: Densities
     top_log_probs: int
     next_tokens: Literal["all", "top", "none"]
+    thinking_tokens: int = 0
+    tokens_field: str = "max_tokens"
+    fixed_temperature: bool = False
+    min_tokens: int = 1
+    left_out: tuple[str, ...] = ()
     calls_per_second: float = field(default=0.0, compare=False)
     tokens_per_second: float = field(default=0.0, compare=False)
 
@@ -137,9 +148,31 @@ class ProbeReport:
             lines.append("Draws come without their density: log q of a hidden text is known at temperature 0 only.")
         return tuple(lines)
 
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """What this model demands of requests, one sentence each; empty where it takes the usual ones."""
+        lines: list[str] = []
+        if self.thinking_tokens:
+            lines.append(
+                f"A reasoning model: its thoughts are removed, and a draw may use {self.thinking_tokens} tokens for "
+                "them beyond its length limit (--lm-option thinking_tokens=N). Labels are counted among answers."
+            )
+        if self.fixed_temperature:
+            lines.append(
+                "The temperature cannot be set: every answer, greedy ones included, is a draw at the server's own."
+            )
+        if self.tokens_field != "max_tokens":
+            lines.append(f"The length limit is sent as {self.tokens_field}.")
+        if self.min_tokens > 1:
+            lines.append(f"Length limits below {self.min_tokens} tokens are refused: shorter answers are cut.")
+        if self.left_out:
+            lines.append(f"Refused, and therefore not sent: {', '.join(self.left_out)}.")
+        return tuple(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, for JSON."""
-        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials], "stays": list(self.stays)}
+        lists = {"stays": list(self.stays), "requests": list(self.requests), "left_out": list(self.left_out)}
+        return {**asdict(self), "trials": [asdict(trial) for trial in self.trials], **lists}
 
     def __str__(self) -> str:
         length = "unknown" if self.context_length is None else f"{self.context_length} tokens"
@@ -152,7 +185,7 @@ class ProbeReport:
             f"  tokenizer: {self.tokenizer}",
             f"  context length: {length}   seeds: {self.seeds}",
             f"  speed: {self.calls_per_second:.1f} calls/s, {self.tokens_per_second:.0f} tokens/s, one at a time",
-            *(f"  {line}" for line in self.stays),
+            *(f"  {line}" for line in (*self.requests, *self.stays)),
         ]
         return "\n".join(lines)
 
@@ -193,13 +226,16 @@ class Probed:
     keeps_log_probs: bool
 
 
-def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int = 16) -> Probed:
+def probe(
+    session: Session, *, best: ScoringMode = "target scoring", draws: int = 16, thinking: int | None = None
+) -> Probed:
     """Find the best scoring mode, from `best` down, in which the server's numbers can be trusted.
 
     Args:
         session: the server; it is set to what is found (ids or text, the fields that are sent).
         best: no better mode than this one is tried.
         draws: per context, if it comes to counting labels among draws; 0 leaves that mode out.
+        thinking: tokens for the thoughts of a reasoning model; None to find how many are needed.
 
     Raises:
         ProviderError: the server cannot even draw.
@@ -207,13 +243,17 @@ def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int 
     began, asked = time.perf_counter(), session.calls
     card = model_card(session)
     known, keeps = first_draw(session)
+    settle_demands(session, thinking)
     tokenizer = settle_ids(session)
     drew, before = time.perf_counter(), session.calls
     again = known_draw(session, 1 if keeps else None)
     known = again if session.takes_ids else known
+    demands = session.dialect.demands
+    keeps = keeps and not demands.thinking_tokens
     tokens = (len(known.ids or known.row.tokens) or len(known.text.split())) * (session.calls - before)
     speed = tokens / max(time.perf_counter() - drew, 1e-9)
-    top = top_tokens(session) if keeps or session.chat else 0
+    # the first tokens of a reasoning model are thoughts: no scoring mode but counting answers applies to it
+    top = top_tokens(session) if (keeps or session.chat) and not demands.thinking_tokens else 0
     trials = _Trials(best)
     targets = trials.first("texts", _text_scorers(session, known))
     labels = trials.first("labels", _label_scorers(session, targets, known, top, draws))
@@ -228,12 +268,17 @@ def probe(session: Session, *, best: ScoringMode = "target scoring", draws: int 
         text_scoring="accuracy" if targets is None else targets.name,
         trials=tuple(trials.made),
         tokenizer=tokenizer,
-        token_ids=session.takes_ids and known.ids is not None,
+        token_ids=session.takes_ids and known.ids is not None and not demands.thinking_tokens,
         context_length=session.context_length,
         seeds=seeds_matter(session),
         densities=kept_densities(session, targets, known) if keeps else "none",
         top_log_probs=top,
         next_tokens="none" if following is None else following.tells,
+        thinking_tokens=demands.thinking_tokens,
+        tokens_field=(demands.tokens_field or session.dialect.chat_tokens_field) if session.chat else "max_tokens",
+        fixed_temperature=demands.fixed_temperature,
+        min_tokens=demands.min_tokens,
+        left_out=tuple(sorted(demands.left_out)),
         calls_per_second=(session.calls - asked) / max(time.perf_counter() - began, 1e-9),
         tokens_per_second=speed,
     )
@@ -267,6 +312,8 @@ class _Trials:
 
 def _text_scorers(session: Session, known: Drawn) -> Iterator[tuple[TextScorer, Check]]:
     dialect = session.dialect
+    if dialect.demands.thinking_tokens:
+        return
     scorers: list[TextScorer] = []
     if session.takes_ids and dialect.scores_ids:
         scorers.append(TargetScoring(session))
@@ -283,7 +330,7 @@ def _text_scorers(session: Session, known: Drawn) -> Iterator[tuple[TextScorer, 
 def _label_scorers(
     session: Session, targets: TextScorer | None, known: Drawn, top: int, draws: int
 ) -> Iterator[tuple[LabelScorer, Check]]:
-    if session.takes_ids and session.dialect.picks_tokens:
+    if session.takes_ids and session.dialect.picks_tokens and not session.dialect.demands.thinking_tokens:
         picked = PickedLabels(session)
         yield picked, partial(check_picked, session, picked, targets, known)
     if targets is not None:
@@ -325,21 +372,38 @@ def first_draw(session: Session) -> tuple[Drawn, bool]:
     The dialect is cut down to the plain form where the server refuses more.
 
     Raises:
-        ProviderError: the server cannot draw at all.
+        ProviderError: the server cannot draw at all; where it draws in a chat only (or not in one), the error says so.
     """
     plain = replace(session.dialect, extras=False)
     ways = [(session.dialect, 1), *([(plain, 1)] if session.dialect.extras else []), (plain, None)]
     for at, (dialect, top) in enumerate(ways):
-        session.dialect = dialect
+        session.dialect = replace(dialect, demands=session.dialect.demands)
         try:
-            drawn = known_draw(session, top)
+            drawn = amended(session, lambda top=top: known_draw(session, top))
         except REFUSALS as refusal:
             speaks_of_the_server(refusal)
             if at == len(ways) - 1:
-                raise
+                raise other_form(session, refusal) from refusal
         else:
             return drawn, bool(drawn.row.tokens)
     raise AssertionError("the last way returns or raises")
+
+
+def other_form(session: Session, refusal: DlnError) -> DlnError:
+    """The refusal of every draw, with the suffix of the model's name that would help, if it would."""
+    suffix = ":completion" if session.chat else ":chat"
+    call = session.dialect.draw(Prompt(CONTEXT, None, not session.chat), KNOWN, 0, None)
+    try:
+        session.send([call], session.dialect.read_draw)
+    except DlnError:
+        return refusal
+    return type(refusal)(
+        f"the server answers {'completions' if session.chat else 'chats'} only with this model",
+        where=refusal.where,
+        got=refusal.got if refusal.got is not None else refusal.message,
+        expected=f"{session.dialect.name}/{session.dialect.model}{suffix}",
+        fix=f"--lm {session.dialect.name}/{session.dialect.model}{suffix}",
+    )
 
 
 KNOWN = Sampling(temperature=1.0, max_tokens=6)
@@ -361,6 +425,8 @@ def settle_ids(session: Session) -> str:
     """Let prompts go as ids if the server encodes texts and continues ids as it continues the text."""
     if not session.dialect.has_tokenizer:
         return "not reachable: lengths are estimated"
+    if session.dialect.demands.thinking_tokens:
+        return "not used: only a chat separates thoughts from answers; lengths are estimated"
     greedy = Sampling(max_tokens=4)
 
     def draw() -> str:

@@ -41,6 +41,7 @@ __all__ = [
     "sequence",
     "string",
     "token_row",
+    "without_thoughts",
 ]
 
 
@@ -170,6 +171,32 @@ def finish_of(choice: dict[str, Any]) -> str:
     if reason in ("content_filter", "error", "abort"):
         raise malformed("the text was not finished by the model", where="finish_reason", got=reason)
     return "length" if reason in ("length", "max_tokens") else "stop"
+
+
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"),
+)
+"""How reasoning models open and close their thoughts."""
+
+
+def without_thoughts(text: str) -> tuple[str, bool]:
+    """The answer after the thoughts of a reasoning model, and whether there were any.
+
+    Thoughts that do not end (the length limit was reached) leave an empty answer. The chat template of some models
+    writes `<think>` itself, so that the text shows the end of the thoughts only.
+    """
+    for opening, closing in THOUGHTS:
+        if text.lstrip().startswith(opening):
+            return text.partition(closing)[2].lstrip(), True
+    opening, closing = THOUGHTS[0]
+    if closing in text and opening not in text:
+        return text.partition(closing)[2].lstrip(), True
+    return text, False
 
 
 def ids_of(value: object, where: str) -> tuple[int, ...]:
