@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dln.cli.output import duration, err, one_line, percent, print_record, sparkline
 from dln.lm.meter import Meter, Usage
-from dln.train.events import Backtracked, Event, Finished, Resumed, Started, StepDone, Validated
+from dln.train.events import Backtracked, Controlled, Event, Finished, Resumed, Started, StepDone, Validated
 from dln.train.run import to_line
 
 __all__ = ["Board", "JsonWatch", "LineWatch", "PanelWatch", "Watch", "choose_watch"]
@@ -71,6 +71,8 @@ class Board:
             self.phase = f"step {event.step + 1}"
         elif isinstance(event, Backtracked):
             self.phase = f"step {event.step + 1}, from the prompts of step {event.to_step}"
+        elif isinstance(event, Controlled) and event.action in ("pause", "resume"):
+            self.phase = "paused" if event.action == "pause" else f"step {event.step + 1}"
         elif isinstance(event, Finished):
             self.phase = "done"
 
@@ -172,6 +174,8 @@ class LineWatch(Quiet):
             )
         elif isinstance(event, Backtracked):
             self._print(f"step {event.step}/{board.planned}  no gain: back to the prompts of step {event.to_step}")
+        elif isinstance(event, Controlled):
+            self._print(f"step {event.step}/{board.planned}  asked by a person: {event.refused or event.action}")
 
     def progress(self, done: int, total: int) -> None:
         """Print a line at the end of an evaluation."""

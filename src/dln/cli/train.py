@@ -439,9 +439,9 @@ def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:
 
 
 def _finished(directory: Path, steps: int) -> Finished | None:
-    """How the run finished; None if it did not, or has been extended since."""
+    """How the run finished; None if it did not, has been extended since, or was stopped by a person before its end."""
     found = of_kind(current(read_events(directory / "events.jsonl")), Finished)
-    extended = found and found[-1].reason == "steps" and found[-1].step < steps
+    extended = found and found[-1].reason in ("steps", "stopped") and found[-1].step < steps
     return None if extended or not found else found[-1]
 
 

@@ -244,6 +244,7 @@ class MStep:
         incumbent: Candidates,
         feedback: Feedback,
         remembered: tuple[Prompt, ...],
+        tried: tuple[Prompt, ...] = (),
     ) -> tuple[PromptedLayer, tuple[LayerInfo, ...]]:
         """The improved layer and one `LayerInfo` per repetition (none for a frozen layer).
 
@@ -253,6 +254,7 @@ class MStep:
             incumbent: the same as the only candidate, with the posterior it is judged under.
             feedback: what the proposals learn from.
             remembered: the memory's prompts of this layer; they are candidates too.
+            tried: prompts that a person wants tried, likewise.
         """
         seen = [*feedback.inputs, *incumbent.pairs.inputs]
         h = max((item.h for item in seen), key=len, default="") if incumbent.position else self.longest
@@ -264,7 +266,8 @@ class MStep:
             memory, _ = screen([Proposal(prompt, "memory") for prompt in remembered], layer, self.max_prompt_tokens)
             informed = replace(feedback, memory=tuple(proposal.prompt for proposal in memory))
             drawn = self.proposal(address, layer, informed, self.num_prompts)
-            kept, dropped = screen([*memory, *drawn], layer, self.max_prompt_tokens, seen)
+            asked = [Proposal(prompt, "human") for prompt in tried]
+            kept, dropped = screen([*asked, *memory, *drawn], layer, self.max_prompt_tokens, seen)
             kept = _leave_judges(kept, layer, incumbent, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)
             candidates = replace(

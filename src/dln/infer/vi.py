@@ -12,7 +12,7 @@ M-step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,11 +45,13 @@ class Batch:
         x: inputs.
         y: wanted outputs.
         pool: other labelled (input, output) pairs, which the output layer may show as demonstrations.
+        tried: instructions that a person wants tried, by layer (see `Candidates.row`); candidates like any others.
     """
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     pool: tuple[tuple[str, str], ...] = ()
+    tried: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +226,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     network = memory.remembering_network(state.network)
     trace = network.sample(key.child("forward"), batch.x, temperature=vi.forward_temperature)
     correct = [vi.correct(p, y) for p, y in zip(trace.predictions, batch.y, strict=True)]
-    if vi.skip_correct and all(correct):
+    if vi.skip_correct and all(correct) and not batch.tried:
         return replace(state, step=state.step + 1), _skipped(trace, batch, vi)
 
     rewrite = [not right for right in correct] if vi.rewrite_only_wrong else None
@@ -235,7 +237,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     for l, layer in enumerate(network.layers):  # noqa: E741  # the paper's letter
         labelled = _labelled(key, network, l, batch, vi)
         for b in range(len(layer.branches)):
-            step = _Step(key, replace(state, network=network), trace, posterior, correct, labelled)
+            step = _Step(key, replace(state, network=network), trace, posterior, correct, labelled, batch.tried)
             best, infos = step.improve(vi.m_step, l, b)
             improved = improved.with_layer(l, improved.layers[l].with_branch(b, best))
             steps.extend(infos)
@@ -271,6 +273,7 @@ class _Step:
     posterior: Posterior
     correct: list[bool]
     labelled: tuple[Demonstration, ...]
+    tried: Mapping[int, tuple[str, ...]]
 
     def improve(self, m_step: MStep, position: int, branch: int) -> tuple[Layer, tuple[LayerInfo, ...]]:
         """One layer, or one of several side by side, and its M-steps; a layer without a prompt stays as it is."""
@@ -310,7 +313,8 @@ class _Step:
         )
         others = (snapshot.network.layers[position].branches[branch].prompted for snapshot in self.state.memory)
         remembered = tuple(other.prompt for other in others if other is not None)
-        return m_step(self.key, present, self.state.replay.joined(incumbent), feedback, remembered)
+        tried = tuple(present.prompt.with_instruction(text) for text in self.tried.get(incumbent.row, ()))
+        return m_step(self.key, present, self.state.replay.joined(incumbent), feedback, remembered, tried)
 
 
 def _skipped(trace: Trace, batch: Batch, vi: VariationalInference) -> Info:

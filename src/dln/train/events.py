@@ -24,6 +24,7 @@ __all__ = [
     "BaselineRecord",
     "CandidateRecord",
     "ComparedRecord",
+    "Controlled",
     "EstimateRecord",
     "Evaluated",
     "Event",
@@ -366,6 +367,25 @@ class Backtracked(Event):
     to_step: int
 
 
+class Controlled(Event):
+    """What a person asked of the run (see `dln.train.control`), read after `step` updates.
+
+    Attributes:
+        request: line number in controls.jsonl.
+        action: "prompt" made `text` a candidate of the next step; "unknown" is a line that is no request.
+        layer: 0-based number of the layer whose instruction `text` is.
+        refused: why it had no effect; empty where it had one.
+    """
+
+    kind: Literal["control"] = "control"
+    step: int
+    request: int
+    action: Literal["pause", "resume", "stop", "prompt", "unknown"]
+    layer: int | None = None
+    text: str = ""
+    refused: str = ""
+
+
 class Interrupted(Event):
     """The run stopped before its end and can be resumed.
 
@@ -392,7 +412,7 @@ class Finished(Event):
     """Training ended.
 
     Attributes:
-        reason: "steps", "early stopping" or "budget".
+        reason: "steps", "early stopping", "stopper", "stopped" (by a person) or "budget".
         best_step: the step whose parameters are the result.
         score: their validation score, null without a dev set.
         network: the best network, as in a network file.
@@ -449,7 +469,7 @@ class Evaluated(Event):
 
 
 AnyEvent = Annotated[
-    Started | StepDone | Validated | Backtracked | Interrupted | Resumed | Finished | Evaluated,
+    Started | StepDone | Validated | Backtracked | Controlled | Interrupted | Resumed | Finished | Evaluated,
     Field(discriminator="kind"),
 ]
 

@@ -34,6 +34,7 @@ from dln.nn.saving import network_to_json
 from dln.train import build
 from dln.train.build import prepared
 from dln.train.callbacks import Callback, Listener, ProgressBar, interactive, listeners
+from dln.train.control import Controls
 from dln.train.evaluate import run_grader
 from dln.train.events import (
     Event,
@@ -153,7 +154,9 @@ def fit(
             emit(Resumed(step=-1 if begun is None else begun.state.step, steps=chosen.steps))
         else:
             emit(_started(run_dir, network, train, dev, chosen, task, meta))
-        return _loop(network, begun, recipe, run, emit, meter)
+        num_layers = sum(len(layer.branches) for layer in network.layers)
+        controls = Controls(None if run is None else run.path, before, num_layers, emit)
+        return _loop(network, begun, recipe, run, emit, controls, meter)
 
 
 def _rightness(graded: Grader, train: Dataset) -> Callable[[str, str], bool]:
@@ -216,6 +219,7 @@ def _loop(
     recipe: Recipe,
     run: Run | None,
     emit: _Emitter,
+    controls: Controls,
     meter: Meter | None,
 ) -> FitResult:
     reason: str | None = None
@@ -227,8 +231,11 @@ def _loop(
             current, events = measure(current, recipe)
             _commit(current, events, run, emit, time.perf_counter() - started)
         while (reason := current.done(recipe)) is None:
+            if controls.stop(current.state.step):
+                reason = "stopped"
+                break
             started = time.perf_counter()
-            current, events = advance(current, recipe)
+            current, events = advance(current, recipe, controls.tried(current.state.step))
             _commit(current, events, run, emit, time.perf_counter() - started)
         current, pool = settle(current, recipe)
     except BudgetReached:

@@ -141,11 +141,13 @@ def begin(network: Sequential, recipe: Recipe) -> Progress:
     return Progress(vi.init(with_readout(network, recipe.algorithm.calibrator, inputs)))
 
 
-def advance(progress: Progress, recipe: Recipe) -> tuple[Progress, list[Event]]:
-    """One update, and a validation where one is due; everything is derived from (seed, step)."""
+def advance(
+    progress: Progress, recipe: Recipe, tried: Mapping[int, tuple[str, ...]] | None = None
+) -> tuple[Progress, list[Event]]:
+    """One update, and a validation where one is due; everything is derived from (seed, step) and `tried`."""
     options, state = recipe.options, progress.state
     key = Key(options.seed).child("step", state.step)
-    batch = _batch(recipe, key)
+    batch = replace(_batch(recipe, key), tried=tried or {})
     state, info = vi.update(state, batch, key, recipe.algorithm)
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)

@@ -2,6 +2,7 @@
 
     run.yaml         resolved options, custom objects, versions, hash of the data, fingerprint of the model
     events.jsonl     append-only, one record a line; every event is on disk before the next step begins
+    controls.jsonl   what a person asks of the running training, read between steps
     checkpoint.json  replaced atomically after each step
     network.json     the trained network
     report.html      made from the events
