@@ -420,7 +420,7 @@ class _Regression:
 
 
 def fit_pool(
-    log_probs: Floats, targets: Integers, scale: float = 0.5, bias_scale: float = 1.0
+    log_probs: Floats, targets: Integers, scale: float = 0.1, bias_scale: float = 0.1
 ) -> tuple[Floats, Floats]:
     """Weights a and bias b of a product of experts, log p(y|x) = log softmax_y(Σ_m a_m log p_m(y|x) + b_y).
 

@@ -194,7 +194,8 @@ def estimate(
             scored, asked = _m_step(layers, present, position, options, batch, step)
             improvement, proposals = improvement + scored, proposals + asked
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
-    at_once = 1 + min(options.ensemble - 1, options.inference.num_prompts)  # runners-up are validated too
+    members = options.members(depth, wide_readout(layers, options))
+    at_once = 1 + min(members - 1, options.inference.num_prompts)  # runners-up are validated too
     validations = ((_present(layers, options, batch, step), at_once if step else 1) for step in [0, *due])
     validation = sum((_validate(network, options) * n for network, n in validations), Cost()) * dev_size
     trained = _present(layers, options, batch, options.steps)
@@ -202,9 +203,9 @@ def estimate(
         # its words are chosen, the examples that candidates were scored on take part in the fit of each validation, and
         # all train examples in the last one of every network that answers
         support = sum(min(options.inference.evidence, batch * step) * at_once for step in due)
-        last = options.ensemble * (min(options.fit_examples, train_size) if depth == 1 else 0)
+        last = members * (min(options.fit_examples, train_size) if depth == 1 else 0)
         validation += _score(trained[-1]) * (support + last) + _read(layers) * min(READ_BY, train_size)
-    answering = options.ensemble if dev_size and due else 1
+    answering = members if dev_size and due else 1
     return Estimate(
         {
             "forward": forward,

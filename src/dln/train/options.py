@@ -345,8 +345,11 @@ class Options(Strict):
         None, gt=0, description="seconds for one call of your metric, then its example is excluded; null: no limit"
     )
     memory: int = Field(2, ge=0, description="networks remembered; their prompts are candidates in every step")
-    ensemble: int = Field(
-        1, ge=1, description="networks that answer together, the best of winners and runners-up; 1: the best alone"
+    ensemble: int | None = Field(
+        None,
+        ge=1,
+        description="networks that answer together, the best of winners and runners-up; 1: the best alone; null: 3 "
+        "where one layer has a word readout, else 1",
     )
     ensemble_temp: float = Field(
         32.0, gt=0, description="temperature of their weights, which go by log-likelihood; a high one weighs alike"
@@ -368,6 +371,13 @@ class Options(Strict):
     )
     inference: InferenceOptions = Field(default_factory=lambda: InferenceOptions.model_validate({}))
 
+    def members(self, depth: int, wide: bool) -> int:
+        """How many networks of `depth` layers answer together; `wide`: their output layer is a word readout."""
+        return self.ensemble or (POOLED if wide and depth == 1 else 1)
+
+
+POOLED = 3
+"""Networks with word readouts that answer together by default."""
 
 PAPER: dict[str, Any] = {
     "preset": "paper",

@@ -152,7 +152,7 @@ def advance(
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)
     if recipe.dev is not None and (state.step % options.val_every == 0 or state.step >= options.steps):
-        progress, more = measure(progress, recipe, _runners_up(info, state.network, options.ensemble - 1))
+        progress, more = measure(progress, recipe, _runners_up(info, state.network, _members(progress, options) - 1))
         events.extend(more)
     return progress, events
 
@@ -172,12 +172,13 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     best = progress.best
     gained = best is None or score > best.score
     snapshot = Snapshot(validation.network, score, state.step)
-    kept = remember(progress.kept, snapshot, options.ensemble)
+    members = _members(progress, options)
+    kept = remember(progress.kept, snapshot, members)
     for network in runners_up:
         if network.parameters() not in [other.prompts for other in kept]:
             close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator, support)
             beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
-            kept = remember(kept, beside, options.ensemble)
+            kept = remember(kept, beside, members)
     state = replace(state, memory=remember(state.memory, snapshot, options.memory))
     events: list[Event] = [
         Validated(
@@ -191,6 +192,13 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
         events.append(Backtracked(step=state.step, to_step=best.step))
         return Progress(replace(state, network=best.network), best, 0, progress.stale + 1, kept), events
     return Progress(state, best, since, progress.stale + 1, kept), events
+
+
+def _members(progress: Progress, options: Options) -> int:
+    """How many networks answer together."""
+    network = progress.state.network
+    last = network.layers[-1].classifier
+    return options.members(len(network), last is not None and last.readout.wide)
 
 
 def _scored_before(state: vi.State) -> Support:
@@ -279,16 +287,16 @@ def predictor_of(progress: Progress, recipe: Recipe, pool: Pool | None = None) -
     log-likelihoods, and are equal else. Without a dev set there is nothing to choose several networks by: the result
     answers alone.
     """
-    options, dev = recipe.options, recipe.dev
-    if options.ensemble == 1 or dev is None or not progress.kept:
+    options, dev, members = recipe.options, recipe.dev, _members(progress, recipe.options)
+    if members == 1 or dev is None or not progress.kept:
         return progress.result.network
     if pool is not None and (pool.weights > 0).any():
         heavy = pool.weights > 0
-        members = [snapshot.network for snapshot, used in zip(progress.kept, heavy, strict=True) if used]
-        return Ensemble(members, pool.weights[heavy], pool.bias)
+        used = [snapshot.network for snapshot, weighs in zip(progress.kept, heavy, strict=True) if weighs]
+        return Ensemble(used, pool.weights[heavy], pool.bias)
     scored = options.select_by == "log_likelihood" and progress.state.network.labels is not None
     n = len(dev) if scored else None
-    return answering(progress.kept, options.ensemble, examples=n, temperature=options.ensemble_temp)
+    return answering(progress.kept, members, examples=n, temperature=options.ensemble_temp)
 
 
 def member_records(predictor: AnyNetwork, kept: Sequence[Snapshot]) -> list[MemberRecord]:
