@@ -117,13 +117,18 @@ class Cell:
 
 
 class Spent(Record):
-    """The cost of training or testing a cell, as counted by the meter (see `dln.lm.meter.Usage`)."""
+    """The cost of training or testing a cell, as counted by the meter (see `dln.lm.meter.Usage`).
+
+    `computed` is how many tokens an in-process model was fed, where a prefix that several requests share counts once;
+    None for other models.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
+    computed: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -476,6 +481,11 @@ class Bench:
             raise
         return results
 
+    def _fed(self, lm: Wrapper) -> int | None:
+        """Tokens that an in-process model has been fed since it was loaded; None where cells run side by side."""
+        counts: dict[str, int] = getattr(lm.unwrapped, "diagnostics", {})
+        return counts.get("tokens") if self.jobs == 1 else None
+
     def _make(self, method: Method, task: Task, cell: Cell, known: dict[str, Known], stop: Event) -> CellResult:
         alarm = Alarm(self.lm, stop)
         lm = Metered(alarm, Budget(max_tokens=self.protocol.equal_tokens), price=self.price)
@@ -491,16 +501,16 @@ class Bench:
             known={name: replace(found, network=_on(lm, found.network)) for name, found in known.items()},
             readable=task.test,
         )
-        started = time.perf_counter()
+        started, fed = time.perf_counter(), self._fed(lm)
         found = method(setup)
         alarm.check()
-        train = _spent(lm.meter.snapshot(), time.perf_counter() - started)
+        train = _spent(lm.meter.snapshot(), time.perf_counter() - started, fed, self._fed(lm))
         lm.budget = Budget()  # the budget of a cell is for training; testing always completes
-        before, started = lm.meter.snapshot(), time.perf_counter()
+        before, started, fed = lm.meter.snapshot(), time.perf_counter(), self._fed(lm)
         predictions: list[Prediction] = []
         for start in range(0, len(task.test), CHUNK):
             predictions.extend(found.predictor.predict_many(list(task.test.inputs[start : start + CHUNK])))
-        test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started)
+        test = _spent(lm.meter.snapshot() - before, time.perf_counter() - started, fed, self._fed(lm))
         if isinstance(found.predictor, Sequential | Ensemble):
             save_network(found.predictor, self.cells.network(cell), {"task": cell.task, "method": cell.method})
         recipe = recipe_of(method, self.protocol.options)
@@ -521,6 +531,7 @@ def _on(lm: LanguageModel, network: AnyNetwork | None) -> AnyNetwork | None:
     return None if network is None else moved(network)
 
 
-def _spent(usage: Usage, seconds: float) -> Spent:
+def _spent(usage: Usage, seconds: float, before: int | None, after: int | None) -> Spent:
     counts = {name: getattr(usage, name) for name in ("calls", "prompt_tokens", "completion_tokens")}
-    return Spent(**counts, usd=usage.usd, seconds=seconds)
+    computed = None if before is None or after is None else after - before
+    return Spent(**counts, usd=usage.usd, seconds=seconds, computed=computed)

@@ -139,6 +139,7 @@ class Row:
         unscored: test examples without a usable score, over all seeds.
         calls: requests for training and test, mean per seed, as all costs below.
         train_tokens: tokens of training.
+        computed_tokens: tokens of training that an in-process model was fed, shared prefixes once; None if unknown.
         test_tokens: tokens of the test.
         usd: cost in US dollars.
         seconds: time for training and test.
@@ -161,6 +162,7 @@ class Row:
     usd: float
     seconds: float
     train_seconds: float
+    computed_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[
     likelihoods = [[c.log_likelihood for c in cells if c.task == t] for t in dict.fromkeys(cell.task for cell in cells)]
     known = [[value for value in row if value is not None] for row in likelihoods]
     whole = all(len(row) == len(values) for row, values in zip(likelihoods, known, strict=True))
+    computed = [c.train.computed for c in cells]
     return Row(
         task=task,
         method=method,
@@ -268,6 +271,7 @@ def _entry(task: str, method: str, cells: Sequence[CellResult], accuracy: tuple[
         usd=sum(c.train.usd + c.test.usd for c in cells) / seeds,
         seconds=sum(c.train.seconds + c.test.seconds for c in cells) / seeds,
         train_seconds=sum(c.train.seconds for c in cells) / seeds,
+        computed_tokens=None if None in computed else sum(c for c in computed if c is not None) / seeds,
     )
 
 

@@ -191,10 +191,14 @@ def markdown(summary: Summary, abouts: Mapping[str, str] | None = None) -> str:
         "per-class accuracies.",
         table(head, rows),
         _sizes(summary),
-        "Cost per seed, sum over the tasks; log p(y|x) is the mean log-likelihood of the correct label per test "
-        "example, in nats, averaged over the tasks.",
+        "Cost per seed, sum over the tasks. Computed tokens are what a model in this process was fed in training: a "
+        "prefix that several requests share counts once. log p(y|x) is the mean log-likelihood of the correct label per "
+        "test example, in nats, averaged over the tasks.",
         table(
-            ("method", "training tokens", "test tokens", "calls", "seconds", "USD", "log p(y|x)", "what it is"),
+            (
+                *("method", "training tokens", "computed", "test tokens", "calls", "seconds", "USD", "log p(y|x)"),
+                "what it is",
+            ),
             [(m, *_costs(summary, m), said.get(m, "")) for m in summary.methods],
         ),
     ]
@@ -236,9 +240,14 @@ def _sizes(summary: Summary) -> str:
 
 def _costs(summary: Summary, method: str) -> tuple[str, ...]:
     rows = [row for row in summary.rows if row.method == method and row.task in summary.tasks]
-    sums = [sum(getattr(row, name) for row in rows) for name in ("train_tokens", "test_tokens", "calls", "seconds")]
+    asked, *sums = [
+        sum(getattr(row, name) for row in rows) for name in ("train_tokens", "test_tokens", "calls", "seconds")
+    ]
+    computed = [row.computed_tokens for row in rows]
     whole = summary.overall(method)
     return (
+        _count(asked),
+        "" if None in computed else _count(sum(tokens for tokens in computed if tokens is not None)),
         *map(_count, sums),
         f"{sum(row.usd for row in rows):.2f}",
         nats(whole.log_likelihood if whole is not None else None),
