@@ -192,8 +192,8 @@ def markdown(summary: Summary, abouts: Mapping[str, str] | None = None) -> str:
         table(head, rows),
         _sizes(summary),
         "Cost per seed, sum over the tasks. Computed tokens are what a model in this process was fed in training: a "
-        "prefix that several requests share counts once. log p(y|x) is the mean log-likelihood of the correct label per "
-        "test example, in nats, averaged over the tasks.",
+        "prefix that several requests share counts once. log p(y|x) is the mean log-likelihood of the correct label "
+        "per test example, in nats, averaged over the tasks.",
         table(
             (
                 *("method", "training tokens", "computed", "test tokens", "calls", "seconds", "USD", "log p(y|x)"),
