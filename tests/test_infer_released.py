@@ -18,6 +18,7 @@ from dln.infer.memory import Feedback, Snapshot
 from dln.infer.mstep import Exploration
 from dln.infer.objective import ExpectedLogProb, NoiseContrastive
 from dln.infer.prompts import RewriteProposal, SequenceProposal
+from dln.infer.rewards import Correctness
 from dln.lm.base import TokenLogProbs, Wrapper
 from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
@@ -112,8 +113,8 @@ def test_a_burn_in_leaves_the_first_tokens_out_of_every_mean_of_a_hidden_text():
 def test_the_burn_in_reaches_every_part_of_a_step_that_scores_hidden_texts():
     found = built("paper", burn_in=0.25, exploration=1.0, posterior_terms=["likelihood", "mutual_information"])
     weighting = found.e_step.weighting
-    assert weighting.correct is correct
-    assert weighting == Weighting((Likelihood(), MutualInformation(1.0)), burn_in=0.25, correct=correct)
+    assert weighting.reward == Correctness(correct)
+    assert weighting == Weighting((Likelihood(), MutualInformation(1.0)), burn_in=0.25, reward=Correctness(correct))
     assert isinstance(found.m_step.hidden_objective, ExpectedLogProb)
     assert found.m_step.hidden_objective.burn_in == 0.25
     (penalty,) = found.m_step.penalties

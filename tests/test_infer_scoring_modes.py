@@ -21,9 +21,10 @@ from dln.infer.estep import EStep, Weighting
 from dln.infer.hidden import LabelledPriorProposal, PriorProposal
 from dln.infer.memory import Reservoir, layer_feedback
 from dln.infer.mstep import TrustRegion
-from dln.infer.objective import Accuracy, Candidates, DownstreamAccuracy, DownstreamLogProb, ExpectedLogProb
+from dln.infer.objective import Candidates, DownstreamLogProb, DownstreamReward, ExpectedLogProb, ExpectedReward
 from dln.infer.prompts import RewriteProposal
 from dln.infer.race import Race
+from dln.infer.rewards import Correctness
 from dln.infer.scoring_modes import ScoringModes
 from dln.lm.base import Sampling, Wrapper
 from dln.lm.table import TableLM
@@ -188,7 +189,7 @@ def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_pa
     lost = " ".join(steps[0].scoring_modes.lost)
     assert len(steps) == 4
     if depth > 1:
-        made = "answer likelihood" if labels else "answer correctness"
+        made = "answer likelihood" if labels else "reward"
         assert all(step.scoring_modes.weights == made and step.elbo is None for step in steps)
         assert "hidden texts are weighed by" in lost
         for step in steps:
@@ -230,9 +231,9 @@ def test_a_fully_scoring_network_loses_nothing():
     ("net", "weights", "hidden", "output"),
     [
         (network(2), "answer likelihood", "Monte-Carlo", "top-k"),
-        (network(2, labels=False), "answer correctness", "accuracy", "accuracy"),
+        (network(2, labels=False), "reward", "accuracy", "accuracy"),
         (network(2, hidden_scores=True), "target scoring", "target scoring", "top-k"),
-        (network(2, hidden_scores=True, labels=False), "prior and answer correctness", "accuracy", "accuracy"),
+        (network(2, hidden_scores=True, labels=False), "prior and reward", "accuracy", "accuracy"),
         (network(1, mode="Monte-Carlo"), None, None, "Monte-Carlo"),
         (network(1, labels=False), None, None, "accuracy"),
         (network(3, mode="forced decoding"), "answer likelihood", "Monte-Carlo", "forced decoding"),
@@ -243,10 +244,10 @@ def test_scoring_modes_follow_the_capabilities(net, weights, hidden, output):
     assert (modes.weights, modes.hidden, modes.output) == (weights, hidden, output)
     chosen = algorithm(resolve_options("default", {"inference": {"race": False}}), lambda p, y: p == y, network=net)
     assert chosen.scoring_modes == modes
-    judge = {"target scoring": ExpectedLogProb, "Monte-Carlo": DownstreamLogProb, "accuracy": DownstreamAccuracy}
+    judge = {"target scoring": ExpectedLogProb, "Monte-Carlo": DownstreamLogProb, "accuracy": DownstreamReward}
     if hidden:
         assert isinstance(chosen.m_step.hidden_objective, judge[hidden])
-    assert isinstance(chosen.m_step.output_objective, Accuracy if output == "accuracy" else ExpectedLogProb)
+    assert isinstance(chosen.m_step.output_objective, ExpectedReward if output == "accuracy" else ExpectedLogProb)
 
 
 def test_an_exploration_reward_that_cannot_be_had_is_named():
@@ -326,7 +327,7 @@ def test_texts_that_can_be_scored_are_weighed_by_prior_and_correctness():
     (level,) = posterior.hidden
     for i, row in enumerate(level.proposals):
         right = np.array([answers(net, 0, trace.x[i], h.text) == y[i] for h in row])
-        assert level.beta[i] == pytest.approx((right - 1.0) / 0.1)
+        assert level.beta[i] == pytest.approx(right / 0.1)
         assert np.isfinite(level.alpha[i]).all()
         logits = level.alpha[i] + level.beta[i]
         assert level.weights[i] == pytest.approx(np.exp(logits - logsumexp(logits)))
@@ -400,7 +401,7 @@ def test_the_estimate_converges_to_the_log_likelihood():
 def test_equal_prompts_have_equal_draws_and_the_rest_of_the_batch_does_not_matter(seed):
     net = network(3)
     at = situation(net, 0, ["skill 1", "skill 0"], seed)
-    for judge in (DownstreamLogProb(4), DownstreamAccuracy(lambda p, y: p == y, 4)):
+    for judge in (DownstreamLogProb(4), DownstreamReward(Correctness(str.__eq__), 4)):
         terms = judge(at).per_example
         np.testing.assert_array_equal(terms[0], terms[2])
         few = replace(at, counted=np.array([True, False, True, False, False, True]))
@@ -412,7 +413,7 @@ def test_equal_prompts_have_equal_draws_and_the_rest_of_the_batch_does_not_matte
 def test_a_skilled_hidden_prompt_wins_and_its_race_too():
     net = network(2).with_prompts(["skill 0", "skill 4"])
     at = situation(net, 0, ["skill 4", "skill 1"])
-    for judge in (DownstreamLogProb(20), DownstreamAccuracy(lambda p, y: p == y, 20)):
+    for judge in (DownstreamLogProb(20), DownstreamReward(Correctness(str.__eq__), 20)):
         assert int(np.nanargmax(judge(at).scores)) == 1
         assert int(np.nanargmax(Race(judge)(at).scores)) == 1
 
@@ -440,7 +441,7 @@ def test_an_output_layer_leads_to_nothing():
     with pytest.raises(InputError, match="draw"):
         DownstreamLogProb(samples=0)
     with pytest.raises(InputError, match="temperature"):
-        DownstreamAccuracy(lambda p, y: True, temperature=-1.0)
+        DownstreamReward(Correctness(str.__eq__), temperature=-1.0)
 
 
 # ---------------------------------------------------------------- records

@@ -125,7 +125,8 @@ class Grader:
         """
         if not isinstance(self.metric, FunctionMetric) or not self.metric.own:
             return [self._of_texts(answer) for answer in answers]
-        keys = [_key(self.name, answer) or f"unknown {i}" for i, answer in enumerate(answers)]
+        traced = self.metric.reads == "trace"
+        keys = [_key(self.name, answer, traced=traced) or f"unknown {i}" for i, answer in enumerate(answers)]
         found = {key: grade for key in keys if (grade := self._recalled(key)) is not None}
         asked = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in found}
         if asked:
@@ -284,10 +285,11 @@ async def _in_thread(call: Callable[[], T]) -> T:
     return await future
 
 
-def _key(name: str, answer: Answer) -> str | None:
+def _key(name: str, answer: Answer, *, traced: bool) -> str | None:
     """A hash of what is asked, or None where that has no content that can be written down."""
     try:
-        content = [name, *(_plain(one) for one in (answer.example, answer.prediction, answer.trace))]
+        read = (answer.example, answer.prediction, answer.trace if traced else None)
+        content = [name, *map(_plain, read)]
     except InputError:
         return None
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -28,8 +28,8 @@ the choice of a `Weighting`, and so is what stands for β where h*_{l+1} cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,16 @@ import numpy.typing as npt
 
 from dln.errors import InputError
 from dln.infer.hidden import HiddenDraw, HiddenProposal, HiddenRequest, draw_together
+from dln.infer.rewards import (
+    Correctness,
+    Outcome,
+    RewardFunction,
+    answer_rewards,
+    label_rewards,
+    plain,
+    reward_temperature,
+    texts_below,
+)
 from dln.infer.scoring_modes import scores_outputs
 from dln.lm.base import Completion, Target
 from dln.nn.context import parts_of
@@ -75,6 +85,7 @@ class Evidence:
         convention: how alpha and beta are measured.
         burn_in: leading fraction of a text's tokens that a mean leaves out.
         prior_known: whether the layer's model can score the texts, so that alpha says something.
+        tau: τ where beta is R/τ of a reward; None where it is a log-likelihood.
     """
 
     request: HiddenRequest
@@ -85,6 +96,7 @@ class Evidence:
     convention: Convention
     burn_in: float = 0.0
     prior_known: bool = True
+    tau: float | None = None
 
 
 class Weigher(Protocol):
@@ -188,7 +200,10 @@ class Weighting:
 
         log p(h* above | h^k)            the layer above can score what is wanted of it
         log p(y | ĥ(h^k))                the output layer can
-        (R(ŷ(h^k)) − 1) / τ              else; R is 1 for a right answer and 0 for a wrong one
+        R(ŷ(h^k)) / τ                    else
+
+    With `by_reward` it is R/τ whatever the models allow. An output layer over labels whose probabilities are known has
+    the expected reward, Σ_c p(c | ĥ(h^k)) R(c), in the place of that of its one answer.
 
     Where a layer's model cannot score the texts that it writes, α is not known and β alone makes the weights.
     Texts that are all equally wrong then weigh the same.
@@ -200,8 +215,10 @@ class Weighting:
         prune: a particle lighter than min(prune, 1/2K) weighs nothing, and the M-step need not score it;
             0 keeps all. What is left is renormalised: another q, and the ELBO of any q is a bound.
         burn_in: leading fraction of a text's tokens that a mean leaves out (see `score_pairs`).
-        correct: R, (prediction, target) → whether it is right.
-        reward_scale: τ; a wrong answer is worth 1/τ nats less than a right one.
+        reward: R.
+        reward_scale: of τ, see `dln.infer.rewards`; by default a wrong answer is worth 10 nats less than a right one.
+        reward_temp: τ itself, where it is not to follow the spread of the rewards.
+        by_reward: β is R/τ, also where the output can be scored.
 
     What pruning changes: let ε be the weight of an example's dropped particles, ε ≤ (K − 1) · prune. For any
     numbers f^k (log p under one candidate, say) whose mean over the kept particles is f̄ and over the dropped
@@ -216,8 +233,10 @@ class Weighting:
     argmax_only: bool = False
     prune: float = 0.0
     burn_in: float = 0.0
-    correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip()
+    reward: RewardFunction = field(default_factory=Correctness)
     reward_scale: float = 0.1
+    reward_temp: float | None = None
+    by_reward: bool = False
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -228,8 +247,9 @@ class Weighting:
             raise InputError("prune must lie in [0, 1)", where="prune", got=self.prune)
         if not 0 <= self.burn_in < 1:
             raise InputError("burn_in must lie in [0, 1)", where="burn_in", got=self.burn_in)
-        if not (np.isfinite(self.reward_scale) and self.reward_scale > 0):
-            raise InputError("reward_scale must be finite and > 0", where="reward_scale", got=self.reward_scale)
+        for name, value in (("reward_scale", self.reward_scale), ("reward_temp", self.reward_temp)):
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be finite and > 0", where=name, got=value)
 
     def evidence(
         self,
@@ -248,32 +268,57 @@ class Weighting:
             scores = score_pairs([request.layer], below, flat, self.burn_in)
             alpha = scores.known(convention)[0]
         above = (request.above, *request.beyond)
+        follows = next((layer for layer in above[:-1] if not layer.deterministic), above[-1])
+        beta, tau = np.zeros(0), None
+        if self.by_reward or not (scores_outputs(follows) or scores_outputs(above[-1])):
+            beta, tau = self._rewarded(above, request, read, shape)
+        else:
+            beta = self._likelihood(above, request, read, shape, convention)
+        return Evidence(
+            request, proposals, alpha.reshape(shape), beta.reshape(shape), log_q, convention, self.burn_in, known, tau
+        )
+
+    def _likelihood(
+        self,
+        above: Sequence[Layer],
+        request: HiddenRequest,
+        read: list[LayerInput],
+        shape: tuple[int, int],
+        convention: Convention,
+    ) -> Floats:
+        """[B · K] log p of what is wanted of the first layer above that can score it."""
         while above[0].deterministic and len(above) > 1:  # what follows from the text is what counts
             read, above = _through(above[0], read), above[1:]
         if scores_outputs(above[0]):
             wanted = [target for target in request.wanted for _ in range(shape[1])]
-            beta = score_pairs(above[:1], read, wanted, self.burn_in).known(convention)[0]
-        else:
-            beta = self._answered(above, read, [y for y in request.y for _ in range(shape[1])])
-        return Evidence(
-            request, proposals, alpha.reshape(shape), beta.reshape(shape), log_q, convention, self.burn_in, known
-        )
-
-    def _answered(self, above: Sequence[Layer], read: list[LayerInput], y: list[str]) -> Floats:
-        """[B · K] the worth of the answers that the layers above give from what they read."""
+            return score_pairs(above[:1], read, wanted, self.burn_in).known(convention)[0]
         *between, top = above
         for layer in between:
             read = _through(layer, read)
-        if scores_outputs(top):
-            return score_pairs([top], read, y).known("log_prob")[0]
-        answers = top.draw(read, [0] * len(read), 0.0)
-        # an empty answer over labels is an input that the model could not score: excluded, not wrong
-        labels = top.classifier is not None
-        rewards = [
-            np.nan if labels and not answer.text else float(self.correct(answer.text, target))
-            for answer, target in zip(answers, y, strict=True)
-        ]
-        return (np.array(rewards) - 1.0) / self.reward_scale
+        return score_pairs([top], read, [y for y in request.y for _ in range(shape[1])]).known("log_prob")[0]
+
+    def _rewarded(
+        self, above: Sequence[Layer], request: HiddenRequest, read: list[LayerInput], shape: tuple[int, int]
+    ) -> tuple[Floats, float]:
+        """[B, K] R/τ of the answers that the layers above give from what they read, and τ."""
+        below = request.below or ((),) * shape[0]
+        hidden = [(*texts, plain(read[i * shape[1] + k].h)) for i, texts in enumerate(below) for k in range(shape[1])]
+        *between, top = above
+        for layer in between:
+            read = _through(layer, read)
+            hidden = [(*texts, plain(item.h)) for texts, item in zip(hidden, read, strict=True)]
+        y = [target for target in request.y for _ in range(shape[1])]
+        asked = [Outcome(item.x, target, "", texts) for item, target, texts in zip(read, y, hidden, strict=True)]
+        chooser = top.classifier
+        if chooser is not None and chooser.answers == "scored" and scores_outputs(chooser):
+            probabilities = np.exp(chooser.label_log_probs(read))
+            rewards = (probabilities * label_rewards(self.reward, chooser.names, asked)).sum(axis=1)
+        else:
+            answers = [answer.text for answer in top.draw(read, [0] * len(read), 0.0)]
+            rewards = answer_rewards(self.reward, top, answers, asked)
+        rewards = rewards.reshape(shape)
+        tau = self.reward_temp or reward_temperature(rewards, self.reward_scale)
+        return rewards / tau, tau
 
     def __call__(self, evidence: Evidence) -> Floats:
         """[B, K] weights. An unusable particle weighs nothing; a row without a usable one is NaN."""
@@ -314,6 +359,7 @@ class HiddenLevel:
         alpha: [B, K] log p(h^k | ĥ below, π) under the step's scoring convention; NaN = unusable or unknown.
         beta: [B, K] log p(h* above | h^k, π above), likewise, or what stands for it (see `Weighting`).
         weights: [B, K] posterior weights q^k; rows sum to one.
+        tau: τ where beta is R/τ of a reward, else None.
     """
 
     proposals: tuple[tuple[Completion, ...], ...]
@@ -321,6 +367,7 @@ class HiddenLevel:
     alpha: Floats
     beta: Floats
     weights: Floats
+    tau: float | None = None
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
@@ -435,6 +482,7 @@ class EStep:
                 wanted=modes,
                 y=tuple(y),
                 beyond=layers[position + 2 :],
+                below=tuple(texts_below(trace, position)),
             )
             found[position] = self._weigh(request, self._draws(key.child("hidden", position), request, rewrite))
             modes = tuple(particles.mode for particles in found[position].particles)
@@ -479,6 +527,7 @@ class EStep:
             alpha=evidence.alpha,
             beta=evidence.beta,
             weights=self.weighting(evidence),
+            tau=evidence.tau,
         )
 
 

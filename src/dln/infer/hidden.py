@@ -103,6 +103,7 @@ class HiddenRequest:
         wanted: h* of the level above (y under the output layer).
         y: the network's wanted output.
         beyond: the layers over `above`, the output layer last; empty where `above` is the output layer.
+        below: the forward texts of the layers below `layer`, h_1 …, for a metric that reads them.
     """
 
     layer: Layer
@@ -112,6 +113,7 @@ class HiddenRequest:
     wanted: tuple[Target, ...]
     y: tuple[str, ...]
     beyond: tuple[Layer, ...] = ()
+    below: tuple[tuple[str, ...], ...] = ()
 
     def subset(self, members: Sequence[int]) -> HiddenRequest:
         """The same request for some of the examples."""
@@ -121,6 +123,7 @@ class HiddenRequest:
             outputs=tuple(self.outputs[i] for i in members),
             wanted=tuple(self.wanted[i] for i in members),
             y=tuple(self.y[i] for i in members),
+            below=tuple(self.below[i] for i in members if self.below),
         )
 
     @property

@@ -12,7 +12,7 @@ Judging hidden layers by what they lead to, where their own texts cannot be scor
 
     h_m ~ p(· | ĥ_{l-1}, π^n),  m = 1 … M, drawn on through the layers above up to the output layer
     s^n_i = log (1/M) Σ_m p(y_i | h_m)            a Monte-Carlo estimate of log p(y|x) under π^n
-    s^n_i = (1/M) Σ_m [ŷ(h_m) is right]           where not even the output can be scored
+    s^n_i = (1/M) Σ_m R(x_i, ŷ(h_m))              where not even the output can be scored, or a metric is the likelihood
 
 The draws of all candidates have the same seeds, by example and m: candidates differ by their prompts
 and not by sampling noise, as far as the model's seeds control its draws. By Jensen's inequality
@@ -32,7 +32,7 @@ examples, and a bound of log p(y|x) on these.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,16 @@ import numpy.typing as npt
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator
 from dln.infer.estep import Posterior
+from dln.infer.rewards import (
+    Correctness,
+    Outcome,
+    RewardFunction,
+    answer_rewards,
+    label_rewards,
+    plain,
+    texts_below,
+)
+from dln.infer.scoring_modes import scores_outputs
 from dln.lm.base import Target, text_of
 from dln.nn.layers import Convention, Layer, LayerInput, PairScores, score_pairs
 from dln.nn.sequential import Sequential, Trace
@@ -50,10 +60,12 @@ from dln.random import Key
 __all__ = [
     "Accuracy",
     "Bound",
+    "ByLayer",
     "Candidates",
-    "DownstreamAccuracy",
     "DownstreamLogProb",
+    "DownstreamReward",
     "ExpectedLogProb",
+    "ExpectedReward",
     "NoiseContrastive",
     "Objective",
     "Pairs",
@@ -279,14 +291,57 @@ class NoiseContrastive:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """The part of right answers of an output layer.
+class ExpectedReward:
+    """E_q[R] of an output layer: the reward of its answers, weighted as the hidden texts that it reads.
+
+        s^n_i = Σ_k w^k Σ_c p(c | F(h^k, x, π^n)) R(x_i, c)        labels with known probabilities
+        s^n_i = Σ_k w^k R(x_i, ŷ(h^k, π^n))                        else, and with `greedy`: of the one answer given
 
     A fitted output layer answers each example with numbers that were fitted without it, as in
     `ExpectedLogProb`: bias and temperature fitted to twenty examples raise the accuracy on these same
     examples for any prompt. Where every label is equally frequent by design, leaving an example out makes
     its label the rarer one of the rest, so that the cross-fitted accuracy of a prompt that tells nothing
     apart lies below chance, never above.
+
+    Args:
+        reward: R.
+        calibrator: as in `ExpectedLogProb`.
+        greedy: the most probable label counts as the answer.
+    """
+
+    reward: RewardFunction
+    calibrator: Calibrator
+    greedy: bool = False
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """[N, B] rewards; an example without a reward under every candidate is left out."""
+        if not candidates.is_output:
+            raise InputError("this objective is for the output layer", where="inference.hidden_objective")
+        pairs, trace = candidates.pairs, candidates.trace
+        below = texts_below(trace, candidates.position - 1) if candidates.position else []
+        asked = [
+            Outcome(item.x, text_of(y), "", (*below[i], plain(item.h)) if below else ())
+            for item, y, i in zip(pairs.inputs, pairs.outputs, pairs.examples, strict=True)
+        ]
+        layers, first = candidates.layers, candidates.layers[0].classifier
+        if first is not None and first.answers == "scored":
+            asked = [replace(one, y=first.names[first.index(one.y)]) for one in asked]
+            scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
+            layers, _, log_probs = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
+            if self.greedy:
+                answers = [[c.text for c in first.draw_labels(rows, [0] * len(rows), 0.0)] for rows in log_probs]
+                values = np.array([answer_rewards(self.reward, first, row, asked) for row in answers])
+            else:
+                values = (np.exp(log_probs) * label_rewards(self.reward, first.names, asked)).sum(axis=2)
+        else:
+            answers = [[c.text for c in layer.sample(candidates.key, pairs.inputs, 0.0)] for layer in layers]
+            values = np.array([answer_rewards(self.reward, layers[0], row, asked) for row in answers])
+        return Scored(layers, pairs.sum_by_example(values.astype(np.float64), len(trace)))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The part of right answers of an output layer: `ExpectedReward` of its answers, with R = 1 for a right one.
 
     Args:
         correct: (prediction, target) → whether it is right.
@@ -298,31 +353,7 @@ class Accuracy:
 
     def __call__(self, candidates: Candidates) -> Scored:
         """Greedy predictions of every candidate, compared with the targets."""
-        if not candidates.is_output:
-            raise InputError("the accuracy objective is for the output layer", where="inference.hidden_objective")
-        pairs = candidates.pairs
-        size = len(candidates.trace)
-        layers, first = candidates.layers, candidates.layers[0].classifier
-        if first is not None and first.answers == "scored":
-            scores = score_pairs(candidates.layers, pairs.inputs, pairs.outputs)
-            layers, _, answers = calibrated(self.calibrator, candidates.layers, scores, pairs, "log_prob")
-            rows = [
-                [
-                    # an empty draw is an input that the model could not score: excluded, not wrong
-                    float(self.correct(c.text, first.names[first.index(target)])) if c.text else np.nan
-                    for c, target in zip(first.draw_labels(row, [0] * len(row), 0.0), pairs.outputs, strict=True)
-                ]
-                for row in answers
-            ]
-        else:
-            rows = [
-                [
-                    float(self.correct(c.text, text_of(target)))
-                    for c, target in zip(layer.sample(candidates.key, pairs.inputs, 0.0), pairs.outputs, strict=True)
-                ]
-                for layer in layers
-            ]
-        return Scored(layers, pairs.sum_by_example(np.array(rows, dtype=np.float64), size))
+        return ExpectedReward(Correctness(self.correct), self.calibrator, greedy=True)(candidates)
 
 
 def calibrated(
@@ -387,16 +418,16 @@ class DownstreamLogProb:
 
 
 @dataclass(frozen=True)
-class DownstreamAccuracy:
-    """The part of draws after which the network's greedy answer is right, for hidden layers.
+class DownstreamReward:
+    """(1/M) Σ_m R(x, ŷ(h_m)), the mean reward of the network's greedy answers after draws from a hidden layer.
 
     Args:
-        correct: (prediction, target) → whether it is right.
+        reward: R.
         samples: M, draws per example and candidate.
         temperature: of the draws.
     """
 
-    correct: Callable[[str, str], bool]
+    reward: RewardFunction
     samples: int = 5
     temperature: float = 1.0
 
@@ -404,14 +435,36 @@ class DownstreamAccuracy:
         _check(self.samples, self.temperature)
 
     def __call__(self, candidates: Candidates) -> Scored:
-        """[N, B] parts, between 0 and 1."""
+        """[N, B] means; a draw without a reward is left out of its example's mean."""
         top, drawn = _top(candidates), _Drawn.of(candidates, self.samples, self.temperature)
-        answers = top.sample(candidates.key, drawn.inputs, 0.0)
-        right = [
-            float(self.correct(answer.text, text_of(target)))
-            for answer, target in zip(answers, drawn.wanted, strict=True)
+        asked = [
+            Outcome(item.x, text_of(y), "", texts)
+            for item, y, texts in zip(drawn.inputs, drawn.wanted, drawn.hidden, strict=True)
         ]
-        return drawn.scored(candidates, drawn.fold(np.array(right, dtype=np.float64)).mean(axis=2))
+        chooser = top.classifier
+        if chooser is not None and chooser.answers == "scored" and scores_outputs(chooser):
+            rewards = label_rewards(self.reward, chooser.names, asked)
+            values = (np.exp(chooser.label_log_probs(drawn.inputs)) * rewards).sum(axis=1)
+        else:
+            answers = [answer.text for answer in top.sample(candidates.key, drawn.inputs, 0.0)]
+            values = answer_rewards(self.reward, top, answers, asked)
+        folded = drawn.fold(values)
+        known = np.isfinite(folded)
+        sums = np.where(known, folded, 0.0).sum(axis=2)
+        with np.errstate(invalid="ignore"):
+            return drawn.scored(candidates, sums / np.where(known.any(axis=2), known.sum(axis=2), np.nan))
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """One objective for hidden layers whose texts have log-probabilities, another for the others."""
+
+    scored: Objective
+    unscored: Objective
+
+    def __call__(self, candidates: Candidates) -> Scored:
+        """As the layer's model allows."""
+        return (self.scored if scores_outputs(candidates.layers[0]) else self.unscored)(candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,12 +476,14 @@ class _Drawn:
         examples: [E] places in the batch.
         inputs: [N · E · M].
         wanted: [N · E · M] what the output layer should make of them.
+        hidden: [N · E · M] the hidden texts that led there.
     """
 
     shape: tuple[int, int, int]
     examples: list[int]
     inputs: list[LayerInput]
     wanted: list[Target]
+    hidden: list[tuple[str, ...]]
 
     @classmethod
     def of(cls, candidates: Candidates, samples: int, temperature: float) -> _Drawn:
@@ -444,13 +499,16 @@ class _Drawn:
             key = candidates.key.child("downstream", level)
             return [key.integer(i, m) for i in examples for m in range(samples)]
 
+        below = texts_below(candidates.trace, candidates.position)
+        hidden = [below[i] for i in examples for _ in range(samples)] * len(candidates.layers)
         drawn = [h for row in whole[0].draw_each(whole, rows, seeds(0), temperature) for h in row]
-        for level, layer in enumerate(candidates.above[:-1], 1):
+        for level, layer in enumerate((*candidates.above[:-1], None), 1):
             inputs = [LayerInput(item.x, h.text) for item, h in zip(inputs, drawn, strict=True)]
-            drawn = layer.draw(inputs, seeds(level) * len(whole), temperature)
-        inputs = [LayerInput(item.x, h.text) for item, h in zip(inputs, drawn, strict=True)]
+            hidden = [(*texts, plain(item.h)) for texts, item in zip(hidden, inputs, strict=True)]
+            if layer is not None:
+                drawn = layer.draw(inputs, seeds(level) * len(whole), temperature)
         wanted = [targets[i] for i in examples for _ in range(samples)] * len(candidates.layers)
-        return cls((len(candidates.layers), len(examples), samples), examples, inputs, wanted)
+        return cls((len(candidates.layers), len(examples), samples), examples, inputs, wanted, hidden)
 
     def fold(self, values: Floats) -> Floats:
         """[N · E · M] → [N, E, M]."""

@@ -7,7 +7,7 @@ neither. Training goes on all the same:
     hidden texts   target scoring, prompt log-probs, forced decoding
                    else: weights by the answer alone, and prompts are judged by what is drawn from them (Monte-Carlo)
     outputs        the same, top-k, Monte-Carlo
-                   else: accuracy
+                   else: the reward of the answer
 
 A hidden text is weighed by its own log-probability and by that of the output above it, or by what stands
 for them: see `dln.infer.estep.Weighting`.
@@ -36,9 +36,9 @@ class ScoringModes:
 
     Attributes:
         weights: how the weights of hidden texts are made: by the mode that scores the texts; by "answer
-            likelihood", log p of the wanted output, or "answer correctness" where texts cannot be scored; by
-            "prior and answer correctness" where texts can be scored and the output cannot. None without
-            hidden layers.
+            likelihood", log p of the wanted output, or the "reward" of the answer where texts cannot be scored; by
+            "prior and reward" where texts can be scored and the output cannot, or where a metric is the likelihood.
+            None without hidden layers.
         hidden: how prompts of hidden layers are judged; None without hidden layers.
         output: how prompts of the output layer are judged.
         lost: what the weaker modes cost, in sentences; empty where nothing is lost.
@@ -62,9 +62,23 @@ class ScoringModes:
             worst = below[0].scoring_mode
             return cls(worst, worst, output, lost)
         judged = "accuracy" if output == "accuracy" else "Monte-Carlo"
-        answer = "answer correctness" if output == "accuracy" else "answer likelihood"
+        answer = "reward" if output == "accuracy" else "answer likelihood"
         weights = answer if unscored else f"prior and {answer}"
         return cls(weights, judged, output, (*_lost_hidden(unscored, judged), *lost))
+
+    def by_reward(self, network: Sequential) -> ScoringModes:
+        """The same where a metric is the likelihood, whatever the models allow."""
+        below = [layer for layer in network.layers[:-1] if not layer.deterministic]
+        unscored = [layer for layer in below if not scores_outputs(layer)]
+        lost = _lost_hidden(unscored, "accuracy") if unscored else ()
+        if not below:
+            return ScoringModes(None, None, "reward")
+        if not unscored:
+            return ScoringModes("prior and reward", below[0].scoring_mode, "reward")
+        if len(unscored) == len(below):
+            return ScoringModes("reward", "reward", "reward", lost)
+        mode = next(layer.scoring_mode for layer in below if layer not in unscored)
+        return ScoringModes("reward, and prior where texts can be scored", f"{mode}, else reward", "reward", lost)
 
     @property
     def scores_hidden(self) -> bool:
@@ -93,8 +107,9 @@ def _names(layers: Sequence[Layer]) -> str:
 def _lost_hidden(unscored: Sequence[Layer], judged: str) -> tuple[str, ...]:
     names = _names(unscored)
     why = f"{names} cannot score given texts" if names else "the output has no log-probability"
-    answer = "whether the answer that they lead to is right" if judged == "accuracy" else "log p of the wanted output"
-    how = "the part of right answers" if judged == "accuracy" else "log p of the wanted output"
+    rewarded = judged == "accuracy"
+    answer = "the metric of the answer that they lead to, exp(R/τ)" if rewarded else "log p of the wanted output"
+    how = "the mean metric of the answers" if rewarded else "log p of the wanted output"
     return (
         f"hidden texts are weighed by {answer}" + (", not by their own probability" if unscored else "") + f": {why}",
         f"prompts of hidden layers are judged by {how} after texts drawn from them, which is noisier than their scores",

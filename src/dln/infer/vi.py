@@ -26,6 +26,7 @@ from dln.infer.mstep import Best, LayerInfo, MStep, Penalty, Selector
 from dln.infer.objective import Bound, Candidates, ExpectedLogProb, Objective, elbo
 from dln.infer.prompts import DemonstrationProposal, MixturePrompts, PromptProposal, RewriteProposal
 from dln.infer.race import Recalled
+from dln.infer.rewards import Correctness, Reward, RewardFunction, outcomes_of, same_text, values_of
 from dln.infer.scoring_modes import ScoringModes
 from dln.lm.base import Target
 from dln.nn.layers import Convention, Layer
@@ -35,6 +36,10 @@ from dln.particles import Particles
 from dln.random import Key
 
 __all__ = ["Batch", "Info", "State", "VariationalInference", "build", "init", "update"]
+
+
+RIGHT = 1.0 - 1e-9
+"""The reward from which on an answer is right: there is nothing to improve."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Info:
 
     Attributes:
         trace: the forward pass.
-        correct: [B] whether each prediction was right.
+        correct: [B] whether each prediction was right: its reward is 1.
+        rewards: [B] R of each prediction, with what the metric says of it.
         posterior: the inferred hidden texts.
         layers: M-steps in the order they were taken; a frozen layer has none.
         elbo: of the batch before the M-step, in nats per example, without the examples that a prompt of the
@@ -90,6 +96,7 @@ class Info:
 
     trace: Trace
     correct: tuple[bool, ...]
+    rewards: tuple[Reward, ...]
     posterior: Posterior
     layers: tuple[LayerInfo, ...]
     elbo: float
@@ -98,8 +105,15 @@ class Info:
 
     @property
     def accuracy(self) -> float:
-        """Part of the batch that was right before the step."""
-        return float(np.mean(self.correct))
+        """Mean reward of the batch before the step, the part of right predictions; NaN if none has a reward."""
+        values = values_of(self.rewards)
+        known = np.isfinite(values)
+        return float(values[known].mean()) if known.any() else float("nan")
+
+    @property
+    def unrewarded(self) -> int:
+        """Predictions for which the metric gave no value."""
+        return int(np.isnan(values_of(self.rewards)).sum())
 
 
 def init(network: Sequential) -> State:
@@ -109,12 +123,12 @@ def init(network: Sequential) -> State:
 
 @dataclass(frozen=True)
 class VariationalInference:
-    """The algorithm: an E-step, an M-step, and when an answer is right.
+    """The algorithm: an E-step, an M-step, and what an answer is worth.
 
     Attributes:
         e_step: infers the hidden texts.
         m_step: improves one layer.
-        correct: (prediction, target) → whether the prediction is right.
+        reward: R of an outcome, 1 for a right answer.
         rewrite_only_wrong: infer hidden texts only where the prediction was wrong.
         forward_temperature: of the forward pass; 0 is greedy.
         skip_correct: change nothing where every prediction of the batch is right.
@@ -128,7 +142,7 @@ class VariationalInference:
 
     e_step: EStep
     m_step: MStep
-    correct: Callable[[str, str], bool]
+    reward: RewardFunction
     rewrite_only_wrong: bool = False
     forward_temperature: float = 0.0
     skip_correct: bool = False
@@ -162,7 +176,8 @@ def build(
     reservoir: int = 256,
     worked: int = 0,
     evidence: int = 0,
-    correct: Callable[[str, str], bool] = lambda prediction, target: prediction.strip() == target.strip(),
+    correct: Callable[[str, str], bool] = same_text,
+    reward: RewardFunction | None = None,
     bound: Bound = elbo,
     scoring_modes: ScoringModes | None = None,
     calibrator: Calibrator | None = None,
@@ -172,12 +187,14 @@ def build(
     Without arguments: K = 5 hidden texts from the prior and the prior that sees the label, weights
     prior × likelihood, N = 10 prompts half rewritten and half with demonstrations, the expected
     log-probability as objective, no penalties, the best candidate wins, the output layer's numbers are not fitted.
+    Without a `reward` it is 1 for an answer that is `correct` and 0 for another.
     """
     fixed = FixedOutput()
+    reward = reward or Correctness(correct)
     return VariationalInference(
         e_step=EStep(
             proposal=q_hidden or MixtureProposal((PriorProposal(), LabelledPriorProposal())),
-            weighting=weighting or Weighting(correct=correct),
+            weighting=weighting or Weighting(reward=reward),
             num_hidden=num_hidden,
             convention=score,
             include_forward=include_forward,
@@ -193,7 +210,7 @@ def build(
             max_prompt_tokens=max_prompt_tokens,
             longest=longest,
         ),
-        correct=correct,
+        reward=reward,
         rewrite_only_wrong=rewrite_only_wrong,
         forward_temperature=forward_temperature,
         skip_correct=skip_correct,
@@ -225,9 +242,10 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     memory = Recalled.of(state.network.layers)
     network = memory.remembering_network(state.network)
     trace = network.sample(key.child("forward"), batch.x, temperature=vi.forward_temperature)
-    correct = [vi.correct(p, y) for p, y in zip(trace.predictions, batch.y, strict=True)]
+    rewards = tuple(vi.reward(outcomes_of(trace, batch.y)))
+    correct = [reward.value >= RIGHT for reward in rewards]
     if vi.skip_correct and all(correct) and not batch.tried:
-        return replace(state, step=state.step + 1), _skipped(trace, batch, vi)
+        return replace(state, step=state.step + 1), _skipped(trace, rewards, batch, vi)
 
     rewrite = [not right for right in correct] if vi.rewrite_only_wrong else None
     posterior = vi.e_step(key, network, trace, batch.y, rewrite)
@@ -245,6 +263,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     info = Info(
         trace=trace,
         correct=tuple(correct),
+        rewards=rewards,
         posterior=posterior,
         layers=tuple(replace(step, layers=tuple(map(memory.plain, step.layers))) for step in steps),
         elbo=vi.bound(network, trace, posterior),
@@ -317,12 +336,12 @@ class _Step:
         return m_step(self.key, present, self.state.replay.joined(incumbent), feedback, remembered, tried)
 
 
-def _skipped(trace: Trace, batch: Batch, vi: VariationalInference) -> Info:
+def _skipped(trace: Trace, rewards: tuple[Reward, ...], batch: Batch, vi: VariationalInference) -> Info:
     """The record of a step that changed nothing: the forward texts are all that is known, and nothing was scored."""
     texts = (trace.x, *trace.hidden[:-1], batch.y)
     levels = tuple(tuple(Particles[Target].point(text) for text in level) for level in texts)
     posterior = Posterior(levels, (), np.ones(len(trace), dtype=np.bool_))
-    return Info(trace, (True,) * len(trace), posterior, (), float("nan"), 0, vi.scoring_modes)
+    return Info(trace, (True,) * len(trace), rewards, posterior, (), float("nan"), 0, vi.scoring_modes)
 
 
 def _labelled(
@@ -354,8 +373,8 @@ def _excluded(steps: list[LayerInfo], posterior: Posterior) -> int:
     if missing.all():
         raise RunFailed(
             "not one example of the batch could be scored",
-            got="missing, NaN, infinite or positive log-probabilities for every example",
-            expected="finite log-probabilities ≤ 0",
+            got="missing, NaN, infinite or positive log-probabilities, or no value of the metric, for every example",
+            expected="finite log-probabilities ≤ 0 and values of the metric",
             fix="check that the model scores this template's targets, and that the labels are ones it can write",
         )
     return int(missing.sum())

@@ -18,10 +18,11 @@ from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior,
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.mstep import Best, BestByMargin, Exploration, Penalty, TrustRegion
 from dln.infer.objective import (
-    Accuracy,
-    DownstreamAccuracy,
+    ByLayer,
     DownstreamLogProb,
+    DownstreamReward,
     ExpectedLogProb,
+    ExpectedReward,
     NoiseContrastive,
     Objective,
     elbo,
@@ -37,6 +38,7 @@ from dln.infer.prompts import (
     read_wording,
 )
 from dln.infer.race import BehindLeader, Race
+from dln.infer.rewards import Correctness, RewardFunction
 from dln.infer.scoring_modes import ScoringModes
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.sequential import Sequential
@@ -68,6 +70,8 @@ def algorithm(
     prompt_lm: LanguageModel | None = None,
     hidden_lm: LanguageModel | None = None,
     longest: str = "",
+    reward: RewardFunction | None = None,
+    own_metric: bool = False,
 ) -> vi.VariationalInference:
     """The training step that `options` describe, on the best scoring modes that the network's models allow.
 
@@ -79,13 +83,19 @@ def algorithm(
         hidden_lm: the model of the "edit" proposal of hidden texts, and with `hidden_writer="hidden_lm"` of all of
             them; default each layer's own.
         longest: the longest input that learnt prompts must leave room for.
+        reward: R of an outcome; default 1 for an answer that is `correct`, and 0 for another.
+        own_metric: whether R is a metric of the user's, which `likelihood="auto"` takes as the likelihood.
 
     Raises:
         InputError: an option names a template that does not exist, or one of another kind.
     """
     step = options.inference
-    modes = _scoring_modes(options, network)
-    hidden, output = _hidden_objective(step, modes, correct), _output_objective(step, modes, correct)
+    reward = reward or Correctness(correct)
+    can = ScoringModes() if network is None else ScoringModes.of(network)
+    by_reward = step.likelihood == "reward" or (step.likelihood == "auto" and own_metric)
+    modes = can.by_reward(network) if by_reward and network is not None else can
+    hidden = _hidden_objective(step, can, reward, by_reward=by_reward)
+    output = _output_objective(step, can, reward, by_reward=by_reward)
     # a race knows nothing of what is taken off the scores afterwards: candidates with penalties all run to the end
     penalised = bool(step.penalties)
     return vi.build(
@@ -93,13 +103,13 @@ def algorithm(
         num_prompts=step.num_prompts,
         q_hidden=MixtureProposal(_hidden_proposals(step, hidden_lm)),
         q_prompt=MixturePrompts(_prompt_proposals(step, prompt_lm), tuple(step.prompt_proposals.values())),
-        weighting=_weighting(step, correct),
+        weighting=_weighting(step, reward, by_reward=by_reward),
         score=step.score,
-        hidden_objective=hidden if penalised or (step.exploration and modes.scores_hidden) else _raced(hidden, step, 4),
+        hidden_objective=hidden if penalised or (step.exploration and can.scores_hidden) else _raced(hidden, step, 4),
         output_objective=output
         if penalised or _trusted(step, network)
         else _raced(output, step, _fewest(step, network)),
-        penalties=_penalties(options, modes),
+        penalties=_penalties(options, can),
         select=strategy("selector", step.select, {"best": Best, "margin": lambda: BestByMargin(step.margin)}),
         layer_steps=step.layer_steps,
         max_prompt_tokens=step.max_prompt_tokens,
@@ -111,9 +121,9 @@ def algorithm(
         reservoir=step.reservoir,
         worked=step.worked,
         evidence=step.evidence,
-        correct=correct,
-        bound=elbo if modes.scores_hidden and modes.scores else unknown_bound,
-        scoring_modes=modes,
+        reward=reward,
+        bound=elbo if can.scores_hidden and can.scores else unknown_bound,
+        scoring_modes=_unapplied(modes, can, options, network),
         calibrator=calibrator(step),
     )
 
@@ -178,7 +188,7 @@ def _backward_template(option: str, template: str | Template) -> str | Template:
     return template
 
 
-def _weighting(options: InferenceOptions, correct: Correct) -> Weighting:
+def _weighting(options: InferenceOptions, reward: RewardFunction, *, by_reward: bool) -> Weighting:
     known: dict[str, Callable[[], WeightTerm]] = {
         "likelihood": Likelihood,
         "prior": Prior,
@@ -186,17 +196,26 @@ def _weighting(options: InferenceOptions, correct: Correct) -> Weighting:
         "mutual_information": lambda: MutualInformation(options.mutual_information),
     }
     terms = tuple(strategy("weight_term", value, known) for value in options.posterior_terms)
-    return Weighting(terms, options.posterior_temp, options.argmax_only, options.prune, options.burn_in, correct)
+    return Weighting(
+        terms,
+        options.posterior_temp,
+        options.argmax_only,
+        options.prune,
+        options.burn_in,
+        reward,
+        reward_temp=options.reward_temp,
+        by_reward=by_reward,
+    )
 
 
-def _scoring_modes(options: Options, network: Sequential | None) -> ScoringModes:
-    modes = ScoringModes() if network is None else ScoringModes.of(network)
+def _unapplied(modes: ScoringModes, can: ScoringModes, options: Options, network: Sequential | None) -> ScoringModes:
+    """The modes with the options that have no effect under them."""
     if options.inference.trust_factor and not _trusted(options.inference, network):
         modes = modes.without(
             "the trust region is not applied: the network has fewer layers than inference.trust_depth "
             f"({options.inference.trust_depth})"
         )
-    if options.inference.exploration and not modes.scores_hidden:
+    if options.inference.exploration and not can.scores_hidden:
         return modes.without("the exploration reward is not applied: it is made of scores of hidden texts")
     return modes
 
@@ -206,29 +225,35 @@ def _trusted(options: InferenceOptions, network: Sequential | None) -> bool:
     return options.trust_factor > 0 and (network is None or len(network) >= options.trust_depth)
 
 
-def _hidden_objective(options: InferenceOptions, modes: ScoringModes, correct: Correct) -> Objective:
-    def log_prob() -> Objective:
-        return ExpectedLogProb(options.score, FixedOutput(), options.burn_in)
-
+def _hidden_objective(
+    options: InferenceOptions, can: ScoringModes, reward: RewardFunction, *, by_reward: bool
+) -> Objective:
     known: dict[str, Callable[[], Objective]] = {
-        "log_prob": log_prob,
+        "log_prob": lambda: ExpectedLogProb(options.score, FixedOutput(), options.burn_in),
         "nce": lambda: NoiseContrastive(options.score, options.burn_in),
     }
-    if options.hidden_objective in known and not modes.scores:
-        return DownstreamAccuracy(correct, options.num_hidden)
-    if options.hidden_objective in known and not modes.scores_hidden:
+    if options.hidden_objective in known and by_reward:
+        return ByLayer(known[options.hidden_objective](), DownstreamReward(reward, options.num_hidden))
+    if options.hidden_objective in known and not can.scores:
+        return DownstreamReward(reward, options.num_hidden)
+    if options.hidden_objective in known and not can.scores_hidden:
         return DownstreamLogProb(options.num_hidden)
     return strategy("objective", options.hidden_objective, known)
 
 
-def _output_objective(options: InferenceOptions, modes: ScoringModes, correct: Correct) -> Objective:
-    def accuracy() -> Objective:
-        return Accuracy(correct, calibrator(options))
-
+def _output_objective(
+    options: InferenceOptions, can: ScoringModes, reward: RewardFunction, *, by_reward: bool
+) -> Objective:
     def log_prob() -> Objective:
-        return ExpectedLogProb(options.score, calibrator(options), options.burn_in) if modes.scores else accuracy()
+        if by_reward or not can.scores:
+            return ExpectedReward(reward, calibrator(options))
+        return ExpectedLogProb(options.score, calibrator(options), options.burn_in)
 
-    return strategy("objective", options.output_objective, {"log_prob": log_prob, "accuracy": accuracy})
+    known: dict[str, Callable[[], Objective]] = {
+        "log_prob": log_prob,
+        "accuracy": lambda: ExpectedReward(reward, calibrator(options), greedy=True),
+    }
+    return strategy("objective", options.output_objective, known)
 
 
 def _raced(objective: Objective, options: InferenceOptions, fewest: int) -> Objective:

@@ -32,6 +32,7 @@ from dln.data import (
 )
 from dln.errors import InputError
 from dln.infer.calibrate import Calibrator, Preparing
+from dln.infer.rewards import Outcome, Reward
 from dln.lm.meter import Meter
 from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, members_of
@@ -397,6 +398,32 @@ def grader(
     if isinstance(metric, Grader):
         return metric
     return Grader(judge(metric, labels), workers=workers, timeout=timeout, store=store)
+
+
+@dataclass(frozen=True)
+class GradedReward:
+    """A metric as the reward of the outcomes of a network.
+
+    Attributes:
+        grader: the metric.
+        examples: the examples by input and target.
+    """
+
+    grader: Grader
+    examples: Mapping[tuple[str, str], Example]
+
+    @classmethod
+    def of(cls, graded: Grader, dataset: Dataset) -> GradedReward:
+        """For the examples of a dataset; other outcomes get an example made of their input and target."""
+        return cls(graded, {(example.input, example.target): example for example in dataset})
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[Reward]:
+        """The grades; NaN where the metric gave no value."""
+        answers = [
+            Answer(self.examples.get((one.x, one.y)) or Example(one.x, one.y), one.answer, one.hidden)
+            for one in outcomes
+        ]
+        return [Reward(grade.value, grade.feedback) for grade in self.grader(answers)]
 
 
 def run_grader(

@@ -74,12 +74,19 @@ class EstimateRecord(Record):
 
 
 class ExampleRecord(Record):
-    """One example of a batch: input, wanted output, prediction, and whether that was right."""
+    """One example of a batch: input, wanted output, prediction, and whether that was right.
+
+    Attributes:
+        reward: of the prediction by the metric; null where it gave none, and in events of older versions.
+        feedback: what the metric said of the prediction.
+    """
 
     x: str
     y: str
     prediction: str
     correct: bool
+    reward: float | None = None
+    feedback: str = ""
 
 
 class HiddenRecord(Record):
@@ -96,6 +103,7 @@ class HiddenRecord(Record):
         beta: log p(h* above | h^k, π above), likewise.
         weights: q^k; they sum to one.
         ess: effective sample size, equal texts counted as one.
+        tau: τ where beta is R/τ of a reward R; null where it is a log-probability.
     """
 
     level: int
@@ -108,6 +116,7 @@ class HiddenRecord(Record):
     beta: list[float | None]
     weights: list[float | None]
     ess: float
+    tau: float | None = None
 
 
 class StoppedRecord(Record):
@@ -315,8 +324,9 @@ class StepDone(Event):
     Attributes:
         step: 1-based number.
         elbo: mean over the batch, in nats, before the M-step; null where it is not known.
-        accuracy: of the batch, before the M-step.
+        accuracy: of the batch, before the M-step: the mean reward.
         excluded: examples without a usable score.
+        unrewarded: predictions for which the metric gave no value.
         examples: the batch.
         hidden: particles, per level and example.
         layers: M-steps.
@@ -331,6 +341,7 @@ class StepDone(Event):
     elbo: float | None
     accuracy: float
     excluded: int
+    unrewarded: int = 0
     examples: list[ExampleRecord]
     hidden: list[HiddenRecord]
     layers: list[LayerRecord]
@@ -481,9 +492,12 @@ def step_event(state: vi.State, info: vi.Info, targets: Sequence[str]) -> StepDo
         elbo=_number(info.elbo),
         accuracy=info.accuracy,
         excluded=info.excluded,
+        unrewarded=info.unrewarded,
         examples=[
-            ExampleRecord(x=x, y=y, prediction=p, correct=c)
-            for x, y, p, c in zip(info.trace.x, targets, info.trace.predictions, info.correct, strict=True)
+            ExampleRecord(x=x, y=y, prediction=p, correct=c, reward=_number(r.value), feedback=r.feedback)
+            for x, y, p, c, r in zip(
+                info.trace.x, targets, info.trace.predictions, info.correct, info.rewards, strict=True
+            )
         ],
         hidden=_hidden(info),
         layers=[_layer(layer) for layer in info.layers],
@@ -510,6 +524,7 @@ def _hidden(info: vi.Info) -> list[HiddenRecord]:
             beta=[_number(b) for b in level.beta[i]],
             weights=[_number(w) for w in level.weights[i]],
             ess=info.posterior.levels[number][i].ess,
+            tau=level.tau,
         )
         for number, level in enumerate(info.posterior.hidden, 1)
         for i in range(len(info.trace))

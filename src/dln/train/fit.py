@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dln.arguments import Seed, Size, checked
-from dln.data import Dataset, Example, Grader, Metric, exact_match
+from dln.data import Dataset, FunctionMetric, Grader, Metric, exact_match
 from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
@@ -35,7 +35,7 @@ from dln.train import build
 from dln.train.build import prepared
 from dln.train.callbacks import Callback, Listener, ProgressBar, interactive, listeners
 from dln.train.control import Controls
-from dln.train.evaluate import run_grader
+from dln.train.evaluate import GradedReward, run_grader
 from dln.train.events import (
     Event,
     Finished,
@@ -121,12 +121,15 @@ def fit(
     _warn_of_overlap(train, dev)
     store = None if run_dir is None else GradeFile(Path(run_dir) / GRADES)
     graded = run_grader(metric, network.labels, chosen, store)
+    own = isinstance(graded.metric, FunctionMetric) and graded.metric.own
     given = None if algorithm is None else described(algorithm)
     longest = max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len)
     if algorithm is None:
         algorithm = build.algorithm(
             chosen,
-            _rightness(graded, train),
+            str.__eq__,
+            reward=GradedReward.of(graded, train),
+            own_metric=own,
             network=network,
             prompt_lm=None if prompt_lm is None else as_lm(prompt_lm),
             hidden_lm=None if hidden_lm is None else as_lm(hidden_lm),
@@ -136,7 +139,7 @@ def fit(
         _refuse_twice(chosen, preset, prompt_lm, hidden_lm)
         algorithm = replace(algorithm, m_step=replace(algorithm.m_step, longest=algorithm.m_step.longest or longest))
     stopper = None if chosen.stopper is None else build.strategy("stopper", chosen.stopper, {})
-    recipe = Recipe(algorithm, chosen, train, dev, graded, stopper)
+    recipe = Recipe(algorithm, chosen, train, dev, graded, stopper, "accuracy" if own else chosen.select_by)
     if isinstance(algorithm.calibrator, Preparing):
         network = with_word_memory(network)
     meta = {**provenance(network, train, dev, chosen, graded.metric, task, config, given), **(record or {})}
@@ -157,16 +160,6 @@ def fit(
         num_layers = sum(len(layer.branches) for layer in network.layers)
         controls = Controls(None if run is None else run.path, before, num_layers, emit)
         return _loop(network, begun, recipe, run, emit, controls, meter)
-
-
-def _rightness(graded: Grader, train: Dataset) -> Callable[[str, str], bool]:
-    """(prediction, target) → whether the metric gives 0.5 or more."""
-    by_target = {example.target: example for example in train}
-
-    def right(prediction: str, target: str) -> bool:
-        return graded.grade(by_target.get(target, Example("", target)), prediction).value >= 0.5
-
-    return right
 
 
 def _warn_of_overlap(train: Dataset, dev: Dataset | None) -> None:

@@ -161,6 +161,14 @@ class InferenceOptions(Strict):
     score: Literal["log_prob", "mean_token_log_prob"] = Field(
         "log_prob", description="sum over target tokens (an ELBO), or the paper's mean per token"
     )
+    likelihood: Literal["auto", "output", "reward"] = Field(
+        "auto",
+        description="what stands above a hidden text: log p of the wanted output, or R/τ of the metric R of the "
+        "answer; auto: the metric where it is your own and where outputs cannot be scored",
+    )
+    reward_temp: float | None = Field(
+        None, gt=0, description="τ of R/τ, in units of the metric; null: a tenth of the largest spread in the batch"
+    )
     posterior_terms: tuple[Annotated[str | WeightTerm, Strategy("weight_term", WEIGHT_TERMS)], ...] = Field(
         ("likelihood", "prior"), min_length=1, description="what log w is the sum of"
     )
@@ -336,7 +344,8 @@ class Options(Strict):
     )
     val_every: int = Field(2, ge=1, description="updates between validations")
     select_by: Literal["accuracy", "log_likelihood"] = Field(
-        "log_likelihood", description="validation score of networks with labels (others go by accuracy)"
+        "log_likelihood",
+        description="validation score of networks with labels; others go by accuracy, and by a metric of your own",
     )
     metric_workers: int | None = Field(
         None, ge=1, description="calls of your metric at the same time; null: 1, and 8 of an async metric"

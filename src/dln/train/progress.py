@@ -33,7 +33,7 @@ __all__ = ["Pool", "Progress", "Recipe", "advance", "begin", "measure", "member_
 
 @dataclass(frozen=True)
 class Recipe:
-    """What stays the same from step to step."""
+    """What stays the same from step to step; `select_by` is the validation score of networks with labels."""
 
     algorithm: vi.VariationalInference
     options: Options
@@ -41,6 +41,7 @@ class Recipe:
     dev: Dataset | None
     metric: Grader
     stopper: Stopper | None = None
+    select_by: str = "log_likelihood"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
         return progress, []
     support = _scored_before(state)
     validation = validate(state.network, dev, recipe.metric, recipe.algorithm.calibrator, support)
-    score, select_by = validation.score(options.select_by)
+    score, select_by = validation.score(recipe.select_by)
     best = progress.best
     gained = best is None or score > best.score
     snapshot = Snapshot(validation.network, score, state.step)
@@ -177,7 +178,7 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
     for network in runners_up:
         if network.parameters() not in [other.prompts for other in kept]:
             close = validate(network, dev, recipe.metric, recipe.algorithm.calibrator, support)
-            beside = Snapshot(close.network, close.score(options.select_by)[0], state.step)
+            beside = Snapshot(close.network, close.score(recipe.select_by)[0], state.step)
             kept = remember(kept, beside, members)
     state = replace(state, memory=remember(state.memory, snapshot, options.memory))
     events: list[Event] = [
@@ -294,7 +295,7 @@ def predictor_of(progress: Progress, recipe: Recipe, pool: Pool | None = None) -
         heavy = pool.weights > 0
         used = [snapshot.network for snapshot, weighs in zip(progress.kept, heavy, strict=True) if weighs]
         return Ensemble(used, pool.weights[heavy], pool.bias)
-    scored = options.select_by == "log_likelihood" and progress.state.network.labels is not None
+    scored = recipe.select_by == "log_likelihood" and progress.state.network.labels is not None
     n = len(dev) if scored else None
     return answering(progress.kept, members, examples=n, temperature=options.ensemble_temp)
 
