@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dln
+from dln.cli.main import run as main
 from dln.errors import InputError
 from dln.infer import vi
 from dln.infer.calibrate import FixedOutput
@@ -20,6 +23,7 @@ from dln.infer.objective import ByLayer, DownstreamReward, ExpectedLogProb, Expe
 from dln.infer.race import Race
 from dln.infer.rewards import Correctness, Outcome, Reward, reward_temperature
 from dln.infer.scoring_modes import ScoringModes
+from dln.lm.base import Completion
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, LayerInput, Sequential
 from dln.random import Key
@@ -27,6 +31,7 @@ from dln.train.build import algorithm as built
 from dln.train.events import StepDone
 from dln.train.run import of_kind, read_events
 from dln.view.report import render_report
+from test_data_two_steps import TURNS
 from test_infer_laws import HIDDEN, LABELS, Enumerate, Instructions, X, Y, network
 from test_infer_scoring_modes import Unscored
 
@@ -309,3 +314,91 @@ def test_labels_with_a_metric_of_the_users_are_trained_and_selected_by_it(tmp_pa
 
 def test_correctness_is_one_or_zero():
     assert [r.value for r in Correctness()([Outcome("x", "y", " y"), Outcome("x", "y", "z")])] == [1.0, 0.0]
+
+
+# ---------------------------------------------------------------- a hosted chat model without log-probabilities
+
+
+class Hosted:
+    """A chat model that draws texts and tells no probability.
+
+    As a first layer it writes down the first request of a text unless its instruction asks for the last one, as a
+    second it names the kind of one request, and as a writer of prompts it has ideas, good and bad.
+    """
+
+    def __init__(self, task: dln.Task) -> None:
+        self.kinds = {REQUEST.split(e.input)[-1]: e.target for part in (task.train, task.dev, task.test) for e in part}
+        self.name = "hosted"
+
+    @property
+    def capabilities(self):
+        can = dln.Capabilities(False, False, token_ids=False, chat=True, context_length=None)
+        return replace(can, label_scoring="accuracy", text_scoring="accuracy")
+
+    def fingerprint(self):
+        return "hosted"
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+    def sample(self, contexts, sampling, seeds):
+        pairs = zip(contexts, seeds, strict=True)
+        return [Completion(self.answer(c, s if sampling.temperature else 0), model="hosted") for c, s in pairs]
+
+    def answer(self, context, seed):
+        if "Better instruction" in context:
+            first = "Write down" in context.split("Present instruction: ")[1]
+            ideas = ["Write down a request.", "Write down the last request.", "Write down all that is said."]
+            return ideas[seed % 3] if first else "Name the kind of the request."
+        if "Question:" in context:
+            said = context.rsplit("Question: ", 1)[1].removesuffix("Answer:").strip()
+            return self.kinds.get(said, "none of them")
+        requests = REQUEST.split(context.rsplit("Input: ", 1)[1].removesuffix("Thoughts:").strip())
+        # who is told the answer looks for the request that has it, and does not always find it
+        told = re.findall(r"answer is:\n(\w+)", context)
+        if told and seed % 2:
+            return next((text for text in requests if self.kinds.get(text) == told[0]), requests[0])
+        return requests[-1 if "last" in context else 0]
+
+    def log_prob(self, contexts, targets):
+        raise InputError("this model cannot score given texts")
+
+    def choice_log_probs(self, contexts, labels):
+        raise InputError("this model cannot score labels")
+
+
+REQUEST = re.compile("|".join(f" {re.escape(turn)} " for turn in TURNS))
+
+
+def test_two_layers_learn_by_rewards_where_no_probability_is_told(tmp_path, capsys):
+    """The fault lies in the first layer, and only the answer of the second is seen."""
+    task = dln.load_task("corrected")
+    part = {name: dln.Dataset(getattr(task, name).examples[:60], name=name) for name in ("train", "dev", "test")}
+    lm = Hosted(task)
+    first = LanguageLayer(lm, "think", "Write down a request.")
+    net = Sequential(first, LanguageLayer(lm, "answer", "Name the kind of the request."))
+
+    def kind(example, prediction):
+        return dln.Score(float(prediction == example.target), f"it is a {example.target}")
+
+    before = dln.evaluate(net, part["test"], metric=kind).accuracy.mean
+    inference = {"prompt_proposals": ["rewrite"], "num_prompts": 4, "num_hidden": 4}
+    options = {"batch_size": 20, "val_every": 1, "inference": inference}
+    result = dln.fit(net, part["train"], part["dev"], steps=2, metric=kind, options=options, run_dir=tmp_path / "run")
+    after = dln.evaluate(result.network, part["test"], metric=kind).accuracy.mean
+    assert before < 0.3
+    assert after == 1.0
+    assert "last" in result.network[0].prompt.instruction
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    steps = of_kind(events, StepDone)
+    assert {step.scoring_modes.weights for step in steps} == {"reward"}
+    assert {row.tau for row in steps[0].hidden} == {0.1}
+    taught = [row for row in steps[0].hidden if max(row.beta) > min(row.beta)]
+    assert taught
+    for row in taught:  # the texts that lead to the right answer have nearly all of the weight
+        assert sum(w for w, b in zip(row.weights, row.beta, strict=True) if b == max(row.beta)) > 0.99
+    page = render_report(events, title="run")
+    assert "hidden texts: reward" in page
+    assert "weighed by the metric of the answer that they lead to, exp(R/τ)" in html.unescape(page)
+    assert main(["show", str(tmp_path / "run")]) == 0
+    assert "hidden texts were weighed by: reward R/τ, τ = 0.1 in the last step" in capsys.readouterr().err

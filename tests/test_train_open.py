@@ -16,7 +16,8 @@ from dln.infer.calibrate import FixedOutput, PenalisedLikelihood
 from dln.infer.estep import Likelihood, Prior
 from dln.infer.hidden import MixtureProposal, PriorProposal
 from dln.infer.mstep import Best, BestByMargin
-from dln.infer.objective import Accuracy, Candidates, ExpectedLogProb, Scored
+from dln.infer.objective import Candidates, ExpectedLogProb, ExpectedReward, Scored
+from dln.infer.rewards import Correctness
 from dln.infer.prompts import MixturePrompts, Proposal, RewriteProposal
 from dln.train import History, resolve_options
 from dln.train.build import algorithm
@@ -92,7 +93,7 @@ def test_names_and_the_objects_they_stand_for_are_the_same_algorithm():
         "prompt_proposals": {rewriting: 2.0},
         "posterior_terms": [Prior(), Likelihood()],
         "hidden_objective": ExpectedLogProb("log_prob", FixedOutput()),
-        "output_objective": Accuracy(right, FixedOutput()),
+        "output_objective": ExpectedReward(Correctness(right), FixedOutput(), greedy=True),
         "select": BestByMargin(1.0),
         "output_layer": FixedOutput(),
     }

@@ -30,7 +30,8 @@ from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.readout import Readout, explained, readout_from_state
 from dln.nn.saving import resign_network
 from dln.train.evaluate import Interval
-from dln.train.run import read_events, read_meta
+from dln.train.events import Event, StepDone
+from dln.train.run import of_kind, read_events, read_meta
 from dln.view.report import write_report
 from dln.view.seeds import Together, read_together
 from dln.view.summary import RunSummary, summarize
@@ -229,6 +230,8 @@ def show(
         resign_network(network, _stand_in)
         note(f"checked, and its hash written: {network}")
     trained = open_network(network, _stand_in, told=False)
+    if form == "text" and (network / "events.jsonl").exists():
+        _tell_weights(read_events(network / "events.jsonl"))
     if form == "json":
         members = zip(trained.weights, trained.members, strict=True) if isinstance(trained, Ensemble) else ()
         several = [{"weight": float(weight), "layers": _layers(member)} for weight, member in members]
@@ -241,6 +244,17 @@ def show(
         out().print(safe(text), soft_wrap=True)
         return
     print(json.dumps(document, indent=2, ensure_ascii=True))  # noqa: T201 - the product of the command
+
+
+def _tell_weights(events: Sequence[Event]) -> None:
+    """How the hidden texts of a run were weighed, and the τ of the last step where that was by a reward."""
+    steps = [event for event in of_kind(events, StepDone) if event.scoring_modes is not None]
+    modes = steps[-1].scoring_modes if steps else None
+    if modes is None or modes.weights is None:
+        return
+    taus = [f"{tau:.3g}" for tau in dict.fromkeys(row.tau for row in steps[-1].hidden) if tau is not None]
+    by = f" R/τ, τ = {', '.join(taus)} in the last step" if taus else ""
+    note(f"hidden texts were weighed by: {modes.weights}{by}")
 
 
 def _stand_in(name: str) -> LanguageModel:

@@ -318,9 +318,9 @@ class ExpectedReward:
         if not candidates.is_output:
             raise InputError("this objective is for the output layer", where="inference.hidden_objective")
         pairs, trace = candidates.pairs, candidates.trace
-        below = texts_below(trace, candidates.position - 1) if candidates.position else []
+        below, deep = texts_below(trace, max(0, candidates.position - 1)), candidates.position > 0
         asked = [
-            Outcome(item.x, text_of(y), "", (*below[i], plain(item.h)) if below else ())
+            Outcome(item.x, text_of(y), "", (*below[i], plain(item.h)) if deep else ())
             for item, y, i in zip(pairs.inputs, pairs.outputs, pairs.examples, strict=True)
         ]
         layers, first = candidates.layers, candidates.layers[0].classifier

@@ -233,7 +233,8 @@ def _hidden_objective(
         "nce": lambda: NoiseContrastive(options.score, options.burn_in),
     }
     if options.hidden_objective in known and by_reward:
-        return ByLayer(known[options.hidden_objective](), DownstreamReward(reward, options.num_hidden))
+        scored = strategy("objective", options.hidden_objective, known)
+        return ByLayer(scored, DownstreamReward(reward, options.num_hidden))
     if options.hidden_objective in known and not can.scores:
         return DownstreamReward(reward, options.num_hidden)
     if options.hidden_objective in known and not can.scores_hidden:
