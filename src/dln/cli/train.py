@@ -62,6 +62,7 @@ from dln.lm.meter import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.nn import Ensemble, Sequential
 from dln.nn.ensemble import best_of, members_of
+from dln.nn.readout import explained
 from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.estimate import check_room, layer_sizes
@@ -265,6 +266,7 @@ def tell_result(
         ("stopped", _stopped(result, training_options(config).steps)),
         ("best step", f"{result.best_step}" + (" (the initial network)" if not result.best_step else "")),
         *([("predicts by", together)] if together is not None else []),
+        *_words_of(result.network),
         ("used", f"{used.tokens:,} tokens in {used.calls:,} calls, {_money(used, models)}{duration(board.elapsed)}"),
         ("run", safe(result.run_dir)),
         ("report", safe(report)),
@@ -274,6 +276,13 @@ def tell_result(
     name = shlex.quote(str(result.run_dir))
     for number, command in enumerate((f'dln predict {name} "…"', f"dln show {name}", f"dln report {name} --open")):
         note(f"{'      ' if number else 'next: '}{command}")
+
+
+def _words_of(network: Sequential) -> list[tuple[str, str]]:
+    """The words behind the first two labels of a word readout, as rows of a table; `dln show` has all of them."""
+    last = network.layers[-1].classifier
+    evidence = () if last is None else explained(last.readout, last.names, most=4)
+    return [("words", safe(str(label))) for label in evidence[:2]]
 
 
 def _stopped(result: FitResult, planned: int) -> str:

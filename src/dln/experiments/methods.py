@@ -31,7 +31,7 @@ from dln.experiments.baselines import (
     draw_examples,
 )
 from dln.experiments.linear import EncoderRegression, TfidfRegression
-from dln.experiments.method import SAME_LINE, Learnt, Method, Setup, fitted, output_layer, recipe_of
+from dln.experiments.method import SAME_LINE, Learnt, Method, Setup, fitted, output_layer, read_words, recipe_of
 from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import Ensemble, best_of, members_of
 from dln.nn.template import load_template
@@ -203,8 +203,8 @@ def _within(setup: Setup, budget: int, network: Sequential, options: Options, ke
 class RandomDemonstrations:
     """Random search at equal tokens: the best of prompts with k random demonstrations by cross-fitted log-likelihood.
 
-    Prompts are drawn and scored on the dev set, with the output layer fitted, until as many tokens are used as the
-    training of another method took.
+    Prompts are drawn, and for each a word readout is fitted on train and dev, until as many tokens are used as the
+    training of another method took. Where the model does not tell the probabilities of words, label words are fitted.
 
     Args:
         k: demonstrations per prompt.
@@ -232,15 +232,22 @@ class RandomDemonstrations:
         allowed = setup.known[self.equal_to].tokens
         best: Sequential | None = None
         best_score, drawn, used = float("-inf"), 0, 0
-        dev = setup.task.dev
+        train, dev = setup.task.train, setup.task.dev
+        wide = setup.lm.capabilities.next_tokens != "none"
         while drawn < self.most and (used < allowed or best is None):
             layer = output_layer(setup, SAME_LINE, draw_examples(setup, self.k, draw=drawn + 1))
             try:
-                network, score = fitted(layer, dev)
+                if wide:
+                    found = read_words(layer, train, dev, setup.options)
+                    network = found.network
+                    score = -math.inf if found.log_likelihood is None else found.log_likelihood
+                else:
+                    network, score = fitted(layer, dev)
             except BudgetReached:
                 break
             drawn += 1
-            used += sum(map(setup.lm.count_tokens, layer.contexts([LayerInput(x, x) for x in dev.inputs])))
+            read = layer.contexts([LayerInput(x, x) for x in (*(train.inputs if wide else ()), *dev.inputs)])
+            used += sum(map(setup.lm.count_tokens, read))
             if score > best_score:
                 best, best_score = network, score
         if best is None:
