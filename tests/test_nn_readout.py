@@ -226,6 +226,43 @@ def test_a_network_keeps_its_readout_in_a_file(tmp_path):
     assert copy.deepcopy(network).predict("a film").probabilities == network.predict("a film").probabilities
 
 
+class Smoothed(LabelReadout):
+    """An output layer of a user: every label keeps a part of the probability."""
+
+    def __init__(self, bias, part=0.1):
+        super().__init__(bias, 1.0)
+        object.__setattr__(self, "part", part)
+
+    def log_probs(self, features):
+        p = np.exp(super().log_probs(features))
+        return np.log((1 - self.part) * p + self.part / self.size)
+
+    def state(self):
+        return {"kind": self.kind, "bias": self.bias.tolist(), "part": self.part}
+
+
+def test_an_own_readout_is_in_the_file_of_its_network(tmp_path):
+    network = dln.Sequential(layer(Smoothed([0.5, 0.0], part=0.4)))
+    assert min(network.predict("a film").probabilities.values()) >= 0.2
+    dln.save_network(network, tmp_path / "network.json")
+    again = dln.load_network(tmp_path / "network.json", network.layers[0].lm)
+    assert type(again.layers[0].readout) is Smoothed
+    assert again.predict("a film").probabilities == network.predict("a film").probabilities
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"kind": "no_such_module:Thing"}, "cannot be imported"),
+        ({"kind": "collections:Counter"}, "this is no output layer"),
+        ({"kind": f"{__name__}:Smoothed", "bias": [0, 0], "parts": 1}, "does not fit its class"),
+    ],
+)
+def test_an_own_readout_that_cannot_be_read_says_why(state, said):
+    with pytest.raises(dln.InputError, match=said):
+        readout_from_state(state, "network.json")
+
+
 def test_the_evidence_of_a_label_is_its_largest_weights_per_standard_deviation():
     weights, scale = [[0.5, -1.0, 0.2], [-0.5, 1.0, 0.2]], [1.0, 3.0, 9.0]
     words = WordReadout([Token(" fine"), Token(" dull"), Token(" the")], [[0], [1]], weights, None, scale)

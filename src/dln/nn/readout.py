@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from dln.arguments import NonNegative, Positive, checked
 from dln.errors import InputError
+from dln.extensions import imported
 from dln.io import parse
 from dln.lm.base import LanguageModel, Token, first_token, next_tokens_verb
 from dln.numerics import Floats, frozen, log_softmax, logsumexp
@@ -54,10 +55,12 @@ Flags = npt.NDArray[np.bool_]
 class Readout(ABC):
     """p(y | features): the contract of the last step of a `ChoiceLayer`.
 
-    A subclass is a frozen value with a `kind` for files, `features`, `log_probs`, `label_mass` and `state`.
+    A subclass is a frozen value with `features`, `log_probs`, `label_mass` and `state`. Its `kind` is in the files of
+    networks, which can be read where the class can be imported.
     """
 
     kind: ClassVar[str]
+    """The name in files: that of the class, as `module:name`, but for the readouts of this module."""
     wide: ClassVar[bool] = False
     """Whether it has many numbers, which are fitted to the train set as well as to the dev set."""
     bias: Floats
@@ -88,7 +91,27 @@ class Readout(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What training changes, as plain data; `readout_from_state` is the inverse."""
+        """`kind` and what training changes, as plain data; `from_state` is the inverse."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], where: str) -> Readout:
+        """The inverse of `state`; by default the class called with all of it but `kind`.
+
+        Raises:
+            InputError: naming `where` and the field that does not fit.
+        """
+        given = {name: value for name, value in state.items() if name != "kind"}
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise InputError(
+                "the output layer in this file does not fit its class", where=where, got=str(error), expected=cls.kind
+            ) from error
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" not in cls.__dict__:
+            cls.kind = f"{cls.__module__}:{cls.__qualname__}"
 
     def usable(self, features: Floats) -> Flags:
         """[…] whether log p(y|x) is known for a row."""
@@ -409,7 +432,13 @@ def readout_from_state(state: Mapping[str, Any], where: str) -> Readout:
     Raises:
         InputError: naming `where` and the field that does not fit.
     """
-    if state.get("kind") == "words":
+    kind = state.get("kind")
+    if isinstance(kind, str) and ":" in kind:
+        found = imported(kind, "output layer")
+        if not (isinstance(found, type) and issubclass(found, Readout)):
+            raise InputError("this is no output layer", where=where, got=kind, expected="a subclass of dln.nn.Readout")
+        return found.from_state(state, where)
+    if kind == "words":
         r = parse(WordState, dict(state), where)
         return WordReadout([Token(*word) for word in r.words], r.label_words, r.weights, r.bias, r.scale)
     label = parse(LabelState, dict(state), where)
