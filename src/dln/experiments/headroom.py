@@ -194,13 +194,7 @@ def measure_headroom(
     targets = [layer.index(e.target) for e in dev]
     counts = np.array([float(n) for n in task.train.counts().values()])
     frequencies = LinearPredictor(layer.names, counts, lambda _: None, None)
-    linear: list[Measured] = []
-    fits = [("TF-IDF + logistic regression", tfidf)]
-    fits += [] if encoder is None else [("sentence encoder + logistic regression", encoded(encoder))]
-    for name, fit in fits:
-        progress(name)
-        learnt, chooses = split(task.train, (0.75, 0.25), seed)
-        linear.append(_baseline(name, fit_linear(fit, learnt, chooses, layer.names)[0], dev))
+    linear = _linear(task, layer.names, dev, encoder, seed, progress)
     progress("instruction only")
     instruction = _measure("label words, fitted", layer, rows, targets)
     words: Measured | None = None
@@ -214,25 +208,52 @@ def measure_headroom(
         shown = reader.with_prompt(output_layer(setup, examples=draw_examples(setup, shots, draw=n)).prompt)
         name = f"{shots} random examples"
         found.append(_measure(name, shown, rows, targets) if words is None else _words(name, shown, read, dev)[0])
-    thoughts: list[Measured] = []
-    network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
-    last = network.layers[1].classifier
-    for n in range(draws):
-        progress(f"intermediate texts, draw {n + 1} of {draws}")
-        written = network.layers[0].sample(Key(seed).child("thoughts", n), rows, temperature=0.7)
-        if last is not None:
-            seen = [LayerInput(row.x, h.text) for row, h in zip(rows, written, strict=True)]
-            thoughts.append(_measure("thoughts", last, seen, targets))
     return Headroom(
         majority=_baseline("majority class", frequencies, dev),
-        linear=tuple(linear),
+        linear=linear,
         instruction=instruction,
         prompts=tuple(found),
-        thoughts=tuple(thoughts),
+        thoughts=_thoughts(task, lm, rows, targets, draws, seed, progress) if draws else (),
         candidates=candidates,
         staged=staged(2, task),
         words=words,
     )
+
+
+def _linear(
+    task: Task, labels: Sequence[str], dev: Dataset, encoder: Encoder | None, seed: int, progress: Callable[[str], None]
+) -> tuple[Measured, ...]:
+    """Linear classifiers fitted to three quarters of the train set, their C chosen on the last one."""
+    fits = [("TF-IDF + logistic regression", tfidf)]
+    fits += [] if encoder is None else [("sentence encoder + logistic regression", encoded(encoder))]
+    learnt, chooses = split(task.train, (0.75, 0.25), seed)
+    found: list[Measured] = []
+    for name, fit in fits:
+        progress(name)
+        found.append(_baseline(name, fit_linear(fit, learnt, chooses, labels)[0], dev))
+    return tuple(found)
+
+
+def _thoughts(
+    task: Task,
+    lm: LanguageModel,
+    rows: list[LayerInput],
+    targets: list[int],
+    draws: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> tuple[Measured, ...]:
+    """The label words of a second layer that reads intermediate texts, once per draw of these texts."""
+    network = standard_network(task, lm, 2, hidden=None if staged(2, task) else "think")
+    last = network.layers[1].classifier
+    found: list[Measured] = []
+    for n in range(draws):
+        progress(f"intermediate texts, draw {n + 1} of {draws}")
+        written = network.layers[0].sample(Key(seed).child("thoughts", n), rows, temperature=0.7)
+        seen = [LayerInput(row.x, h.text) for row, h in zip(rows, written, strict=True)]
+        if last is not None:
+            found.append(_measure("thoughts", last, seen, targets))
+    return tuple(found)
 
 
 def spread(measured: Sequence[Measured]) -> tuple[float, float]:

@@ -112,18 +112,7 @@ def search(
     optuna = _optuna()
     names = {name: [_key(value) for value in values] for name, values in space.items()}
     values = {name: dict(zip(names[name], values, strict=True)) for name, values in space.items()}
-    study = optuna.create_study(
-        storage=None if journal is None else _storage(optuna, journal),
-        study_name="dln",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        direction="maximize",
-    )
-    if study.user_attrs.get("space", names) != names:
-        raise InputError(
-            "this study belongs to another search space", where=journal, fix="use another --run-dir, or delete it"
-        )
-    study.set_user_attr("space", names)
+    study = _study(optuna, names, seed, journal)
     complete = [optuna.trial.TrialState.COMPLETE]
 
     def finished() -> list[Trial]:
@@ -149,6 +138,27 @@ def search(
     if not found:
         raise InputError("no trial has finished", where="search", got=f"trials={trials}")
     return sorted(found, key=lambda trial: (-trial.score, trial.number))
+
+
+def _study(optuna: Any, names: dict[str, list[str]], seed: int, journal: Path | None) -> Any:
+    """The study of the journal, or a fresh one.
+
+    Raises:
+        InputError: the journal belongs to another space.
+    """
+    study = optuna.create_study(
+        storage=None if journal is None else _storage(optuna, journal),
+        study_name="dln",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        direction="maximize",
+    )
+    if study.user_attrs.get("space", names) != names:
+        raise InputError(
+            "this study belongs to another search space", where=journal, fix="use another --run-dir, or delete it"
+        )
+    study.set_user_attr("space", names)
+    return study
 
 
 def _untried(names: dict[str, list[str]], tried: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
