@@ -84,7 +84,9 @@ _SHORT: Mapping[str, str] = {
     "0-shot": "0-shot",
     "0-shot-line": "0-shot, same line",
     "0-shot-fitted": "0-shot, fitted",
+    "label-words": "label words, untrained",
     "word-readout": "word readout, untrained",
+    "icl-24-words": "word readout, 24 random examples",
     "icl-5": "icl-5",
     "icl-5-fitted": "icl-5, fitted",
     "dln-1": "dln-1",
@@ -379,7 +381,7 @@ def short_section(summary: Summary, about: Circumstances, reduced: str) -> str:
     ]
     explained = (
         "Test accuracy in percent, mean over seeds ± half-width of the 95 % CI; n is per seed. "
-        "Fitted: bias and temperature of the output layer fitted on the dev set, as in dln-1."
+        "What is fitted to untrained prompts: label words and word readouts on train and dev, 0-shot and icl-5 on dev."
     )
     head = ("task", *(_SHORT[name] for name in methods), "n")
     return full_section(f"{explained}\n\n{table(head, rows)}", about, reduced)
