@@ -14,14 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dln
-from dln.data import Answer, Example, Grade, Grader, load_metric
+from dln.data import Answer, Example, Grade, Grader, SetMetric, load_metric
 from dln.errors import BudgetReached, InputError
 from dln.lm.table import TableLM
-from dln.train.events import Evaluated
+from dln.train.events import Evaluated, Validated
 from dln.train.grades import GradeFile
+from dln.train.run import of_kind, read_events
 
 DATA = dln.Dataset.from_pairs([("one", "yes"), ("two", "no"), ("three", "yes"), ("four", "no")], ["yes", "no"])
 EXAMPLES = [Answer(example, "yes", ("a hidden text",)) for example in DATA]
@@ -293,3 +297,76 @@ def test_a_killed_evaluation_pays_no_call_twice(tmp_path: Path) -> None:
     repeated = [line for line in set(after) if after.count(line) > 1]
     assert repeated in ([], [before[-1]])
     assert len(set(after)) == 12
+
+
+# ---------------------------------------------------------------- metrics of all predictions together
+
+GRADES = ("1", "2", "3", "4")
+
+
+def by_sklearn(name: str, targets: list[str], predictions: list[str]) -> float:
+    from sklearn import metrics
+
+    if name == "macro_f1":
+        return float(metrics.f1_score(targets, predictions, average="macro", zero_division=0.0))
+    if name == "mcc":
+        return float(metrics.matthews_corrcoef(targets, predictions))
+    if name == "qwk":
+        return float(metrics.cohen_kappa_score(targets, predictions, labels=list(GRADES), weights="quadratic"))
+    return float(
+        np.mean([metrics.recall_score(targets, predictions, labels=[t], average="macro") for t in sorted(set(targets))])
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn warns of degenerate cases
+@pytest.mark.parametrize("name", ["macro_f1", "mcc", "balanced_accuracy", "qwk"])
+@given(st.lists(st.tuples(st.sampled_from(GRADES), st.sampled_from(GRADES)), min_size=2, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_metrics_of_sets_are_those_of_scikit_learn(name: str, pairs: list[tuple[str, str]]) -> None:
+    targets, predictions = [t for t, _ in pairs], [p for _, p in pairs]
+    metric = load_metric(name, GRADES)
+    assert isinstance(metric, SetMetric)
+    value, low, high = metric.over(predictions, targets, resamples=200)
+    wanted = by_sklearn(name, targets, predictions)
+    assert value == pytest.approx(0.0 if math.isnan(wanted) else wanted)  # kappa of one value alone is not defined
+    assert low <= high
+    assert metric.over(predictions, targets, resamples=200) == (value, low, high)
+
+
+def test_an_answer_that_is_no_label_is_wrong_for_every_metric_of_sets() -> None:
+    targets = ["1", "2", "3", "4"] * 3
+    for name in ("macro_f1", "mcc", "balanced_accuracy", "qwk"):
+        metric = load_metric(name, GRADES)
+        assert isinstance(metric, SetMetric)
+        right, some = metric.over(targets, targets)[0], metric.over(["", *targets[1:]], targets)[0]
+        assert right == pytest.approx(1.0)
+        assert some < right
+
+
+def test_the_interval_of_a_metric_of_sets_covers_its_value() -> None:
+    """In samples of a population with a known value, about 95 % of the intervals hold it."""
+    generator = np.random.default_rng(0)
+    metric, covered, n = SetMetric("balanced_accuracy", ("a", "b")), 0, 200
+    for _ in range(150):
+        targets = generator.choice(["a", "b"], n, p=[0.8, 0.2])
+        right = generator.random(n) < np.where(targets == "a", 0.9, 0.6)
+        predictions = np.where(right, targets, np.where(targets == "a", "b", "a"))
+        _, low, high = metric.over(predictions.tolist(), targets.tolist(), resamples=300)
+        covered += low <= 0.75 <= high
+    assert 0.88 <= covered / 150 <= 0.99
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_metric_of_sets_selects_and_is_reported(tmp_path: Path) -> None:
+    lm = TableLM(lambda context: {" yes": 0.7, " no": 0.3}, name="table")
+    network = dln.Sequential(dln.ChoiceLayer(lm, labels=("yes", "no")))
+    options = {"inference": {"output_layer": "fixed"}}
+    dln.fit(network, DATA, DATA, steps=0, metric="macro_f1", options=options, run_dir=tmp_path / "run")
+    (validated,) = of_kind(read_events(tmp_path / "run" / "events.jsonl"), Validated)
+    assert (validated.select_by, validated.score) == ("macro_f1", pytest.approx(1 / 3))
+    assert validated.result.overall is not None
+    assert validated.result.accuracy == 0.5
+    found = dln.evaluate(network, DATA, metric="macro_f1")
+    assert found.overall is not None
+    assert found.overall.low <= 1 / 3 <= found.overall.high
+    assert "macro_f1 0.333" in str(found)

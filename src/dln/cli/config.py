@@ -293,8 +293,8 @@ class TaskConfig(DataSpec, Section):
     )
     metric: Annotated[str | None, Flag("--metric", DATA, "NAME")] = Field(
         None,
-        description="How answers are compared: exact, normalized, numeric, json, token_f1, contains, "
-        "package.module:function or file.py:function (default: by the kind of the targets).",
+        description="How answers are compared: exact, normalized, numeric, json, token_f1, contains, macro_f1, mcc, "
+        "balanced_accuracy, qwk, package.module:function or file.py:function (default: by the kind of the targets).",
     )
 
     @property

@@ -150,6 +150,10 @@ def evaluation_table(event: Evaluated, names: tuple[str, str] = ("before", "afte
         table.add_row(f"gain over {safe(one.name)}", f"{mean} points", f"{low} … {high}, p = {p_value(one.p_value)}")
     if event.after.unscored:
         table.add_row("not scored", str(event.after.unscored), "counted as wrong")
+    for name, result in ((names[0], event.before), (names[1], event.after)):
+        if result is not None and result.overall is not None:
+            value, low, high = result.overall
+            table.add_row(f"{safe(result.metric)} {name}", f"{value:.3f}", f"{low:.3f} … {high:.3f}")
     if event.after.excluded:
         why = "; ".join(event.after.problems)
         table.add_row(f"no value of {safe(event.after.metric)}", str(event.after.excluded), f"not counted: {safe(why)}")

@@ -21,6 +21,7 @@ from dln.data.metrics import (
 )
 from dln.data.registry import bundled_names, load_task, task_from_file, task_names
 from dln.data.resolve import ReadReport
+from dln.data.set_metrics import SetMetric
 from dln.data.spec import DataSpec
 from dln.data.splits import split
 from dln.data.tasks import Task
@@ -40,6 +41,7 @@ __all__ = [
     "NumberPresence",
     "ReadReport",
     "Score",
+    "SetMetric",
     "Task",
     "accuracy",
     "balanced_accuracy",

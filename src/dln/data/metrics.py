@@ -37,6 +37,7 @@ from dln import extensions
 from dln.answers import begins_with, first_words_agree, labels_said, number_of, numbers_in, tokens, words_of
 from dln.arguments import checked, shown
 from dln.data.labels import spelling_map
+from dln.data.set_metrics import SET_METRICS, SetMetric
 from dln.errors import InputError
 from dln.numerics import Floats
 
@@ -62,7 +63,7 @@ __all__ = [
 
 METRIC_NAMES = (
     *("exact", "normalized", "numeric", "json", "token_f1", "contains", "paper"),
-    *("exact_match", "number_presence"),
+    *("exact_match", "number_presence", *SET_METRICS),
 )
 """The built-in metrics."""
 
@@ -434,19 +435,19 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
     Args:
         metric: a name of `METRIC_NAMES` or a registered one (see `dln.extensions`); "package.module:function", where
             the module may be in the working directory, or "path/file.py:function"; or a callable (see the module).
-        labels: label specifications for `exact_match` and `paper`.
+        labels: label specifications for `exact_match`, `paper` and metrics of all predictions (`dln.data.set_metrics`).
 
     Raises:
         InputError: no such metric, file, module or function, or a callable that takes none of the forms.
     """
-    if isinstance(metric, ExactMatch | NumberPresence | PaperMatch | FunctionMetric):
+    if isinstance(metric, SetMetric):
+        metric = metric.name if labels and not metric.labels else metric
+    if isinstance(metric, ExactMatch | NumberPresence | PaperMatch | FunctionMetric | SetMetric):
         return metric
     if not isinstance(metric, str):
         return FunctionMetric(metric, _name_of(metric), _form(metric))
-    if metric in ("exact_match", "paper"):
-        return (ExactMatch if metric == "exact_match" else PaperMatch)(tuple(labels or ()))
     if metric in METRIC_NAMES:
-        return FunctionMetric(_NAMED[metric], metric, own=False) if metric in _NAMED else NumberPresence()
+        return _built_in(metric, tuple(labels or ()))
     path, _, name = metric.rpartition(":")
     if path.endswith(".py"):
         function = extensions.from_file(Path(path), name, "metric")
@@ -461,6 +462,16 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
             fix="def my_metric(example, prediction): ...",
         )
     return FunctionMetric(function, metric, _form(function))
+
+
+def _built_in(name: str, labels: tuple[str, ...]) -> NamedMetric:
+    if name in _NAMED:
+        return FunctionMetric(_NAMED[name], name, own=False)
+    if name in SET_METRICS:
+        return SetMetric(name, labels)
+    return (
+        NumberPresence() if name == "number_presence" else (ExactMatch if name == "exact_match" else PaperMatch)(labels)
+    )
 
 
 @checked

@@ -27,6 +27,7 @@ from dln.data import (
     GradeStore,
     Metric,
     NamedMetric,
+    SetMetric,
     exact_match,
     load_metric,
 )
@@ -194,6 +195,7 @@ class Evaluation:
         feedback: what a metric that returns `Score` said of each prediction; empty texts from other metrics.
         problems: why the metric gave no value; empty texts where it gave one.
         metric: the metric's name.
+        overall: of a metric of all predictions together (macro_f1, …), its value with its bootstrap interval.
     """
 
     examples: tuple[Example, ...]
@@ -203,6 +205,12 @@ class Evaluation:
     feedback: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     metric: str = exact_match.name
+    overall: Interval | None = None
+
+    @property
+    def value(self) -> float:
+        """What selection looks at: the metric of all predictions together, or the mean metric."""
+        return self.accuracy.mean if self.overall is None else self.overall.mean
 
     @cached_property
     def accuracy(self) -> Interval:
@@ -273,11 +281,13 @@ class Evaluation:
             unscored=self.unscored,
             metric=self.metric,
             excluded=self.excluded,
+            overall=None if self.overall is None else (self.overall.mean, self.overall.low, self.overall.high),
             problems=list(dict.fromkeys(filter(None, self.problems)))[:_PROBLEMS],
         )
 
     def __str__(self) -> str:
         excluded = f"  ({self.excluded} without a score)" if self.excluded else ""
+        excluded += "" if self.overall is None else f"  {self.metric} {self.overall}"
         return f"accuracy {self.accuracy}  n={len(self.examples) - self.excluded}{excluded}"
 
     def __repr__(self) -> str:
@@ -286,6 +296,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         measured = {"balanced accuracy": self.balanced_accuracy, "log-likelihood": self.log_likelihood}
         more = [(name, value) for name, value in measured.items() if value is not None]
+        more += [] if self.overall is None else [(self.metric, str(self.overall))]
         rows = [("accuracy", str(self.accuracy)), ("examples", len(self.examples)), *more]
         counts = [[label, row["n"], row["correct"], row["predicted"]] for label, row in self.per_class.items()]
         classes = html_table(["label", "examples", "right", "predicted"], counts) if counts else ""
@@ -376,6 +387,9 @@ def evaluation_of(
         tuple(grade.feedback for grade in grades),
         tuple(grade.problem for grade in grades),
         graded.name,
+        Interval(*graded.metric.over([p.label for p in predictions], dataset.targets))
+        if isinstance(graded.metric, SetMetric)
+        else None,
     )
 
 
@@ -383,7 +397,8 @@ def judge(metric: Metric | str, labels: Sequence[str] | None) -> NamedMetric:
     """How a prediction is scored: closed label sets by equality, anything else by the metric."""
     if labels is not None and (metric is exact_match or (isinstance(metric, str) and metric == exact_match.name)):
         return FunctionMetric(operator.eq, exact_match.name, own=False)
-    return load_metric(metric)
+    found = load_metric(metric)
+    return load_metric(found, labels) if isinstance(found, SetMetric) else found
 
 
 def grader(
@@ -497,10 +512,15 @@ class Validation:
     log_likelihood: float | None
 
     def score(self, select_by: str) -> tuple[float, str]:
-        """The number that selection looks at, and its name; free text goes by accuracy."""
-        if select_by == "log_likelihood" and self.log_likelihood is not None:
+        """The number that selection looks at, and its name.
+
+        Free text goes by accuracy, the mean metric, and a metric of all predictions together selects wherever it is
+        given.
+        """
+        if select_by == "log_likelihood" and self.log_likelihood is not None and self.evaluation.overall is None:
             return self.log_likelihood, select_by
-        return self.evaluation.accuracy.mean, "accuracy"
+        overall = self.evaluation.overall
+        return self.evaluation.value, "accuracy" if overall is None else self.evaluation.metric
 
 
 Support = Sequence[tuple[LayerInput, str]]

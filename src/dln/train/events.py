@@ -218,6 +218,7 @@ class ResultRecord(Record):
         confusion: confusion[target][prediction] counts; predictions that are no label under "".
         unscored: examples that the network could not score; they count as wrong.
         metric: the metric's name.
+        overall: value of a metric of all predictions together, with its bootstrap interval; null of other metrics.
         excluded: examples for which the metric gave no value; they are not counted.
         problems: why not, the first different reasons.
     """
@@ -233,6 +234,7 @@ class ResultRecord(Record):
     confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
     unscored: int = 0
     metric: str = "exact_match"
+    overall: tuple[float, float, float] | None = None
     excluded: int = 0
     problems: list[str] = Field(default_factory=list)
 
@@ -356,7 +358,7 @@ class Validated(Event):
 
     Attributes:
         score: what selection looks at (higher is better).
-        select_by: what that is, "accuracy" or "log_likelihood".
+        select_by: what that is: "accuracy", "log_likelihood", or the name of a metric of all predictions together.
         best: whether this is the best so far.
     """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dln.arguments import Seed, Size, checked
-from dln.data import Dataset, FunctionMetric, Grader, Metric, exact_match
+from dln.data import Dataset, FunctionMetric, Grader, Metric, SetMetric, exact_match
 from dln.data.dataset import text_key
 from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
@@ -122,6 +122,7 @@ def fit(
     store = None if run_dir is None else GradeFile(Path(run_dir) / GRADES)
     graded = run_grader(metric, network.labels, chosen, store)
     own = isinstance(graded.metric, FunctionMetric) and graded.metric.own
+    selects = own or isinstance(graded.metric, SetMetric)
     given = None if algorithm is None else described(algorithm)
     longest = max((*train.inputs, *(dev.inputs if dev is not None else ()), *readable), key=len)
     if algorithm is None:
@@ -139,7 +140,7 @@ def fit(
         _refuse_twice(chosen, preset, prompt_lm, hidden_lm)
         algorithm = replace(algorithm, m_step=replace(algorithm.m_step, longest=algorithm.m_step.longest or longest))
     stopper = None if chosen.stopper is None else build.strategy("stopper", chosen.stopper, {})
-    recipe = Recipe(algorithm, chosen, train, dev, graded, stopper, "accuracy" if own else chosen.select_by)
+    recipe = Recipe(algorithm, chosen, train, dev, graded, stopper, "accuracy" if selects else chosen.select_by)
     if isinstance(algorithm.calibrator, Preparing):
         network = with_word_memory(network)
     meta = {**provenance(network, train, dev, chosen, graded.metric, task, config, given), **(record or {})}
