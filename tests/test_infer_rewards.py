@@ -20,6 +20,7 @@ from dln.infer.calibrate import FixedOutput
 from dln.infer.estep import Weighting
 from dln.infer.hidden import LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.objective import ByLayer, DownstreamReward, ExpectedLogProb, ExpectedReward
+from dln.infer.prompts import ConfusionProposal, RewriteProposal, most_confused
 from dln.infer.race import Race
 from dln.infer.rewards import Correctness, Outcome, Reward, reward_temperature
 from dln.infer.scoring_modes import ScoringModes
@@ -314,6 +315,90 @@ def test_labels_with_a_metric_of_the_users_are_trained_and_selected_by_it(tmp_pa
 
 def test_correctness_is_one_or_zero():
     assert [r.value for r in Correctness()([Outcome("x", "y", " y"), Outcome("x", "y", "z")])] == [1.0, 0.0]
+
+
+# ---------------------------------------------------------------- what proposals read
+
+
+class Writer(TableLM):
+    """Keeps the contexts that it was asked with."""
+
+    def __init__(self):
+        super().__init__(lambda context: {" better": 1.0}, name="writer")
+        self.asked = []
+
+    def sample(self, contexts, sampling, seeds):
+        self.asked.extend(contexts)
+        return super().sample(contexts, sampling, seeds)
+
+
+def told(targets, answers, comments=()):
+    inputs = tuple(LayerInput(f"<input {i}>", f"<input {i}>") for i in range(len(targets)))
+    right = tuple(y == said for y, said in zip(targets, answers, strict=True))
+    return dln.Feedback(inputs, answers, targets, right, comments=comments, answers=answers, targets=targets)
+
+
+@pytest.mark.parametrize("template", ["backward", "backward_student", "backward_sequence"])
+def test_what_the_metric_says_stands_next_to_its_example(template):
+    writer = Writer()
+    feedback = told(("a", "b", "c"), ("a", "x", "c"), ("kind", "say\nplease", ""))
+    RewriteProposal(template=template)(Key(0), ChoiceLayer(writer, labels=("a", "b", "c")), feedback, 3)
+    for context in writer.asked:
+        for example, comment in ((0, "kind"), (1, "say please")):
+            own = context.split(f"<input {example}>")[1].split("<input ")[0]
+            assert comment in own
+        assert "kind" not in context.split("<input 2>")[1].split("<input ")[0]
+
+
+def test_a_comment_is_shown_where_nothing_better_was_found():
+    writer = Writer()
+    feedback = replace(told(("a", "a"), ("a", "a"), ("", "too long")), correct=(False, False))
+    RewriteProposal()(Key(0), ChoiceLayer(writer, labels=("a", "b")), feedback, 1)
+    assert "<input 1>" in writer.asked[0]
+    assert "<input 0>" not in writer.asked[0]
+
+
+def test_the_labels_that_are_confused_most_often_are_told_apart():
+    writer = Writer()
+    layer = ChoiceLayer(writer, labels=("a", "b", "c"))
+    feedback = told(("a", "b", "a", "c", "a", "c", "b"), ("b", "a", "a", "a", "b", "c", "b"))
+    proposals = ConfusionProposal()(Key(0), layer, feedback, 2)
+    assert {(p.source, p.detail, p.prompt.instruction) for p in proposals} == {("confusion", "a / b", "better")}
+    for context in writer.asked:
+        assert set(re.findall(r"<input (\d)>", context)) == {"0", "1", "2", "4", "6"}
+        assert 'The outputs "a" and "b" are confused most often.' in context
+    assert ConfusionProposal()(Key(0), layer, told(("a", "b"), ("a", "b")), 2) == []
+    assert ConfusionProposal()(Key(0), layer, told(("a", "b"), ("x", "y")), 2) == []  # no label for another
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcx")), max_size=12))
+@settings(deadline=None)
+def test_no_two_labels_are_confused_more_often(pairs):
+    targets, answers = [y for y, _ in pairs], [said for _, said in pairs]
+    found = most_confused(targets, answers)
+
+    def errors(one, other):
+        return sum({y, said} == {one, other} for y, said in pairs)
+
+    known = sorted(set(targets))
+    counts = [errors(one, other) for i, one in enumerate(known) for other in known[i + 1 :]]
+    assert (found is None) == (max(counts, default=0) == 0)
+    if found is not None:
+        assert errors(*found) == max(counts)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_feedback_of_the_metric_reaches_the_writer_in_a_run():
+    writer = Writer()
+    options = {"batch_size": 4, "shown": 0.0, "inference": {"num_prompts": 2, "prompt_proposals": ["rewrite"]}}
+    dln.fit(worded(), DATA, DATA, steps=1, metric=graded, options=options, prompt_lm=writer)
+    assert all("bad is not good" in context for context in writer.asked)
+    writer.asked.clear()
+    net, data = network(1, 3), dln.Dataset.from_pairs(list(zip(X, Y, strict=True)), LABELS)
+    labels = {"shown": 0.0, "inference": {"num_prompts": 2, "prompt_proposals": ["confusion"], "output_layer": "fixed"}}
+    dln.fit(net, data, data, steps=1, options=labels, prompt_lm=writer)
+    assert all('The outputs "no" and "yes" are confused most often' in context for context in writer.asked)
+    assert writer.asked
 
 
 # ---------------------------------------------------------------- a hosted chat model without log-probabilities

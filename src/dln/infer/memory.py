@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -45,6 +46,8 @@ from dln.nn.sequential import Sequential, Trace, forward
 from dln.numerics import Floats, softmax
 from dln.particles import Particles
 from dln.random import Key
+
+T = TypeVar("T")
 
 __all__ = [
     "Earlier",
@@ -136,6 +139,9 @@ class Feedback:
         correct: [B] whether the network's prediction was right.
         pool: worked examples of this layer that are not scored in this step.
         memory: the prompts in memory of this layer, which rewrites may start from.
+        comments: [B] what the metric says of each prediction; empty where it says nothing.
+        answers: [B] the network's predictions, and `targets` what they should have been.
+        targets: [B] likewise.
     """
 
     inputs: tuple[LayerInput, ...]
@@ -144,6 +150,27 @@ class Feedback:
     correct: tuple[bool, ...]
     pool: tuple[Demonstration, ...] = ()
     memory: tuple[Prompt, ...] = ()
+    comments: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def subset(self, members: Sequence[int]) -> Feedback:
+        """The same for some of the examples; the pool stays whole."""
+
+        def some(row: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(row[i] for i in members) if row else row
+
+        return Feedback(
+            inputs=some(self.inputs),
+            outputs=some(self.outputs),
+            wanted=some(self.wanted),
+            correct=some(self.correct),
+            pool=self.pool,
+            memory=self.memory,
+            comments=some(self.comments),
+            answers=some(self.answers),
+            targets=some(self.targets),
+        )
 
 
 def layer_feedback(
@@ -156,6 +183,7 @@ def layer_feedback(
     reservoir: Reservoir,
     branch: int = 0,
     count: int = 1,
+    comments: Sequence[str] = (),
 ) -> Feedback:
     """The triples {h below, ĥ, h*} of one layer, with worked examples that are not scored in this step.
 
@@ -169,6 +197,7 @@ def layer_feedback(
         reservoir: worked examples of earlier batches, for all but a last layer that has labelled ones.
         branch: of parallel layers, which one; trace and posterior hold its texts.
         count: how many layers are side by side.
+        comments: [B] what the metric says of each prediction.
     """
     items = trace.inputs(position)
     wanted = [text_of(target) for target in posterior.mode(position + 1)]
@@ -180,7 +209,16 @@ def layer_feedback(
         half = [int(i) for i in order[: len(trace) // 2]]
         examples = tuple(Demonstration(items[i].x, items[i].h, wanted[i]) for i in half if wanted[i])
     outputs = tuple(completion.text for completion in trace.outputs(position))
-    return Feedback(tuple(items), outputs, tuple(wanted), tuple(correct), examples)
+    return Feedback(
+        inputs=tuple(items),
+        outputs=outputs,
+        wanted=tuple(wanted),
+        correct=tuple(correct),
+        pool=examples,
+        comments=tuple(comments),
+        answers=trace.predictions,
+        targets=tuple(text_of(target) for target in posterior.mode(len(trace.hidden))),
+    )
 
 
 def labelled_examples(

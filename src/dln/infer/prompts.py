@@ -27,6 +27,7 @@ from dln.random import Key
 
 __all__ = [
     "WORDINGS",
+    "ConfusionProposal",
     "DemonstrationProposal",
     "MixturePrompts",
     "PromptProposal",
@@ -35,6 +36,7 @@ __all__ = [
     "SequenceProposal",
     "WordingProposal",
     "fixed_lines",
+    "most_confused",
     "read_wording",
     "screen",
 ]
@@ -301,12 +303,14 @@ class Student:
         x: the network's input, where the layer reads it beside `input`; else empty.
         output: what the layer wrote.
         target: what it should have written.
+        comment: what the metric says of the answer that followed; empty where it says nothing.
     """
 
     input: str
     x: str
     output: str
     target: str
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -368,6 +372,45 @@ class SequenceProposal(RewriteProposal):
             Proposal(base.with_instruction(_clean(line)), "sequence", detail, fixed_lines(template))
             for line, base, detail in lines[:num]
         ]
+
+
+@dataclass(frozen=True)
+class ConfusionProposal(RewriteProposal):
+    """Rewrites that see the two labels which the network confuses most often, with examples of both sides.
+
+    The writer reads the examples of these labels that were answered by one of them, right and wrong, and is told which
+    two labels are to be told apart. There is no candidate where no label was taken for another.
+    """
+
+    def __call__(self, key: Key, layer: PromptedLayer, feedback: Feedback, num: int) -> list[Proposal]:
+        """`num` rewritten instructions."""
+        pair = most_confused(feedback.targets, feedback.answers)
+        if pair is None:
+            return []
+        both = zip(feedback.targets, feedback.answers, strict=True)
+        part = feedback.subset([i for i, (y, said) in enumerate(both) if y in pair and said in pair])
+        asks = (
+            f'The outputs "{pair[0]}" and "{pair[1]}" are confused most often. Say how to tell them apart. Be concise.'
+        )
+        template = replace(load_template(self.template, "backward"), messages=(asks,))
+        detail = f"{pair[0]} / {pair[1]}"
+        return [
+            Proposal(base.with_instruction(_clean(text)), "confusion", detail, fixed_lines(template))
+            for text, base, _ in _ask(self, template, key, layer, part, num, count=1)
+        ]
+
+
+def most_confused(targets: Sequence[str], answers: Sequence[str]) -> tuple[str, str] | None:
+    """The two labels that are most often answered for each other; None where no target was answered for another.
+
+    >>> most_confused(["a", "b", "c", "a"], ["b", "a", "c", "c"])
+    ('a', 'b')
+    """
+    known = set(targets)
+    counts = Counter(
+        (min(y, said), max(y, said)) for y, said in zip(targets, answers, strict=True) if y != said and said in known
+    )
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def _ask(
@@ -459,8 +502,11 @@ def _context(
 def _tells(feedback: Feedback, example: int) -> bool:
     """Whether there is something to learn from an example.
 
-    Where the network was wrong and nothing better than ĥ was found, the wanted text would be what the layer wrote.
+    Where the network was wrong and nothing better than ĥ was found, the wanted text would be what the layer wrote. A
+    comment of the metric is something to learn from all the same.
     """
+    if any(feedback.comments[example : example + 1]):
+        return True
     return feedback.correct[example] or feedback.outputs[example].strip() != feedback.wanted[example].strip()
 
 
@@ -470,9 +516,10 @@ def _students(layer: PromptedLayer, feedback: Feedback) -> list[Student]:
     # a first layer's h is x itself: nothing is shown twice
     both = layer.template.residual and any(item.h != item.x for item in feedback.inputs)
     inputs = [layer.reads(item) for item in feedback.inputs]
+    comments = [" ".join(text.split()) for text in feedback.comments or ("",) * len(inputs)]
     return [
-        Student(item.text if reads & {"h", "hs"} else item.x, item.x if both else "", output, wanted)
-        for item, output, wanted in zip(inputs, feedback.outputs, feedback.wanted, strict=True)
+        Student(item.text if reads & {"h", "hs"} else item.x, item.x if both else "", output, wanted, comment)
+        for item, output, wanted, comment in zip(inputs, feedback.outputs, feedback.wanted, comments, strict=True)
     ]
 
 

@@ -255,7 +255,8 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
     for l, layer in enumerate(network.layers):  # noqa: E741  # the paper's letter
         labelled = _labelled(key, network, l, batch, vi)
         for b in range(len(layer.branches)):
-            step = _Step(key, replace(state, network=network), trace, posterior, correct, labelled, batch.tried)
+            present = replace(state, network=network)
+            step = _Step(key, present, trace, posterior, correct, rewards, labelled, batch.tried)
             best, infos = step.improve(vi.m_step, l, b)
             improved = improved.with_layer(l, improved.layers[l].with_branch(b, best))
             steps.extend(infos)
@@ -291,6 +292,7 @@ class _Step:
     trace: Trace
     posterior: Posterior
     correct: list[bool]
+    rewards: tuple[Reward, ...]
     labelled: tuple[Demonstration, ...]
     tried: Mapping[int, tuple[str, ...]]
 
@@ -329,6 +331,7 @@ class _Step:
             self.state.reservoir,
             branch,
             count,
+            [reward.feedback for reward in self.rewards],
         )
         others = (snapshot.network.layers[position].branches[branch].prompted for snapshot in self.state.memory)
         remembered = tuple(other.prompt for other in others if other is not None)

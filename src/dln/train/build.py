@@ -29,6 +29,7 @@ from dln.infer.objective import (
     unknown_bound,
 )
 from dln.infer.prompts import (
+    ConfusionProposal,
     DemonstrationProposal,
     MixturePrompts,
     PromptProposal,
@@ -173,6 +174,7 @@ def _prompt_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tu
         "demonstrations": lambda: DemonstrationProposal(options.demonstrations),
         "wording": lambda: WordingProposal(tuple(map(read_wording, options.wordings))),
         "rewrite": lambda: RewriteProposal(lm, sampling, backward, subset, examples, memory),
+        "confusion": lambda: ConfusionProposal(lm, sampling, backward, 1.0, examples, memory),
         "sequence": lambda: SequenceProposal(lm, sampling, sequence, subset, examples, memory, options.sequence_count),
     }
     return tuple(strategy("prompt_proposal", value, known) for value in options.prompt_proposals)

@@ -322,7 +322,12 @@ def _m_step(
         scored += _score(layer) * (0.5 * (others + with_examples) / heavy)
     examples = min(chosen.backward_examples, batch * (0.5 if chosen.held_out_half else 1.0))
     answers = (
-        chosen.num_prompts * (shares.get("rewrite", 0.0) + shares.get("sequence", 0.0) / chosen.sequence_count) / weight
+        chosen.num_prompts
+        * (
+            sum(shares.get(name, 0.0) for name in ("rewrite", "confusion"))
+            + shares.get("sequence", 0.0) / chosen.sequence_count
+        )
+        / weight
     )
     frame = 70.0 + bare.prompt + examples * (bare.demonstration + 6.0)
     asked = Cost(1, frame, 0.6 * chosen.prompt_tokens) * answers

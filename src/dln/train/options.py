@@ -54,7 +54,7 @@ Stopper = Callable[[Any], bool]
 """Whether training ends now, from the `dln.train.progress.Progress` after a step: state, best, stale, kept."""
 
 HIDDEN_PROPOSALS = ("prior", "labelled_prior", "edit")
-PROMPT_PROPOSALS = ("rewrite", "sequence", "demonstrations", "wording")
+PROMPT_PROPOSALS = ("rewrite", "sequence", "confusion", "demonstrations", "wording")
 WEIGHT_TERMS = ("likelihood", "prior", "minus_proposal", "mutual_information")
 _SHARES: dict[str, Any] = {
     "type": "object",
