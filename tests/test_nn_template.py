@@ -15,7 +15,7 @@ from dln.nn import Demonstration, Prompt, Template, load_template, template_name
 from dln.nn.context import LayerInput, render
 from dln.nn.template import VARIABLES
 
-EXAMPLE = {"input": "an input", "x": "the network's input", "output": "an output", "target": "a target"}
+EXAMPLE = {"input": "an input", "x": "the network's input", "output": "an output", "target": "a target", "comment": ""}
 VALUES = {
     "x": "the x",
     "h": "the h",
