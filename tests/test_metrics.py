@@ -370,3 +370,62 @@ def test_a_metric_of_sets_selects_and_is_reported(tmp_path: Path) -> None:
     assert found.overall is not None
     assert found.overall.low <= 1 / 3 <= found.overall.high
     assert "macro_f1 0.333" in str(found)
+
+
+# ---------------------------------------------------------------- a judge
+
+
+def judging(context: str) -> dict[str, float]:
+    """Likes answers that say please, and more so where the rubric asks for it."""
+    kind = "please" in context.split("Answer: ")[1]
+    likes = 0.8 if kind and "polite" in context else 0.6 if kind else 0.1
+    return {" 1": 0.5 * (1 - likes), " 3": 0.3 * (1 - likes), " 5": likes, " or so": 0.2 * (1 - likes)}
+
+
+JUDGE = TableLM(judging, name="judging")
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), st.floats(0, 0.9))
+@settings(deadline=None)
+def test_a_judge_gives_the_expected_grade(weights: list[float], rest: float) -> None:
+    p = np.array(weights) / sum(weights)
+    lm = TableLM(
+        lambda context: {" 0": p[0] * (1 - rest), " 2": p[1] * (1 - rest), " 10": p[2] * (1 - rest), "!": rest}
+    )
+    score = dln.Judge(lm, "Good?", ("0", "2", "10"))(DATA[0], "an answer")
+    assert isinstance(score, dln.Score)
+    assert score.value == pytest.approx((2 * p[1] + 10 * p[2]) / 10)
+
+
+def test_a_judge_reads_rubric_request_answer_and_the_reference_where_asked() -> None:
+    contexts: list[str] = []
+
+    def noted(context: str) -> dict[str, float]:
+        contexts.append(context)
+        return {" bad": 0.5, " fair": 0.25, " good": 0.25}
+
+    for reference in (False, True):
+        judge = dln.Judge(TableLM(noted), "Be strict.", ("bad", "fair", "good"), reference=reference)
+        score = judge(DATA[0], "perhaps")
+        assert isinstance(score, dln.Score)
+        assert score == dln.Score(0.375, "judge: 0.75 on a scale from bad to good")
+        assert all(text in contexts[-1] for text in ("Be strict.", "one", "perhaps"))
+        assert ("Reference: yes" in contexts[-1]) == reference
+
+
+def test_a_judge_is_a_metric_like_any_other(tmp_path: Path) -> None:
+    judge = dln.Judge(JUDGE, "Is it polite?", ("1", "3", "5"))
+    grades = Grader(load_metric(judge), workers=2)([Answer(DATA[0], "yes, please"), Answer(DATA[0], "yes")])
+    assert grades[0].value > grades[1].value
+    found = dln.evaluate(free_network(), DATA, metric=judge)
+    assert found.metric == "judge"
+    assert found.excluded == 0
+    with pytest.warns(UserWarning, match="dev inputs"):
+        result = dln.fit(free_network(), DATA, DATA, steps=0, metric=judge, run_dir=tmp_path / "run")
+    assert result.score == pytest.approx(found.accuracy.mean)
+
+
+@pytest.mark.parametrize("scale", [("5", "1"), ("1",), ("1", "1"), ("1", "inf")])
+def test_a_scale_that_does_not_rise_is_refused(scale: tuple[str, ...]) -> None:
+    with pytest.raises(InputError):
+        dln.Judge(JUDGE, "Good?", scale)

@@ -3,6 +3,7 @@
 from dln.train.callbacks import Callback
 from dln.train.evaluate import Evaluation, compare, conclude, evaluate, fitted_initial
 from dln.train.fit import fit
+from dln.train.judge import Judge
 from dln.train.layout import deepened
 from dln.train.options import PRESETS, InferenceOptions, Options, Stopper, resolve_options
 from dln.train.progress import Progress
@@ -16,6 +17,7 @@ __all__ = [
     "FitResult",
     "History",
     "InferenceOptions",
+    "Judge",
     "Options",
     "Progress",
     "Run",
