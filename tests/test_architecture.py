@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "view": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "experiments": {*LEAVES, "lm", "nn", "infer", "data", "train", "view"},
     "serve": {*LEAVES, "lm", "nn", "infer", "data", "train"},
-    "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "experiments", "serve", "dln"},
+    "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "experiments", "serve", "integrations", "dln"},
     "integrations": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},
 }
 """What each room may import, itself apart. `dln` is the package's own public face (its version, its names)."""

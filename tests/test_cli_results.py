@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cli_shell import Shell, mail_csv
-from dln.cli.runs import _below
+from dln.integrations.exports import below
 from dln.lm.base import Sampling
 from dln.lm.load import load_lm
 from dln.nn import ChoiceLayer, Ensemble, LanguageLayer, LayerInput, Prompt, Sequential, save_network
@@ -142,7 +142,7 @@ def test_chat_requests_and_data_hold_the_contexts_with_placeholders(cli: Shell):
     data = json.loads(cli("show", "net.json", "--format", "json").out)["layers"]
     text = cli("show", "net.json").out
     for number, (layer, body, row) in enumerate(zip(trained.layers, bodies, data, strict=True), 1):
-        (context,) = layer.contexts([LayerInput("{input}", _below(number))])
+        (context,) = layer.contexts([LayerInput("{input}", below(number))])
         assert body["messages"] == [{"role": "user", "content": context}]
         assert row["context"] == context
         assert row["prompt"] == layer.prompt.to_json()

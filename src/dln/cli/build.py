@@ -21,11 +21,13 @@ from dln.data.spec import DataSpec
 from dln.data.splits import subsample
 from dln.data.tasks import task_from_spec
 from dln.errors import InputError
+from dln.integrations.original import original_prompts
+from dln.io import read_text
 from dln.lm.base import LanguageModel
 from dln.nn import Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import OtherModelWarning, load_network, network_from_json
-from dln.train.layout import standard_network
+from dln.train.layout import initial_prompts, standard_network
 from dln.train.progress import Progress
 from dln.train.run import read_checkpoint, read_meta
 
@@ -118,14 +120,18 @@ def build_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequentia
         InputError: prompts or templates that do not fit the number of layers.
     """
     wanted = config.network
-    start = _starting_network(config, lm)
+    start = _starting_network(config, task, lm)
     learnt = () if start is None else start.prompted  # their prompts go with the templates that they were learnt under
+    prompts = [layer.prompt for layer in learnt] or _prompts(config, task)
+    if len(prompts) == 1 < wanted.layers and wanted.prompts_from and not wanted.prompts:
+        # the prompt of DLN-1 begins the last layer of a deeper network, under the template that layer has there
+        prompts, learnt = [*initial_prompts(wanted.layers, task)[:-1], *prompts], ()
     return standard_network(
         task,
         lm,
         wanted.layers,
         preset=str(config.options.get("preset", "default")),
-        prompts=[layer.prompt for layer in learnt] or _prompts(config),
+        prompts=prompts,
         templates=wanted.templates or [layer.template for layer in learnt],
         hidden=wanted.hidden,
         hidden_tokens=wanted.hidden_tokens
@@ -171,22 +177,37 @@ def _file_task(config: RunConfig) -> Task:
     )
 
 
-def _starting_network(config: RunConfig, lm: LanguageModel) -> Sequential | None:
+def _starting_network(config: RunConfig, task: Task, lm: LanguageModel) -> Sequential | None:
     """The network of a run or a file whose prompts are to begin with."""
     source = config.network.prompts_from
-    if source is None or config.network.prompts:
+    if source is None or config.network.prompts or _from_original(source, task) is not None:
         return None
     path = Path(source) / "network.json" if Path(source).is_dir() else Path(source)
     return best_of(load_network(path, lm)) if path.suffix == ".json" else None
 
 
-def _prompts(config: RunConfig) -> list[Prompt]:
+def _from_original(source: str, task: Task) -> list[Prompt] | None:
+    """The prompts of a file of the original project, `FILE` or `FILE#ENTRY`; None if it is another file."""
+    name, entry = source, task.name
+    if not Path(source).exists() and "#" in source:
+        name, _, entry = source.rpartition("#")
+    path = Path(name)
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        data: object = json.loads(read_text(path))
+    except json.JSONDecodeError:
+        return None  # what is wrong with it is said where networks are loaded
+    return original_prompts(data, entry, name)
+
+
+def _prompts(config: RunConfig, task: Task) -> list[Prompt]:
     """Those that the user gave; none is the usual ones."""
     wanted = config.network
     if wanted.prompts and wanted.prompts_from:
         raise InputError("prompts are given twice", where="network", got="--prompt and --prompts-from")
     if wanted.prompts_from:
-        return _prompts_from(Path(wanted.prompts_from))
+        return _from_original(wanted.prompts_from, task) or _prompts_from(Path(wanted.prompts_from))
     return [Prompt(text) for text in wanted.prompts]
 
 

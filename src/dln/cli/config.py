@@ -208,6 +208,9 @@ class ModelConfig(ServerConfig):
     cache_path: Annotated[str | None, Flag("--cache", MODEL, "FILE", env="DLN_CACHE")] = Field(
         None, description="Cache file (default: lm-cache.sqlite in the user's cache directory)."
     )
+    connections: Annotated[str | None, Flag("--connections", MODEL, "FILE", env="DLN_CONNECTIONS")] = Field(
+        None, description="Model registry of the original project (connections.yaml), whose names models then have."
+    )
     prices_file: Annotated[str | None, Flag("--prices", MODEL, "FILE", env="DLN_PRICES")] = Field(
         None, description="YAML file of prices; overrides prices.yaml in the user's configuration directory."
     )
@@ -344,7 +347,8 @@ class NetworkConfig(Section):
     )
     prompts_from: Annotated[str | None, Flag("--prompts-from", NETWORK, "FILE|RUN")] = Field(
         None,
-        description="Initial prompts from a text or YAML file, or with their templates from a network file or a run.",
+        description="Initial prompts from a text or YAML file, or with their templates from a network file or a run; "
+        "also best prompts and results of the original project. One prompt begins the last layer of a deeper network.",
     )
     templates: Annotated[tuple[str, ...], Flag("--template", NETWORK, "NAME", complete=complete.templates)] = Field(
         (), description="Template; once per layer."
@@ -487,7 +491,7 @@ TASK = (
 )
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"
-ENGINE = "base_url api_key_env lm_option threads"
+ENGINE = "base_url api_key_env connections lm_option threads"
 SIDE_MODELS = " ".join(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
 CACHE, PRICES = "cache no_cache", "prices price"
 LIMITS = "max_calls max_tokens max_minutes max_usd"

@@ -24,6 +24,7 @@ __all__ = [
     "Json",
     "NetworkOrRun",
     "Page",
+    "Recipe",
     "Region",
     "RunDirectory",
     "Seeds",
@@ -34,6 +35,7 @@ __all__ = [
     "models",
     "names_of",
     "presets",
+    "recipes",
     "runs",
     "seeds_of",
     "settings",
@@ -180,6 +182,13 @@ def runs(incomplete: str) -> list[str]:
     return _matching(sorted(found), incomplete)
 
 
+def recipes(incomplete: str) -> list[str]:
+    """Recipes of the package."""
+    from dln.cli.sources import recipe_names
+
+    return _matching(recipe_names(), incomplete)
+
+
 def settings(incomplete: str) -> list[str]:
     """Training options, as `--set` takes them."""
     from dln.train.options import InferenceOptions, Options
@@ -215,6 +224,15 @@ Page = Annotated[
         help="Markdown page to insert the table into, between its markers.",
         rich_help_panel=OUTPUT,
         show_default=False,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Settings of a published experiment, as paper/navigate-e2e; --config and flags override them.",
+        autocompletion=recipes,
     ),
 ]
 Region = Annotated[

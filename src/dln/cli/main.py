@@ -40,6 +40,7 @@ COMMANDS = {
     "report": "dln.cli.runs:report",
     "runs": "dln.cli.runs:runs",
     "show": "dln.cli.runs:show",
+    "export": "dln.cli.export:export",
     "compare": "dln.cli.runs:compare",
     "serve": "dln.cli.serve:serve",
     "model": "dln.cli.doctor:app",

@@ -7,13 +7,12 @@ prompts for use elsewhere.
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -21,13 +20,10 @@ from rich.table import Table
 from dln.cli import flags
 from dln.cli.build import open_network, recorded_config
 from dln.cli.config import command_of
-from dln.cli.models import LengthOnly
+from dln.cli.export import heaviest_note, print_prompts, stand_in
 from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
-from dln.lm.base import LanguageModel
-from dln.nn import LayerInput, PromptedLayer, Sequential
-from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
-from dln.nn.readout import Readout, explained, readout_from_state
+from dln.integrations.exports import PromptForm, prompt_text
 from dln.nn.saving import resign_network
 from dln.train.evaluate import Interval
 from dln.train.events import Event, StepDone
@@ -205,16 +201,16 @@ SHOW_EPILOG = examples(
     "dln show network.json --format openai",
     "dln show network.json --resign",
 )
-Form = Literal["text", "json", "openai", "python"]
 
 
 def show(
     network: flags.NetworkOrRun,
     form: Annotated[
-        Form,
+        PromptForm,
         typer.Option(
             "--format",
-            help="text: to read; json: data; openai: bodies of chat requests; python: a module without dependencies.",
+            help="text: to read; json: data; openai, anthropic: bodies of chat requests; python: a module without "
+            "dependencies. dln export has more.",
         ),
     ] = "text",
     resign: Annotated[
@@ -223,27 +219,18 @@ def show(
 ) -> None:
     """Print the trained prompts, for use without this program.
 
-    {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai and
-    python print the member with the largest weight.
+    {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai, anthropic
+    and python print the member with the largest weight.
     """
     if resign:
-        resign_network(network, _stand_in)
+        resign_network(network, stand_in)
         note(f"checked, and its hash written: {network}")
-    trained = open_network(network, _stand_in, told=False)
+    trained = open_network(network, stand_in, told=False)
     if form == "text" and (network / "events.jsonl").exists():
         _tell_weights(read_events(network / "events.jsonl"))
-    if form == "json":
-        members = zip(trained.weights, trained.members, strict=True) if isinstance(trained, Ensemble) else ()
-        several = [{"weight": float(weight), "layers": _layers(member)} for weight, member in members]
-        document: Any = {"members": several} if several else {"layers": _layers(best_of(trained))}
-    elif form == "openai":
-        document = [_request(layer) for layer in _layers(_one(trained))]
-    else:
-        # the prompts are written as they are: not wrapped, nothing read as markup
-        text = _module(_one(trained)) if form == "python" else _text(trained)
-        out().print(safe(text), soft_wrap=True)
-        return
-    print(json.dumps(document, indent=2, ensure_ascii=True))  # noqa: T201 - the product of the command
+    if form not in ("text", "json"):
+        heaviest_note(trained)
+    print_prompts(prompt_text(trained, form), form)
 
 
 def _tell_weights(events: Sequence[Event]) -> None:
@@ -255,114 +242,3 @@ def _tell_weights(events: Sequence[Event]) -> None:
     taus = [f"{tau:.3g}" for tau in dict.fromkeys(row.tau for row in steps[-1].hidden) if tau is not None]
     by = f" R/τ, τ = {', '.join(taus)} in the last step" if taus else ""
     note(f"hidden texts were weighed by: {modes.weights}{by}")
-
-
-def _stand_in(name: str) -> LanguageModel:
-    return LengthOnly(name)
-
-
-def _one(trained: AnyNetwork) -> Sequential:
-    if isinstance(trained, Ensemble):
-        note(f"note: this is the heaviest of {len(trained.members)} members (weight {max(trained.weights):.3f})")
-    return best_of(trained)
-
-
-def _layers(network: Sequential) -> list[dict[str, Any]]:
-    """Every layer as plain data; `context` is the text for the model, with names in braces for what is filled in."""
-    rows: list[dict[str, Any]] = []
-    for number, layer in enumerate(network.prompted, 1):
-        (context,) = layer.contexts([LayerInput("{input}", _below(number))])
-        row = {"layer": number, "model": layer.lm.name, "prompt": layer.prompt.to_json(), "context": context}
-        rows.append({**row, **_decoding(layer)})
-    return rows
-
-
-def _below(number: int) -> str:
-    """The placeholder for what a layer reads."""
-    return "{input}" if number == 1 else f"{{output {number - 1}}}"
-
-
-def _decoding(layer: PromptedLayer) -> dict[str, Any]:
-    """How an output is read from the model."""
-    choice = layer.classifier
-    if choice is not None:
-        stop = list(layer.template.stop)
-        bias = {name: float(b) for name, b in zip(choice.names, choice.bias, strict=True)}
-        return {"labels": bias, "readout": choice.readout.state(), "max_tokens": _LABEL_TOKENS, "stop": stop}
-    if layer.writer is not None:
-        sampling = layer.writer.sampling
-        return {"max_tokens": sampling.max_tokens, "stop": list(sampling.stop or layer.template.stop)}
-    return {}
-
-
-_LABEL_TOKENS = 16
-"""Length of an answer that is to be a label, where a model writes it freely."""
-
-
-def _request(layer: dict[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": layer["model"], "messages": [{"role": "user", "content": layer["context"]}]}
-    body |= {name: layer[name] for name in ("max_tokens", "stop") if layer.get(name)}
-    return {**body, "temperature": 0}
-
-
-def _text(trained: AnyNetwork) -> str:
-    parts: list[str] = []
-    weights = trained.weights if isinstance(trained, Ensemble) else (None,)
-    members: Sequence[Sequential] = trained.members if isinstance(trained, Ensemble) else (best_of(trained),)
-    for place, (member, weight) in enumerate(zip(members, weights, strict=True), 1):
-        if weight is not None:
-            parts.append(f"==== member {place} of {len(members)}, weight {weight:.3f} ====")
-        for layer in _layers(member):
-            parts.append(f"---- layer {layer['layer']} of {len(member)}, {layer['model']} ----\n{layer['context']}")
-            if "labels" in layer:
-                parts.append(_readout_text(layer["labels"], readout_from_state(layer["readout"], "network")))
-    return "\n\n".join(parts)
-
-
-def _readout_text(labels: Mapping[str, float], readout: Readout) -> str:
-    """The labels with the words that speak for and against them, or with their bias."""
-    evidence = "\n".join(map(str, explained(readout, list(labels))))
-    if evidence:
-        return f"---- labels, with the words whose probability speaks for and against them ----\n{evidence}"
-    fitted = [f"{name} {bias:+.2f}" for name, bias in labels.items()]
-    return f"---- labels, with their fitted bias in nats ----\n{', '.join(fitted)}"
-
-
-_INPUT, _HIDDEN = "\ue000", "\ue001"
-"""Placeholders that occur in no text: private-use characters."""
-
-_MODULE = '''"""Prompts trained by dln; needs no other package.
-
-complete(prompt, max_tokens, stop) -> str asks a language model, with temperature 0.
-"""
-
-LABELS = {labels!r}
-
-
-def predict(text, complete):
-    """The answer for one input; an answer that starts with a label is that label."""
-{steps}
-    answer = output.strip()
-    return next((label for label in LABELS if answer.startswith(label)), answer)
-'''
-
-
-def _module(network: Sequential) -> str:
-    """A Python module that fills in the prompts and calls a function of the user's."""
-    steps = ["    output = text"]
-    for layer in network.prompted:
-        (context,) = layer.contexts([LayerInput(_INPUT, _HIDDEN)])
-        names = {_INPUT: "text", _HIDDEN: "output"}
-        pieces: list[str] = [""]
-        for character in context:
-            if character in names:
-                pieces += [names[character], ""]
-            else:
-                pieces[-1] += character
-        joined = " + ".join(repr(piece) if i % 2 == 0 else piece for i, piece in enumerate(pieces) if piece)
-        decoding = _decoding(layer)
-        call = f"complete(prompt, {decoding.get('max_tokens', _LABEL_TOKENS)}, {decoding.get('stop', [])!r}).strip()"
-        steps += [f"    prompt = {joined}", f"    output = {call}"]
-    # longer labels first: one may begin with another
-    labels = sorted(network.labels or (), key=len, reverse=True)
-    return _MODULE.format(labels=labels, steps="\n".join(steps)).rstrip()

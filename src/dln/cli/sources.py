@@ -1,4 +1,6 @@
-"""Sources of settings, in order of precedence: flag, DLN_* variable, --config file, ./dln.yaml, user's file, default.
+"""Sources of settings, in order of precedence.
+
+Flag, DLN_* variable, --config file, --recipe, ./dln.yaml, user's file, default.
 
 `configured` gives a command the flags of settings, and the configuration that all sources together yield.
 """
@@ -15,6 +17,7 @@ import platformdirs
 import typer
 import yaml
 
+from dln.arguments import unknown_name
 from dln.cli.config import (
     COMMAND_LINE,
     SETTINGS,
@@ -28,16 +31,28 @@ from dln.cli.flags import Config
 from dln.cli.output import note
 from dln.data.registry import is_file
 from dln.errors import InputError
+from dln.lm.connections import Connection, read_connections
 from dln.train.options import nested
 
-__all__ = ["PROJECT_FILE", "configured", "load_config", "named_file", "parse_setting", "user_file", "with_task"]
+__all__ = [
+    "PROJECT_FILE",
+    "configured",
+    "load_config",
+    "named_file",
+    "parse_setting",
+    "recipe_file",
+    "recipe_names",
+    "user_file",
+    "with_task",
+]
 
 PROJECT_FILE = Path("dln.yaml")
+_RECIPES = Path(__file__).with_name("recipes")
 
 _PATHS = (
     *(("task", name) for name in ("path", "csv", "jsonl", "dev_file", "test_file")),
     ("data", "directory"),
-    *(("lm", "cache_path"), ("lm", "prices_file"), ("network", "prompts_from")),
+    *(("lm", "cache_path"), ("lm", "prices_file"), ("network", "prompts_from"), ("lm", "connections")),
 )
 _WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals", "base_url"}
 """Values that replace a lower one as a whole."""
@@ -79,7 +94,8 @@ def configured(*groups: str, **defaults: Any) -> Callable[[Callable[..., None]],
             given = _nested(context, {name: values.pop(name) for name in names})
             if "config" in wanted:
                 settings = cast("list[str] | None", given.get("options", {}).pop("set", None))
-                values["config"] = load_config(given, config_file, settings or ())
+                recipe = values.get("recipe")
+                values["config"] = load_config(given, config_file, settings or (), recipe=recipe)
             more = {"given": given, "context": context}
             command(**values, **{name: more[name] for name in more if name in wanted})
 
@@ -131,7 +147,12 @@ def _nested(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def load_config(
-    flags: Mapping[str, Any], file: Path | None = None, settings: Sequence[str] = (), *, directory: Path | None = None
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    directory: Path | None = None,
+    recipe: str | None = None,
 ) -> RunConfig:
     """The configuration that all sources together give.
 
@@ -140,6 +161,7 @@ def load_config(
         file: the file of `--config`.
         settings: `--set name=value` pairs of training options.
         directory: where the project file is looked for; default the working directory.
+        recipe: the name of a recipe.
 
     Raises:
         InputError: a file cannot be read or has a field that is not possible; it names both.
@@ -147,7 +169,8 @@ def load_config(
     merged: dict[str, Any] = {}
     project = (directory or Path()) / PROJECT_FILE
     given_file = None if file is None else Path(named_file(file))
-    for source, needed in ((user_file(), False), (project, False), (given_file, True)):
+    published = None if recipe is None else recipe_file(recipe)
+    for source, needed in ((user_file(), False), (project, False), (published, True), (given_file, True)):
         if source is None or (not needed and not source.is_file()):
             continue
         layer = _read(source)
@@ -157,7 +180,63 @@ def load_config(
     given = _given(flags)
     for setting in settings:
         given = _merge(given, {"options": parse_setting(setting)})
-    return parse_config(_merge(merged, _absolute(given, Path().resolve())), COMMAND_LINE)
+    return parse_config(_connected(_merge(merged, _absolute(given, Path().resolve()))), COMMAND_LINE)
+
+
+def recipe_names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(file.relative_to(_RECIPES).with_suffix("").as_posix() for file in _RECIPES.rglob("*.yaml"))
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
+    if name not in recipe_names():
+        raise unknown_name("recipe", name, recipe_names(), where="--recipe")
+    return _RECIPES / f"{name}.yaml"
+
+
+def _connected(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the models that a registry names in place of their names.
+
+    What the registry says of temperature and length are training options here; a setting that is given wins.
+    """
+    models = dict(cast(Mapping[str, Any], settings.get("lm") or {}))
+    file = models.pop("connections", None)
+    if file is None:
+        return settings
+    known = read_connections(str(file))
+    usual: dict[str, Any] = {}
+    for role, model in (("lm", models), *((name, models[name]) for name in _MODELS[1:] if models.get(name))):
+        chosen = known.get(str(model.get("spec")))
+        if chosen is None:
+            continue
+        found = chosen.settings() | {name: value for name, value in model.items() if name != "spec"}
+        if "api_key" in model or "api_key_env" in model:
+            found = {k: v for k, v in found.items() if k not in ("api_key", "api_key_env") or k in model}
+        usual = _merge(usual, _usual(role, chosen))
+        if role == "lm":
+            models = found
+        else:
+            models[role] = found
+    return _merge(usual, {**settings, "lm": models})
+
+
+def _usual(role: str, model: Connection) -> dict[str, Any]:
+    """Settings that follow from the temperature and length of a model in a registry, by its role."""
+    names = {
+        "lm": (("options", "inference", "forward_temperature"), ("network", "hidden_tokens")),
+        "prompt_lm": (("options", "inference", "prompt_temperature"), ("options", "inference", "prompt_tokens")),
+        "hidden_lm": (("options", "inference", "hidden_temperature"), None),
+    }[role]
+    found: dict[str, Any] = {}
+    for path, value in zip(names, (model.temperature, model.max_tokens), strict=True):
+        if path is not None and value is not None:
+            found = _merge(found, functools.reduce(lambda inner, name: {name: inner}, reversed(path), cast(Any, value)))
+    return found
 
 
 def with_task(config: RunConfig, name: str) -> RunConfig:

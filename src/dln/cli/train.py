@@ -51,7 +51,7 @@ from dln.cli.models import Models, build_models, moved, with_secrets
 from dln.cli.output import Terminated, duration, err, evaluation_table, examples, note, out, print_record, safe
 from dln.cli.progress import Board, Watch, choose_watch
 from dln.cli.runs import tell_together
-from dln.cli.sources import configured, load_config
+from dln.cli.sources import configured, load_config, recipe_file
 from dln.data import Task
 from dln.errors import BudgetReached, CorruptDataError, DlnError, InputError
 from dln.experiments.linear import cheap_evaluations
@@ -86,6 +86,7 @@ TRAIN_EPILOG = examples(
     "dln train --task mail.csv --set batch_size=32 --set inference.num_prompts=12",
     "dln train --task questions --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
     "dln train --task mail.csv --lm openai/gpt-4o-mini --max-usd 5 --dry-run",
+    "dln train --recipe paper/navigate-e2e --data data --lm vllm/Qwen/Qwen3-8B --base-url http://127.0.0.1:8000/v1",
 )
 
 
@@ -96,6 +97,7 @@ TRAIN_EPILOG = examples(
 def train(
     context: typer.Context,
     config: RunConfig,
+    recipe: flags.Recipe = None,
     seeds: flags.Seeds = None,
     as_json: flags.Json = False,
     estimate: Annotated[bool, typer.Option("--dry-run", help="Estimate the cost and exit.")] = False,
@@ -110,6 +112,9 @@ def train(
     if print_schema:
         sys.stdout.write(json.dumps(config_schema(), indent=2) + "\n")
         return
+    if recipe is not None:
+        lines = recipe_file(recipe).read_text(encoding="utf-8").splitlines()
+        note(f"recipe: {' '.join(line.removeprefix('# ') for line in lines if line.startswith('#'))}")
     series = None if seeds is None else seeds_of(seeds)
     source = context.get_parameter_source("seed")
     if series is not None and source is not None and source.name == "COMMANDLINE":

@@ -7,11 +7,12 @@ versioned files `templates/<name>.yaml`; a path to such a file works wherever a 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from annotated_types import MinLen
@@ -23,10 +24,12 @@ from dln import extensions
 from dln.arguments import Count, checked, did_you_mean, shown, unknown_name
 from dln.errors import InputError
 from dln.io import dump, parse
+from dln.nn.original import is_original, translated
 
 __all__ = ["Kind", "Template", "load_template", "names_of", "template_names"]
 
 Kind = Literal["forward", "hidden", "backward"]
+_FILE = re.compile(r"(?P<path>.*\.ya?ml)(?:[@:](?P<version>v?\d+(?:\.\d+)*))?", re.DOTALL)
 
 VARIABLES: dict[Kind, frozenset[str]] = {
     "forward": frozenset({"x", "h", "hs", "prompt", "input_name", "output_name"}),
@@ -148,13 +151,16 @@ class Template:
 def load_template(name: str | Path | Template, kind: Kind | None = None) -> Template:
     """A template by name (`think`), also a registered one; by name and version (`think@1`); or by path to a YAML file.
 
+    A template file of the original project, which has several versions, is read too: its highest version, or the one
+    that the path names (`q_action_prompt.yaml@3.5`). See `dln.nn.original`.
+
     Raises:
         InputError: no such template or file, a version that is not there, or another kind than asked.
     """
     if isinstance(name, Template):
         template = name
-    elif isinstance(name, Path) or name.endswith((".yaml", ".yml")):
-        template = _from_file(Path(name))
+    elif isinstance(name, Path) or _FILE.fullmatch(name):
+        template = _from_file(str(name))
     elif name not in _all_packaged() and any(one.name == name for one in extensions.registered("template")):
         template = extensions.create("template", name)
     else:
@@ -209,7 +215,9 @@ def _packaged(name: str) -> Template:
     return template
 
 
-def _from_file(path: Path) -> Template:
+def _from_file(name: str) -> Template:
+    match = _FILE.fullmatch(name)
+    path, version = (Path(match["path"]), match["version"]) if match else (Path(name), None)
     try:
         data: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -220,6 +228,10 @@ def _from_file(path: Path) -> Template:
             expected="a YAML file with the fields of a template",
             fix="check the path; dln.nn.template_names() lists the packaged templates",
         ) from error
+    if is_original(data):
+        data = translated(cast("dict[str, Any]", data), path.stem, version, str(path))
+    elif version is not None:
+        raise InputError("only template files of the original project have versions", where=path, got=version)
     return Template.from_json(data, str(path))
 
 

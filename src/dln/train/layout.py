@@ -22,7 +22,17 @@ from dln.lm.base import LanguageModel, Sampling
 from dln.nn import ChoiceLayer, Demonstration, LanguageLayer, Layer, Prompt, Sequential
 from dln.nn.template import Template, load_template
 
-__all__ = ["COPY", "DECOMPOSE", "Hidden", "copyable", "deepened", "staged", "standard_network", "usual_template"]
+__all__ = [
+    "COPY",
+    "DECOMPOSE",
+    "Hidden",
+    "copyable",
+    "deepened",
+    "initial_prompts",
+    "staged",
+    "standard_network",
+    "usual_template",
+]
 
 COPY = "Copy the input."
 """First instruction of a layer that copies."""
@@ -155,7 +165,7 @@ def standard_network(
         return _copied(task, lm, depth, preset, last_template, hidden_tokens)
     steps = begins == "steps"
     templates = list(templates or _templates(depth, task, preset, steps))
-    prompts = tuple(prompts or _first_prompts(depth, task, steps))
+    prompts = tuple(prompts or initial_prompts(depth, task, steps))
     for name, values in (("prompts", prompts), ("templates", templates)):
         if len(values) != depth:
             raise InputError(
@@ -234,7 +244,8 @@ def _templates(depth: int, task: Task, preset: str, steps: bool) -> tuple[str, .
     return (first, *[middle] * (depth - 2), last_free if task.labels is None else last)
 
 
-def _first_prompts(depth: int, task: Task, steps: bool) -> tuple[Prompt, ...]:
+def initial_prompts(depth: int, task: Task, steps: bool = False) -> tuple[Prompt, ...]:
+    """The usual prompts, first layer first: of layers that think, or of the task's own steps."""
     if steps:
         return tuple(map(Prompt, task.stages))
     hidden = DECOMPOSE if task.hidden_instruction is None else task.hidden_instruction
