@@ -145,7 +145,7 @@ __all__ = [
     "task_from_file",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # A name is imported when it is first asked for: `import dln` alone takes milliseconds.
 _HOMES = {

@@ -35,6 +35,7 @@ from dln.cli.flags import DATA, MODEL, NETWORK, TRAINING, Flag
 from dln.cli.output import closest, expectation
 from dln.data.spec import DataSpec, Texts, suffix_format
 from dln.errors import InputError
+from dln.integrations.trackers import TRACKERS
 from dln.lm.prices import parse_price
 from dln.train.layout import Hidden
 from dln.train.options import InferenceOptions, Options, resolve_options
@@ -400,9 +401,21 @@ class RunConfig(Section):
     run_dir: Annotated[str | None, Flag("--run-dir", "Options", "DIR", env="DLN_RUN_DIR")] = Field(
         None, description="Output directory."
     )
+    track: Annotated[tuple[str, ...], Flag("--track", "Options", "NAME", complete=complete.trackers)] = Field(
+        (),
+        description="Experiment tracker, each an extra: tensorboard, mlflow, wandb or trackio; several are possible.",
+    )
     test: Annotated[bool, Flag("--test/--no-test", TRAINING)] = Field(
         True, description="Evaluate on the test examples at the end."
     )
+
+    @field_validator("track")
+    @classmethod
+    def _known_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in TRACKERS:
+                raise ValueError(f"a tracker is one of {', '.join(TRACKERS)}")
+        return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
-
-import typer
+from typing import Any, cast
 
 from dln.cli import flags
 from dln.cli.build import open_network
@@ -35,29 +33,16 @@ EXPORT_EPILOG = examples(
     "dln export runs/questions --format result_data --out result_data.json",
 )
 
-Form = Literal[
-    "text", "json", "openai", "anthropic", "python", "promptfoo", "huggingface", "sft", "preferences", "result_data"
-]
 FOLDERS = ("promptfoo", "huggingface")
 """Forms of several files."""
 
 
 def export(
     network: flags.NetworkOrRun,
-    form: Annotated[
-        Form,
-        typer.Option(
-            "--format",
-            help="text, json; openai, anthropic: bodies of chat requests; python: a module without dependencies; "
-            "promptfoo: a folder with the network as provider and the test set as tests; huggingface: a folder with a "
-            "model card; sft, preferences: JSON Lines for fine-tuning; result_data: the original project's results.",
-        ),
-    ],
-    target: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="File or folder to write (default: standard output).")
-    ] = None,
+    form: flags.Form,
+    target: flags.Out = None,
 ) -> None:
-    """Write a trained network, or what a run measured, in the form of another tool.
+    """Write a trained network, or what a run measured, in the form of another tool; without --out to standard output.
 
     promptfoo, sft, preferences and result_data need a run; huggingface takes its numbers from one.
     """
@@ -96,7 +81,7 @@ def heaviest_note(trained: AnyNetwork) -> None:
         note(f"note: this is the heaviest of {len(trained.members)} members (weight {max(trained.weights):.3f})")
 
 
-def _text(place: Path, form: Form) -> str:
+def _text(place: Path, form: str) -> str:
     if form == "result_data":
         return write_result_data(result_data(_events(place, form)))
     if form in ("sft", "preferences"):
@@ -113,7 +98,7 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
 
 
-def _folder(place: Path, form: Form) -> dict[str, str]:
+def _folder(place: Path, form: str) -> dict[str, str]:
     trained = open_network(place, stand_in, told=False)
     if form == "huggingface":
         events = _events(place, form) if place.is_dir() else []
@@ -134,7 +119,7 @@ def _folder(place: Path, form: Form) -> dict[str, str]:
     return promptfoo_files(str(place.resolve()), rows, bool(trained.labels), about)
 
 
-def _events(place: Path, form: Form) -> list[Event]:
+def _events(place: Path, form: str) -> list[Event]:
     log = place / "events.jsonl"
     if not log.is_file():
         raise InputError(

@@ -21,8 +21,10 @@ __all__ = [
     "Config",
     "Draws",
     "Flag",
+    "Form",
     "Json",
     "NetworkOrRun",
+    "Out",
     "Page",
     "Recipe",
     "Region",
@@ -41,6 +43,7 @@ __all__ = [
     "settings",
     "tasks",
     "templates",
+    "trackers",
 ]
 
 DATA, MODEL, NETWORK, TRAINING, OUTPUT = "Task and data", "Models and cost", "Network", "Training", "Output"
@@ -198,6 +201,13 @@ def settings(incomplete: str) -> list[str]:
     return _matching([f"{name}=" for name in names], incomplete)
 
 
+def trackers(incomplete: str) -> list[str]:
+    """Experiment trackers."""
+    from dln.integrations.trackers import TRACKERS
+
+    return _matching(list(TRACKERS), incomplete)
+
+
 def _matching(words: list[str], incomplete: str) -> list[str]:
     return [word for word in words if word.startswith(incomplete)]
 
@@ -224,6 +234,24 @@ Page = Annotated[
         help="Markdown page to insert the table into, between its markers.",
         rich_help_panel=OUTPUT,
         show_default=False,
+    ),
+]
+Form = Annotated[
+    Literal[
+        "text", "json", "openai", "anthropic", "python", "promptfoo", "huggingface", "sft", "preferences", "result_data"
+    ],
+    typer.Option(
+        "--format",
+        help="text: to read; json: data; openai, anthropic: bodies of chat requests; python: a module without "
+        "dependencies. Of dln export also promptfoo: a folder with the network as provider and the test set as tests; "
+        "huggingface: a folder with a model card; sft, preferences: JSON Lines for fine-tuning; result_data: results "
+        "as the original project writes them.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="PATH", help="File or folder to write; predictions as .csv, .tsv, .jsonl or .parquet."
     ),
 ]
 Recipe = Annotated[

@@ -81,10 +81,7 @@ def predict(
             "texts; several are read as one.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Write predictions to a .csv, .tsv, .jsonl or .parquet file."),
-    ] = None,
+    output: flags.Out = None,
     samples: flags.Draws = None,
     answers: flags.Answers = None,
     as_json: flags.Json = False,

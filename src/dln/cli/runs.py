@@ -7,6 +7,7 @@ prompts for use elsewhere.
 from __future__ import annotations
 
 import fcntl
+import shlex
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from dln.cli.config import command_of
 from dln.cli.export import heaviest_note, print_prompts, stand_in
 from dln.cli.output import examples, note, one_line, out, percent, print_record, safe
 from dln.errors import DlnError, InputError
-from dln.integrations.exports import PromptForm, prompt_text
+from dln.integrations.exports import PROMPT_FORMS, prompt_text
 from dln.nn.saving import resign_network
 from dln.train.evaluate import Interval
 from dln.train.events import Event, StepDone
@@ -205,14 +206,7 @@ SHOW_EPILOG = examples(
 
 def show(
     network: flags.NetworkOrRun,
-    form: Annotated[
-        PromptForm,
-        typer.Option(
-            "--format",
-            help="text: to read; json: data; openai, anthropic: bodies of chat requests; python: a module without "
-            "dependencies. dln export has more.",
-        ),
-    ] = "text",
+    form: flags.Form = "text",
     resign: Annotated[
         bool, typer.Option("--resign", help="Check a network file that was edited by hand, and write its hash.")
     ] = False,
@@ -222,6 +216,9 @@ def show(
     {input} stands for the input of the network, {output 1} for the output of layer 1. Of an ensemble, openai, anthropic
     and python print the member with the largest weight.
     """
+    if form not in PROMPT_FORMS:
+        fix = f"dln export {shlex.quote(str(network))} --format {form}"
+        raise InputError("not a form of the prompts only", where="--format", got=form, fix=fix)
     if resign:
         resign_network(network, stand_in)
         note(f"checked, and its hash written: {network}")

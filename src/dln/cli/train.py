@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -55,6 +55,7 @@ from dln.cli.sources import configured, load_config, recipe_file
 from dln.data import Task
 from dln.errors import BudgetReached, CorruptDataError, DlnError, InputError
 from dln.experiments.linear import cheap_evaluations
+from dln.integrations.trackers import TrackerName, tracker
 from dln.io import write_atomically
 from dln.lm.base import LanguageModel, Wrapper
 from dln.lm.local.threads import restore_threads
@@ -65,6 +66,7 @@ from dln.nn.ensemble import best_of, members_of
 from dln.nn.readout import explained
 from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
+from dln.train.callbacks import Listener
 from dln.train.estimate import check_room, layer_sizes
 from dln.train.evaluate import run_grader
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone
@@ -92,7 +94,7 @@ TRAIN_EPILOG = examples(
 
 @configured(
     *(TASK, "instruction data leaky", SIZES, LAYERS, "preset steps seed set test lm", ENGINE, SIDE_MODELS),
-    *("batch_tokens", CACHE, PRICES, LIMITS, "run_dir"),
+    *("batch_tokens", CACHE, PRICES, LIMITS, "run_dir track"),
 )
 def train(
     context: typer.Context,
@@ -340,6 +342,10 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
         )
         check_room(network, task.train, task.dev, task.test if config.test else ())
         record = None
+        trackers = [
+            stack.enter_context(tracker(cast(TrackerName, name), directory, tell=lambda text: note(f"note: {text}")))
+            for name in config.track
+        ]
         try:
             if not resume:
                 config, record = _begin(with_columns(config, task), task, network, models)
@@ -348,11 +354,16 @@ def run_training(config: RunConfig, directory: Path, *, resume: bool = False, as
             board = Board(task.name, options.steps, models.meter, [str(prompt) for prompt in network.parameters()])
             watch = choose_watch(board, as_json=as_json)
             with watch:
-                result, evaluated = _train(config, options, task, network, models, directory, resume, watch, record)
+                told = (watch.event, *(one.on_event for one in trackers))
+                result, evaluated = _train(
+                    config, options, task, network, models, directory, resume, watch, told, record
+                )
         except KeyboardInterrupt as error:
             tell_interrupted(directory)
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
         report = write_report(directory, command=command_of(config))
+        for one in trackers:
+            one.close()
         tell_result(result, evaluated, models, board, report, config, as_json=as_json)
         if result.reason == "budget" or (evaluated is None and config.test):
             raise typer.Exit(BUDGET_EXIT)
@@ -367,6 +378,7 @@ def _train(
     directory: Path,
     resume: bool,
     watch: Watch,
+    told: Sequence[Listener],
     record: dict[str, Any] | None,
 ) -> tuple[FitResult, Evaluated | None]:
     finished = _finished(directory, options.steps) if resume else None
@@ -385,7 +397,7 @@ def _train(
             run_dir=directory,
             resume=resume,
             metric=task.metric,
-            callbacks=[watch.event],
+            callbacks=told,
             progress=False,
             prompt_lm=models.prompt_lm,
             hidden_lm=models.hidden_lm,
@@ -418,7 +430,8 @@ def _train(
             note(f"no test evaluation: {error.message}")
             return result, None
         run.append(event)
-    watch.event(event)
+    for tell in told:
+        tell(event)
     return result, event
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 PromptForm = Literal["text", "json", "openai", "anthropic", "python"]
 PROMPT_FORMS: tuple[PromptForm, ...] = ("text", "json", "openai", "anthropic", "python")
-"""Forms of the prompts alone."""
+"""Forms that hold nothing but the prompts."""
 
 LABEL_TOKENS = 16
 """Length of an answer that is to be a label, where a model writes it freely."""
