@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dln.errors import InputError
+from dln.infer.constraints import Constraint
 from dln.infer.memory import Feedback
 from dln.infer.objective import Candidates, Objective, Stopped, comparable
 from dln.infer.prompts import PromptProposal, Proposal, screen
@@ -225,6 +226,7 @@ class MStep:
         layer_steps: repetitions per layer; 0 freezes a layer. One number for all, or one each.
         max_prompt_tokens: instructions longer than this and than the present one are dropped, in tokens.
         longest: the longest x that the network is to read; candidates that leave no room for it are dropped.
+        constraints: what a candidate must be besides.
     """
 
     proposal: PromptProposal
@@ -236,6 +238,7 @@ class MStep:
     layer_steps: int | tuple[int, ...] = 1
     max_prompt_tokens: int = 256
     longest: str = ""
+    constraints: tuple[Constraint, ...] = ()
 
     def __call__(
         self,
@@ -267,7 +270,9 @@ class MStep:
             informed = replace(feedback, memory=tuple(proposal.prompt for proposal in memory))
             drawn = self.proposal(address, layer, informed, self.num_prompts)
             asked = [Proposal(prompt, "human") for prompt in tried]
-            kept, dropped = screen([*asked, *memory, *drawn], layer, self.max_prompt_tokens, seen)
+            kept, dropped = screen(
+                [*asked, *memory, *drawn], layer, self.max_prompt_tokens, seen, self.constraints, incumbent.row
+            )
             kept = _leave_judges(kept, layer, incumbent, dropped)
             proposals = (Proposal(layer.prompt, "incumbent"), *kept)
             candidates = replace(

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from dln.errors import ContextLengthError, InputError, RequestFailed
+from dln.infer.constraints import Constraint
 from dln.infer.memory import Feedback
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.layers import LanguageLayer, LayerInput, PromptedLayer
@@ -101,13 +102,19 @@ class MixturePrompts:
 
 
 def screen(
-    proposals: Sequence[Proposal], layer: PromptedLayer, max_tokens: int, inputs: Sequence[LayerInput] = ()
+    proposals: Sequence[Proposal],
+    layer: PromptedLayer,
+    max_tokens: int,
+    inputs: Sequence[LayerInput] = (),
+    constraints: Sequence[Constraint] = (),
+    row: int = 0,
 ) -> tuple[list[Proposal], Counter[str]]:
     """Drop what cannot be a prompt, and count why.
 
     Dropped are proposals that are `empty` or lose the instruction that the incumbent has, `over-long` (an instruction
     of more than `max_tokens` tokens that is also longer than the incumbent's, or with one of `inputs` more than the
-    model's context), an `echo` of the backward template, or a `duplicate` of the incumbent or of an earlier one.
+    model's context), an `echo` of the backward template, a `duplicate` of the incumbent or of an earlier one, or
+    against one of the `constraints`.
     """
     longest = max(max_tokens, layer.lm.count_tokens(layer.prompt.instruction))
     kept: list[Proposal] = []
@@ -125,6 +132,8 @@ def screen(
             reason = "echo"
         elif layer.lm.count_tokens(prompt.instruction) > longest or not _fits(layer.with_prompt(prompt), inputs):
             reason = "over-long"
+        elif against := next(filter(None, (check(layer, prompt, row) for check in constraints)), None):
+            reason = against
         else:
             seen.add(prompt)
             kept.append(proposal)

@@ -19,6 +19,7 @@ import numpy as np
 
 from dln.errors import RunFailed
 from dln.infer.calibrate import Calibrator, FixedOutput
+from dln.infer.constraints import Constraint
 from dln.infer.estep import EStep, Posterior, Weigher, Weighting
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.memory import Replay, Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
@@ -169,6 +170,7 @@ def build(
     layer_steps: int | tuple[int, ...] = 1,
     max_prompt_tokens: int = 256,
     longest: str = "",
+    constraints: tuple[Constraint, ...] = (),
     include_forward: bool = True,
     rewrite_only_wrong: bool = False,
     forward_temperature: float = 0.0,
@@ -209,6 +211,7 @@ def build(
             layer_steps=layer_steps,
             max_prompt_tokens=max_prompt_tokens,
             longest=longest,
+            constraints=constraints,
         ),
         reward=reward,
         rewrite_only_wrong=rewrite_only_wrong,

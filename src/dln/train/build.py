@@ -6,14 +6,16 @@ cannot score given texts (see `dln.infer.scoring_modes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
+from dln.arguments import did_you_mean
 from dln.errors import InputError
 from dln.extensions import create
 from dln.infer import vi
 from dln.infer.calibrate import Calibrator, FixedOutput, PenalisedLikelihood, PenalisedWords
+from dln.infer.constraints import Constraint, KeepLines, MaxEdits, MaxTokens, Private, whole_tokens
 from dln.infer.estep import Likelihood, MinusProposal, MutualInformation, Prior, Weighting, WeightTerm
 from dln.infer.hidden import EditProposal, HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
 from dln.infer.mstep import Best, BestByMargin, Exploration, Penalty, TrustRegion
@@ -73,6 +75,7 @@ def algorithm(
     longest: str = "",
     reward: RewardFunction | None = None,
     own_metric: bool = False,
+    inputs: Sequence[str] = (),
 ) -> vi.VariationalInference:
     """The training step that `options` describe, on the best scoring modes that the network's models allow.
 
@@ -86,6 +89,7 @@ def algorithm(
         longest: the longest input that learnt prompts must leave room for.
         reward: R of an outcome; default 1 for an answer that is `correct`, and 0 for another.
         own_metric: whether R is a metric of the user's, which `likelihood="auto"` takes as the likelihood.
+        inputs: the training inputs, which `private` keeps out of the prompts.
 
     Raises:
         InputError: an option names a template that does not exist, or one of another kind.
@@ -103,7 +107,7 @@ def algorithm(
         num_hidden=step.num_hidden,
         num_prompts=step.num_prompts,
         q_hidden=MixtureProposal(_hidden_proposals(step, hidden_lm)),
-        q_prompt=MixturePrompts(_prompt_proposals(step, prompt_lm), tuple(step.prompt_proposals.values())),
+        q_prompt=MixturePrompts(*_prompt_proposals(step, prompt_lm)),
         weighting=_weighting(step, reward, by_reward=by_reward),
         score=step.score,
         hidden_objective=hidden if penalised or (step.exploration and can.scores_hidden) else _raced(hidden, step, 4),
@@ -115,6 +119,7 @@ def algorithm(
         layer_steps=step.layer_steps,
         max_prompt_tokens=step.max_prompt_tokens,
         longest=longest,
+        constraints=_constraints(step, network, inputs),
         include_forward=step.include_forward,
         rewrite_only_wrong=step.rewrite_only_wrong,
         forward_temperature=step.forward_temperature,
@@ -164,7 +169,9 @@ def _hidden_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tu
     return tuple(strategy("hidden_proposal", value, known) for value in options.hidden_proposals)
 
 
-def _prompt_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tuple[PromptProposal, ...]:
+def _prompt_proposals(
+    options: InferenceOptions, lm: LanguageModel | None
+) -> tuple[tuple[PromptProposal, ...], tuple[float, ...]]:
     backward = _backward_template("backward_template", options.backward_template)
     sequence = _backward_template("sequence_template", options.sequence_template)
     sampling = Sampling(options.prompt_temperature, max_tokens=options.prompt_tokens)
@@ -177,7 +184,71 @@ def _prompt_proposals(options: InferenceOptions, lm: LanguageModel | None) -> tu
         "confusion": lambda: ConfusionProposal(lm, sampling, backward, 1.0, examples, memory),
         "sequence": lambda: SequenceProposal(lm, sampling, sequence, subset, examples, memory, options.sequence_count),
     }
-    return tuple(strategy("prompt_proposal", value, known) for value in options.prompt_proposals)
+    shares = {name: share for name, share in options.prompt_proposals.items() if _possible(name, options)}
+    if not shares:
+        raise InputError(
+            "no proposal is left for private prompts",
+            where="options inference.private and inference.prompt_proposals",
+            got="demonstrations alone, which show training examples",
+            expected="another proposal",
+            fix='prompt_proposals=["rewrite", "wording"], or private=False',
+        )
+    return tuple(strategy("prompt_proposal", value, known) for value in shares), tuple(shares.values())
+
+
+def _possible(name: object, options: InferenceOptions) -> bool:
+    return not (options.private and name == "demonstrations")
+
+
+def _constraints(
+    options: InferenceOptions, network: Sequential | None, inputs: Sequence[str]
+) -> tuple[Constraint, ...]:
+    """The constraints that options ask for.
+
+    Raises:
+        InputError: an initial prompt does not meet them, or a fixed line is in none of them.
+    """
+    layers = [] if network is None else [b.prompted for layer in network.layers for b in layer.branches]
+    origins = tuple("" if layer is None else layer.prompt.instruction for layer in layers)
+    found: list[Constraint] = []
+    if options.keep_lines:
+        known = {line.strip() for text in origins for line in text.splitlines()}
+        missing = [line for line in options.keep_lines if line.strip() not in known]
+        if missing and network is not None:
+            close = did_you_mean(missing[0].strip(), known)
+            raise InputError(
+                "a line that must stay is in no initial prompt",
+                where="option inference.keep_lines",
+                got=repr(missing[0]),
+                expected="a whole line of an instruction",
+                fix=f"did you mean {close!r}?" if close else "write it into the initial instruction",
+            )
+        found.append(KeepLines(options.keep_lines))
+    if options.max_edits is not None:
+        found.append(MaxEdits(options.max_edits, origins))
+    if options.max_whole_tokens is not None:
+        longest = max((whole_tokens(layer) for layer in layers if layer is not None), default=0)
+        if longest > options.max_whole_tokens:
+            raise InputError(
+                "an initial prompt is longer than prompts may be",
+                where="option inference.max_whole_tokens",
+                got=f"{longest} tokens",
+                expected=f"at most {options.max_whole_tokens}",
+                fix=f"max_whole_tokens={longest}, or a shorter prompt",
+            )
+        found.append(MaxTokens(options.max_whole_tokens))
+    if options.private:
+        shown = [layer for layer in layers if layer is not None and layer.prompt.demonstrations]
+        if shown:
+            raise InputError(
+                "private prompts show no examples",
+                where="option inference.private",
+                got=f"{len(shown[0].prompt.demonstrations)} demonstrations in an initial prompt",
+                expected="initial prompts without demonstrations",
+                fix="prompt.with_demonstrations([])",
+            )
+        found.append(Private.of(inputs))
+    return tuple(found)
 
 
 def _backward_template(option: str, template: str | Template) -> str | Template:

@@ -432,6 +432,7 @@ class Finished(Event):
         members: where several networks answer together, all of them, the best one first; empty where `network`
             answers alone, and in events of older versions.
         bias: b of members that are a product of experts, in nats (see `dln.nn.Ensemble`); null of a mixture.
+        copied: with private prompts, the runs of five words that instructions share with training inputs; else null.
     """
 
     kind: Literal["finished"] = "finished"
@@ -442,6 +443,7 @@ class Finished(Event):
     network: dict[str, Any]
     members: list[MemberRecord] = Field(default_factory=list[MemberRecord])
     bias: list[float] | None = None
+    copied: list[str] | None = None
     usage: dict[str, float] = Field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from dln.errors import BudgetReached, DlnError, InputError
 from dln.extensions import described
 from dln.infer import vi
 from dln.infer.calibrate import Preparing
+from dln.infer.constraints import copied_ngrams
 from dln.infer.race import with_word_memory, without_word_memory
 from dln.io import dump
 from dln.lm.base import LanguageModel
@@ -29,7 +30,7 @@ from dln.lm.load import as_lm
 from dln.lm.local.threads import restore_threads
 from dln.lm.meter import Meter
 from dln.nn import Sequential
-from dln.nn.ensemble import Ensemble
+from dln.nn.ensemble import AnyNetwork, Ensemble, members_of
 from dln.nn.saving import network_to_json
 from dln.train import build
 from dln.train.build import prepared
@@ -131,6 +132,7 @@ def fit(
             str.__eq__,
             reward=GradedReward.of(graded, train),
             own_metric=own,
+            inputs=train.inputs,
             network=network,
             prompt_lm=None if prompt_lm is None else as_lm(prompt_lm),
             hidden_lm=None if hidden_lm is None else as_lm(hidden_lm),
@@ -253,6 +255,7 @@ def _loop(
             network=network_to_json(best.network),
             members=member_records(predictor, current.kept),
             bias=predictor.bias.tolist() if isinstance(predictor, Ensemble) and predictor.bias is not None else None,
+            copied=_copied(answers, recipe),
             usage=_usage(meter),
         )
     )
@@ -267,6 +270,14 @@ def _loop(
         ensemble=answers if isinstance(answers, Ensemble) else None,
         history=emit.history,
     )
+
+
+def _copied(network: AnyNetwork, recipe: Recipe) -> list[str] | None:
+    """Runs of five words that the instructions share with training inputs; None where prompts are not private."""
+    if not recipe.options.inference.private:
+        return None
+    prompts = [prompt for member in members_of(network) for prompt in member.parameters()]
+    return copied_ngrams([prompt.instruction for prompt in prompts], recipe.train.inputs)
 
 
 def _commit(progress: Progress, events: list[Event], run: Run | None, emit: _Emitter, seconds: float) -> None:

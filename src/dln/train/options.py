@@ -234,6 +234,19 @@ class InferenceOptions(Strict):
     max_prompt_tokens: int = Field(
         256, ge=1, description="instructions longer than this and than the present one are dropped"
     )
+    keep_lines: tuple[str, ...] = Field(
+        (), description="lines of the initial instructions that stay word for word in every prompt"
+    )
+    max_edits: int | None = Field(
+        None, ge=0, description="words that an instruction may differ from the initial one; null: any"
+    )
+    max_whole_tokens: int | None = Field(
+        None, ge=1, description="tokens of a whole prompt, with demonstrations and without the input; null: any"
+    )
+    private: bool = Field(
+        False,
+        description="no training example in a prompt: no demonstrations, and no training input within an instruction",
+    )
     backward_template: Annotated[str | Template, Strategy("template", accepts=Template)] = Field(
         "backward", description="template of rewrites: name, name@version or path"
     )
@@ -316,7 +329,8 @@ class InferenceOptions(Strict):
     @property
     def worked(self) -> int:
         """Labelled examples per step that a deep network reads for its last layer to show: a third more than it can."""
-        return round(max(self.demonstrations) * 4 / 3) if "demonstrations" in self.prompt_proposals else 0
+        shows = "demonstrations" in self.prompt_proposals and not self.private
+        return round(max(self.demonstrations) * 4 / 3) if shows else 0
 
 
 class Options(Strict):

@@ -268,7 +268,8 @@ def _shown(train: Dataset, options: Options) -> frozenset[str]:
     """
     distinct = len({text_key(x) for x in train.inputs})
     size = round(options.shown * distinct)
-    if size < 1 or distinct - size < 1 or "demonstrations" not in options.inference.prompt_proposals:
+    shows = "demonstrations" in options.inference.prompt_proposals and not options.inference.private
+    if size < 1 or distinct - size < 1 or not shows:
         return frozenset()
     return frozenset(split(train, (size,), options.seed)[0].inputs)
 

@@ -130,11 +130,14 @@ def _without_test(best: Validated | None, dev_size: int) -> str:
 
 
 def _turns(events: Sequence[Event]) -> tuple[str, ...]:
-    """Interruptions, resumptions and backtracking, in order."""
+    """Interruptions, resumptions and backtracking in order, and what private prompts share with the data."""
     found: list[str] = []
     for event in events:
         if isinstance(event, Interrupted):
             found.append(f"Interrupted after step {event.step}: {event.reason}.")
+        elif isinstance(event, Finished) and event.copied is not None:
+            told = "; ".join(event.copied) if event.copied else "none"
+            found.append(f"Runs of five words that the prompts share with training inputs: {told}.")
         elif isinstance(event, Resumed):
             found.append(f"Resumed after step {event.step}.")
         elif isinstance(event, Backtracked):
