@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         load_template,
         save_network,
     )
+    from dln.programs.optimize import ProgramResult, load_parameters, optimize
+    from dln.programs.trace import Rollout, Stage, Trace
     from dln.random import Key
     from dln.train import (
         Callback,
@@ -108,16 +110,19 @@ __all__ = [
     "Parallel",
     "Penalty",
     "Prediction",
+    "ProgramResult",
     "Progress",
     "Prompt",
     "PromptProposal",
     "Proposal",
     "Readout",
+    "Rollout",
     "Sampling",
     "Score",
     "Scored",
     "Selector",
     "Sequential",
+    "Stage",
     "Started",
     "StepDone",
     "Stopper",
@@ -126,6 +131,7 @@ __all__ = [
     "Task",
     "Template",
     "Token",
+    "Trace",
     "Validated",
     "WeightTerm",
     "WordReadout",
@@ -138,8 +144,10 @@ __all__ = [
     "load_lm",
     "load_metric",
     "load_network",
+    "load_parameters",
     "load_task",
     "load_template",
+    "optimize",
     "resolve_options",
     "save_network",
     "task_from_file",
@@ -194,6 +202,8 @@ _HOMES = {
         "load_template",
         "save_network",
     ),
+    "dln.programs.optimize": ("ProgramResult", "load_parameters", "optimize"),
+    "dln.programs.trace": ("Rollout", "Stage", "Trace"),
     "dln.random": ("Key",),
     "dln.train.events": ("Event", "Finished", "Started", "StepDone", "Validated"),
     "dln.train": (
