@@ -66,6 +66,7 @@ test: $(STAMP)  ## lint, types and tests
 	$(PYTEST)
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
+	$(BIN)/python tools/install_locked.py requirements-dspy.lock
 	$(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## ruff and pyright

@@ -22,11 +22,12 @@ BELOW: dict[str, set[str]] = {
     "nn": {*LEAVES, "lm"},
     "infer": {*LEAVES, "lm", "nn"},
     "train": {*LEAVES, "lm", "nn", "infer", "data"},
+    "programs": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},
     "view": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "experiments": {*LEAVES, "lm", "nn", "infer", "data", "train", "view"},
     "serve": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "experiments", "serve", "integrations", "dln"},
-    "integrations": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},
+    "integrations": {*LEAVES, "lm", "nn", "infer", "data", "train", "programs", "dln"},
 }
 """What each room may import, itself apart. `dln` is the package's own public face (its version, its names)."""
 

@@ -25,7 +25,7 @@ from dln.arguments import Count, Seed, Size, checked
 from dln.data import Score
 from dln.errors import InputError
 from dln.infer.mstep import Selector
-from dln.lm.base import Capabilities, Completion, LanguageModel, Sampling, Target, TokenLogProbs
+from dln.lm.base import Capabilities, Completion, LanguageModel, NextTokens, Sampling, Target, Token, TokenLogProbs
 from dln.lm.load import load_lm
 from dln.lm.meter import Budget, Usage
 from dln.lm.prices import PriceTable
@@ -138,7 +138,8 @@ class VariationalOptimizer(_teleprompt.Teleprompter):  # pyright: ignore[reportU
         predictors = dict(student.named_predictors())
         if not predictors:
             raise InputError("the student has no predictors", where="student", got=type(student).__name__)
-        for name, part in (("trainset", trainset), ("valset", valset or [])):
+        parts: list[tuple[str, Any]] = [("trainset", trainset), ("valset", valset or ())]
+        for name, part in parts:
             for place, example in enumerate(part):
                 if getattr(example, "_input_keys", None) is None:
                     raise InputError(
@@ -242,16 +243,16 @@ async def _later(value: Awaitable[object]) -> object:
 
 def _score(value: object) -> object:
     """A `dspy.Prediction(score=…, feedback=…)`, or a mapping of these, as a `Score`."""
-    data: Any = plain(value) if isinstance(value, dspy.Prediction | Mapping) else None
-    if isinstance(data, dict) and isinstance(data.get("score"), int | float):
-        return Score(float(data["score"]), str(data.get("feedback") or ""))
-    return value
+    if not isinstance(value, dspy.Prediction | Mapping):
+        return value
+    data = cast("dict[str, Any]", plain(value))
+    return Score(float(data["score"]), str(data.get("feedback") or "")) if "score" in data else value
 
 
 def _program(student: Any) -> Callable[..., Any]:
     """The student as a program of `dln.optimize`; a copy of it is made once for every set of parameters."""
     copies: dict[str, Any] = {}
-    is_async = not hasattr(type(student), "forward")
+    is_async = not hasattr(student.__class__, "forward")
 
     def instrumented(parameters: Mapping[str, str]) -> Any:
         name = content(dict(parameters))
@@ -302,7 +303,7 @@ def _spend(trace: Trace, used: Any) -> None:
 
 def _instrument(stage: str, predictor: Any, parameters: Mapping[str, str]) -> None:
     """Let the trace of the present rollout see and replace what the predictor writes."""
-    kind = type(predictor)
+    kind: Any = predictor.__class__
     uses = [name for name in (stage, stage + DEMOS) if name in parameters]
 
     def forward(**inputs: Any) -> Any:
@@ -446,8 +447,8 @@ class DspyLM:
 
         def draw(context: str, seed: int) -> Completion:
             lm = self._lm.copy(rollout_id=seed % 2**31, temperature=sampling.temperature)
-            (answer, *_) = lm(context)
-            text = str(answer["text"] if isinstance(answer, dict) else answer).strip()
+            answer: Any = lm(context)[0]
+            text = str(answer if isinstance(answer, str) else answer["text"]).strip()
             ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
             return Completion(text[: min(ends, default=len(text))])
 
@@ -465,6 +466,10 @@ class DspyLM:
     def choice_log_probs(self, contexts: Sequence[str], labels: Sequence[str]) -> Floats:
         """Refused."""
         raise InputError("this model cannot score labels", where=self.name)
+
+    def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: int = 0) -> NextTokens:
+        """Refused."""
+        raise InputError("this model does not give the log-probabilities of next tokens", where=self.name)
 
     def fingerprint(self) -> str:
         """Model and settings."""

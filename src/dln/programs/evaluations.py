@@ -18,15 +18,13 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-import numpy as np
-
-from dln.arguments import shown
-from dln.data import Score, load_metric
+from dln.data import FunctionMetric, load_metric
+from dln.data.metrics import as_score
 from dln.errors import BudgetReached, CorruptDataError, InputError
 from dln.lm.base import (
     Completion,
@@ -43,57 +41,35 @@ from dln.numerics import Floats
 from dln.programs.trace import Program, Request, Rollout, Stage, content, plain, run, text_view, usage_of
 from dln.random import Key
 
-__all__ = ["Evaluations", "Journal", "Outcome", "ProgramMetric", "Recorded", "program_metric"]
+__all__ = ["Evaluations", "Journal", "Outcome", "Recorded", "program_metric"]
 
 T = TypeVar("T")
 
 ONE_CALL = Usage(calls=1)
 
 
-@dataclass(frozen=True)
-class ProgramMetric:
-    """A metric of programs with a name: (example, prediction[, trace]) -> reward, sync or async."""
-
-    function: Callable[..., Any]
-    name: str
-    takes_trace: bool
-
-    def __call__(self, example: object, output: object, stages: tuple[Stage, ...]) -> object:
-        """The reward as the function gives it, which may be an awaitable."""
-        return self.function(example, output, stages) if self.takes_trace else self.function(example, output)
-
-
-def program_metric(metric: Callable[..., Any] | str) -> ProgramMetric:
-    """The metric with its name, its signature checked.
+def program_metric(metric: Callable[..., Any] | str) -> FunctionMetric:
+    """The metric with its name, its signature checked (see `dln.data.metrics`).
 
     Args:
-        metric: a name (see `dln.load_metric`) for data with text targets, or a callable
-            (example, prediction[, trace]) -> float | bool | `Score`.
+        metric: a name (see `dln.load_metric`) for examples with a text `target`, or a callable
+            (example, prediction[, trace]) -> float | bool | `Score`, sync or async; of two arguments the first is the
+            example unless its name begins with "pred".
 
     Raises:
         InputError: it takes other arguments.
     """
-    if isinstance(metric, str):
-        named = load_metric(metric)
-        return ProgramMetric(lambda example, output: named(text_view(output), example.target), named.name, False)
-    name = getattr(metric, "__name__", type(metric).__name__)
-    try:
-        signature = inspect.signature(metric)
-    except (TypeError, ValueError):  # a callable of another language: it cannot be asked
-        return ProgramMetric(metric, name, False)
-    for arguments in (3, 2):
+    named = load_metric(metric)
+    if not isinstance(named, FunctionMetric):
+        return FunctionMetric(named, named.name, own=False)
+    if named.reads == "texts" and named.own:
         try:
-            signature.bind(*range(arguments))
-        except TypeError:
-            continue
-        return ProgramMetric(metric, name, arguments == 3)
-    raise InputError(
-        "the metric has a wrong signature",
-        where="metric",
-        got=f"{name}{signature}",
-        expected="(example, prediction) or (example, prediction, trace)",
-        fix=f"def {name if name.isidentifier() else 'metric'}(example, prediction, trace=None): ...",
-    )
+            first = next(iter(inspect.signature(named.function).parameters), "")
+        except (TypeError, ValueError):  # a callable of another language: it cannot be asked
+            first = ""
+        if not first.startswith("pred"):
+            return replace(named, reads="example")
+    return named
 
 
 @dataclass(frozen=True)
@@ -179,6 +155,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def wait(self, awaitable: Awaitable[T]) -> T:
@@ -186,7 +163,8 @@ class _Loop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="dln-programs", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="dln-programs", daemon=True)
+                self._thread.start()
 
         async def result() -> T:
             return await awaitable
@@ -194,8 +172,10 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
     def close(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
 
 @dataclass
@@ -225,7 +205,7 @@ class Evaluations:
         self,
         program: Program,
         examples: Sequence[object],
-        metric: ProgramMetric,
+        metric: FunctionMetric,
         journal: Journal,
         key: Key,
         *,
@@ -342,7 +322,7 @@ class Evaluations:
             )
 
     def _score_key(self, request: Request, output: object, rollout: Rollout) -> str:
-        texts = content([[s.name, s.text] for s in rollout.stages]) if self._metric.takes_trace else ""
+        texts = content([[s.name, s.text] for s in rollout.stages]) if self._metric.reads == "trace" else ""
         return digest("score", self._contents[request.example], content(output), texts)
 
     def _map(self, function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
@@ -382,50 +362,28 @@ class Evaluations:
         if known is not None:
             return known
         try:
-            value = self._metric(self._examples[request.example], output, rollout.stages)
+            said = text_view(output) if self._metric.reads == "texts" else output
+            value = self._metric.call(self._examples[request.example], said, rollout.stages)
             if inspect.isawaitable(value):
                 value = self._loop.wait(value)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a metric raises, the example is left out and counted
             return {"value": None, "feedback": "", "error": f"metric {self._metric.name}: {_described(error)}"}
-        score = _score(value, self._metric.name)
-        if score is None:
+        if isinstance(value, float) and math.isnan(value):
             return {"value": None, "feedback": "", "error": f"metric {self._metric.name}: the reward is NaN"}
+        score = as_score(value, self._metric.name)
         return self._journal.add(key, {"value": score.value, "feedback": score.feedback, "error": ""})
 
 
 def _rollout_of(record: Mapping[str, Any]) -> Rollout:
     rows = cast("list[dict[str, Any]]", record["stages"])
-    stages = tuple(Stage(**{**row, "parameters": tuple(row["parameters"])}) for row in rows)
+    stages = tuple(replace(Stage(**row), parameters=tuple(row["parameters"])) for row in rows)
     return Rollout(stages, tuple(record["used"]), Usage(**record["usage"]))
 
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _score(value: object, name: str) -> Score | None:
-    """The reward as a `Score`; None for NaN.
-
-    Raises:
-        InputError: it is no number from 0 to 1.
-    """
-    if isinstance(value, Score):
-        return value
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        number = float(cast(float, value))
-        if math.isnan(number):
-            return None
-        if 0.0 <= number <= 1.0:
-            return Score(number)
-    raise InputError(
-        f"the metric {name!r} returned an invalid score",
-        where=f"metric {name}",
-        got=f"{shown(cast(object, value))} ({type(cast(object, value)).__name__})",
-        expected="a number from 0 to 1, True or False, or dln.Score(value, feedback)",
-        fix="return 1.0 for a correct prediction and 0.0 for a wrong one",
-    )
 
 
 class Recorded(Wrapper):

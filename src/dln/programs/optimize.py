@@ -23,7 +23,7 @@ from dln.io import parse, read_text, write_atomically
 from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm
 from dln.lm.meter import Budget, Usage
-from dln.programs.evaluations import Evaluations, Journal, Outcome, ProgramMetric, Recorded, program_metric
+from dln.programs.evaluations import Evaluations, Journal, Outcome, Recorded, program_metric
 from dln.programs.proposals import EditText, ParameterProposal, RewriteParameter, TextProposal
 from dln.programs.records import finished_event, program_network, started_event, step_event, validated_event
 from dln.programs.step import ProgramState, StepInfo, VariationalProgram
@@ -47,7 +47,7 @@ class ProgramResult:
         parameters: the trained texts by name.
         initial: the texts that training started from.
         score: mean reward of `parameters` on the dev examples; without them, on the last batch.
-        initial_score: of `initial` on the dev examples; NaN without them.
+        initial_score: of `initial` on the dev examples; None without them.
         best_step: the step the texts are from; 0 means that nothing better was found.
         steps: steps done.
         reason: why training ended: "steps" or "budget".
@@ -62,7 +62,7 @@ class ProgramResult:
     parameters: Mapping[str, str]
     initial: Mapping[str, str]
     score: float
-    initial_score: float
+    initial_score: float | None
     best_step: int
     steps: int
     reason: str
@@ -226,7 +226,7 @@ def optimize(
         )
         loop = _Training(
             evaluations, choices, key, everything, len(examples[0]), dict(parameters), steps, wanted, run,
-            listeners(callbacks), judge,
+            listeners(callbacks),
         )  # fmt: skip
         loop.tell(started_event(meta, run_dir, len(examples[0]), len(examples[1]), steps))
         return loop.train()
@@ -297,7 +297,6 @@ class _Training:
     wanted: Callable[[Any], str] | None
     run: Run | None
     told: list[Listener]
-    metric: ProgramMetric
     events: list[Event] = field(default_factory=list[Event])
 
     def tell(self, event: Event) -> None:
@@ -311,8 +310,9 @@ class _Training:
     def train(self) -> ProgramResult:
         """All steps."""
         state = ProgramState(tuple(self.initial.items()))
-        best, best_step, score, initial_score = dict(self.initial), 0, float("nan"), float("nan")
+        best, best_step, score = dict(self.initial), 0, float("nan")
         dev = range(self.train_size, len(self.examples))
+        initial_score: float | None = None
         reason, last_batch = "steps", float("nan")
         try:
             if dev:

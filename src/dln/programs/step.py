@@ -378,7 +378,7 @@ def _with_worked(
 def _spread(key: Key, batch: Sequence[int], forward: Sequence[Outcome]) -> list[int]:
     """The batch in random order, with the examples that the incumbent fails spread evenly over it."""
     generator = key.child("race").generator()
-    groups: dict[bool, list[int]] = defaultdict(list)
+    groups = defaultdict[bool, list[int]](list)
     for b in generator.permutation(len(batch)):
         groups[bool(forward[int(b)].score < FULL)].append(batch[int(b)])
     places: list[tuple[float, int]] = []
@@ -409,7 +409,7 @@ def race(
     sizes.append(total)
     terms = np.full((len(candidates), total), np.nan)
     stopped: list[Stopped | None] = [None] * len(candidates)
-    alive = list(range(len(candidates)))
+    alive: list[int] = list(range(len(candidates)))
     for number, size in enumerate(sizes, 1):
         requests = [
             Request.of(example, {**parameters, **dict(candidates[n].changes)})

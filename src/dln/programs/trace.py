@@ -117,6 +117,9 @@ class Parameters(Mapping[str, str]):
         self.read.append(name)
         return self._values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
