@@ -21,6 +21,9 @@ from dln.integrations.dspy import (  # noqa: E402
     prediction_text,
     text_prediction,
 )
+from dln.lm.base import LanguageModel  # noqa: E402
+from dln.serve.models import served  # noqa: E402
+from dln.serve.server import serving  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # dspy and what it imports warn
 
@@ -94,6 +97,7 @@ def test_a_finished_run_is_not_paid_again(tmp_path: Path, engine: ScriptedEngine
         optimizer = VariationalOptimizer(counted, steps=2, run_dir=tmp_path / "run")
         return optimizer.compile(two_steps(), trainset=examples(24, seed=1))
 
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     first = compiled()
     paid, asked = len(calls), sum(engine.calls.values())
     again = compiled()
@@ -123,7 +127,7 @@ def test_tools_and_typed_outputs_between_predictors(engine: ScriptedEngine, monk
             return f"[[ ## note ## ]]\nn\n\n[[ ## count ## ]]\n{7 if right else 0}\n\n[[ ## completed ## ]]"
         if "[[ ## answer ## ]]" in last:
             return f"[[ ## answer ## ]]\n{'yes' if 'n8' in last else 'no'}\n\n[[ ## completed ## ]]"
-        return '{"note": "n", "count": 7}' if "have written:" in last else "Ask carefully."
+        return '{"note": "n", "count": 7}' if last.endswith("have written:") else "Ask carefully."
 
     monkeypatch.setattr(ScriptedEngine, "answer", scripted)
     train = [dspy.Example(document=f"d{i}", answer="yes").with_inputs("document") for i in range(8)]
@@ -163,3 +167,51 @@ def test_a_network_is_a_module(tmp_path: Path):
     other = NetworkModule(network.with_prompts(["Other?"]) if hasattr(network, "with_prompts") else network, lm)
     other.load(tmp_path / "network.json")
     assert other(text="win money").probabilities == found.probabilities
+
+
+class Plain(dspy.ChatAdapter):
+    """Takes the whole answer as the only output field: small models do not write field markers."""
+
+    def parse(self, signature: Any, completion: str) -> dict[str, str]:
+        (field,) = signature.output_fields
+        return {field: completion.strip()}
+
+
+def trained_on_a_server(lm: LanguageModel, max_tokens: int) -> dln.ProgramResult:
+    """One step of the two-predictor program against `dln serve`, an OpenAI-compatible server."""
+    with serving(served(lm, "served")) as url:
+        model = dspy.LM("openai/served", api_base=f"{url}", api_key="none", max_tokens=max_tokens, num_retries=0)
+        with dspy.context(lm=model, adapter=Plain(), num_threads=1):
+            optimizer = VariationalOptimizer(
+                lambda example, prediction, trace=None: float("desk" in prediction.answer),
+                steps=1,
+                batch_size=2,
+                num_texts=1,
+                num_inferred=1,
+                num_candidates=2,
+                max_demos=0,
+            )
+            return optimizer.compile(two_steps(), trainset=examples(4, seed=1)).detailed_results
+
+
+def test_against_an_openai_compatible_server():
+    def answer(context: str) -> dict[str, float]:
+        if "Better instruction" in context:
+            return {"Say desk.": 1.0}
+        return {"desk 1" if "Say desk." in context else "a note": 1.0}
+
+    result = trained_on_a_server(dln.TableLM(answer, name="served"), 16)
+    assert "Say desk." in result.parameters.values()
+    assert result.score == 1.0
+    assert result.usage.prompt_tokens > 0
+    assert not result.failed
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_against_the_embedded_model_on_a_server(smollm2: LanguageModel):
+    result = trained_on_a_server(smollm2, 12)
+    assert result.steps == 1
+    assert result.rollouts > 0
+    assert not result.failed
+    assert result.usage.completion_tokens > 0

@@ -131,7 +131,7 @@ def test_temperature_follows_the_spread_of_rewards():
 
 def test_a_step_never_lowers_the_reward_of_the_batch():
     with Evaluations(program, TRAIN, program_metric(metric), Journal(), dln.Key(5)) as evaluations:
-        choices = VariationalProgram(EditText(Writer()), (RewriteParameter(Writer()),))
+        choices = VariationalProgram(EditText(), (RewriteParameter(),), Writer())
         state = ProgramState(tuple(PARAMETERS.items()))
         for _ in range(4):
             state, info = choices.update(state, dln.Key(5), evaluations, range(30), lambda i: text_view(TRAIN[i]), str)

@@ -34,7 +34,7 @@ from dln.nn.saving import network_from_json, network_to_json
 from dln.numerics import Floats
 from dln.programs.evaluations import digest
 from dln.programs.optimize import BEST, optimize
-from dln.programs.proposals import Candidate, EditText, Evidence, ParameterProposal, RewriteParameter, TextProposal
+from dln.programs.proposals import Candidate, EditText, Evidence, ParameterProposal, RewriteParameter
 from dln.programs.trace import Trace, content, plain, text_view
 from dln.random import Key
 from dln.train.callbacks import Callback, Listener
@@ -151,7 +151,7 @@ class VariationalOptimizer(_teleprompt.Teleprompter):  # pyright: ignore[reportU
         outputs = {name: text_field(predictor.signature) for name, predictor in predictors.items()}
         fields = tuple((name + DEMOS, field) for name, field in outputs.items() if field is not None)
         demonstrations = DemonstrationSets(self.max_demos, fields)
-        rewrite = RewriteParameter(writer, Sampling(temperature=1.0, max_tokens=1024), max_tokens=1024)
+        rewrite = RewriteParameter(Sampling(temperature=1.0, max_tokens=1024), max_tokens=1024)
         result = optimize(
             _program(student),
             initial_parameters(student, demonstrations=self.max_demos > 0),
@@ -164,7 +164,7 @@ class VariationalOptimizer(_teleprompt.Teleprompter):  # pyright: ignore[reportU
             num_candidates=self.num_candidates,
             num_texts=self.num_texts,
             num_inferred=self.num_inferred,
-            text_proposal=cast(TextProposal, EditText(writer, Sampling(temperature=1.0, max_tokens=1024))),
+            text_proposal=EditText(Sampling(temperature=1.0, max_tokens=1024)),
             parameter_proposals=(_ByKind(rewrite, demonstrations),),
             select=self.select,
             max_metric_calls=self.max_metric_calls,
@@ -383,7 +383,9 @@ class DemonstrationSets:
     most: int = 4
     fields: tuple[tuple[str, str], ...] = ()
 
-    def __call__(self, key: Key, evidence: Evidence, num: int) -> tuple[list[Candidate], Counter[str]]:
+    def __call__(
+        self, key: Key, evidence: Evidence, num: int, lm: LanguageModel | None
+    ) -> tuple[list[Candidate], Counter[str]]:
         """`num` random sets of at most `most` demonstrations; none where nothing is known yet."""
         rows = [row for row in evidence.worked if row.reads not in evidence.judged]
         found: dict[str, Candidate] = {}
@@ -409,10 +411,12 @@ class _ByKind:
     instructions: ParameterProposal
     demonstrations: ParameterProposal
 
-    def __call__(self, key: Key, evidence: Evidence, num: int) -> tuple[list[Candidate], Counter[str]]:
+    def __call__(
+        self, key: Key, evidence: Evidence, num: int, lm: LanguageModel | None
+    ) -> tuple[list[Candidate], Counter[str]]:
         """As the proposal for the kind of this parameter."""
         way = self.demonstrations if evidence.parameter.endswith(DEMOS) else self.instructions
-        return way(key, evidence, num)
+        return way(key, evidence, num, lm)
 
 
 class DspyLM:

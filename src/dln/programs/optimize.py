@@ -24,7 +24,7 @@ from dln.lm.base import LanguageModel
 from dln.lm.load import as_lm
 from dln.lm.meter import Budget, Usage
 from dln.programs.evaluations import Evaluations, Journal, Outcome, Recorded, program_metric
-from dln.programs.proposals import EditText, ParameterProposal, RewriteParameter, TextProposal
+from dln.programs.proposals import EditText, ParameterProposal, RewriteParameter, TextProposal, needed
 from dln.programs.records import finished_event, program_network, started_event, step_event, validated_event
 from dln.programs.step import ProgramState, StepInfo, VariationalProgram
 from dln.programs.trace import Program, Request, content, text_view
@@ -189,6 +189,8 @@ def optimize(
         "seed": seed,
     }
     writer = None if lm is None else as_lm(lm)
+    if text_proposal is None or parameter_proposals is None:
+        needed(writer)
     meta = {
         "schema": 1,
         "task": name,
@@ -214,10 +216,10 @@ def optimize(
                 max_metric_calls=max_metric_calls,
             )
         )
-        recorded = None if writer is None else Recorded(writer, journal, evaluations)
         choices = VariationalProgram(
-            texts=text_proposal or EditText(_needed(recorded)),
-            rewrites=tuple(parameter_proposals or (RewriteParameter(_needed(recorded)),)),
+            texts=text_proposal or EditText(),
+            rewrites=tuple(parameter_proposals or (RewriteParameter(),)),
+            lm=None if writer is None else Recorded(writer, journal, evaluations),
             batch_size=batch_size,
             num_texts=num_texts,
             num_inferred=num_inferred,
@@ -225,9 +227,17 @@ def optimize(
             select=select,
         )
         loop = _Training(
-            evaluations, choices, key, everything, len(examples[0]), dict(parameters), steps, wanted, run,
-            listeners(callbacks),
-        )  # fmt: skip
+            evaluations=evaluations,
+            choices=choices,
+            key=key,
+            examples=everything,
+            train_size=len(examples[0]),
+            initial=dict(parameters),
+            steps=steps,
+            wanted=wanted,
+            run=run,
+            told=listeners(callbacks),
+        )
         loop.tell(started_event(meta, run_dir, len(examples[0]), len(examples[1]), steps))
         return loop.train()
 
@@ -254,18 +264,6 @@ def _check(program: Program, parameters: Mapping[str, str], train: Sequence[obje
         )
     if not train:
         raise InputError("there are no examples", where="train", got="no examples", expected="one example or more")
-
-
-def _needed(lm: LanguageModel | None) -> LanguageModel:
-    if lm is None:
-        raise InputError(
-            "no model writes the proposals",
-            where="lm",
-            got="None",
-            expected="a language model, or both text_proposal and parameter_proposals",
-            fix='lm="openai/gpt-4o-mini"',
-        )
-    return lm
 
 
 def _open(path: Path, meta: Mapping[str, Any]) -> Run:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from dln.errors import InputError
 from dln.infer.memory import Feedback
 from dln.infer.prompts import RewriteProposal, screen
 from dln.lm.base import LanguageModel, Sampling
@@ -32,6 +33,7 @@ __all__ = [
     "RewriteParameter",
     "TextProposal",
     "TextRequest",
+    "needed",
 ]
 
 
@@ -65,26 +67,45 @@ class TextRequest:
 class TextProposal(Protocol):
     """q(h | what the stage read and wrote, the example, the result)."""
 
-    def __call__(self, key: Key, requests: Sequence[TextRequest], num: int) -> list[list[str]]:
-        """[N][≤ num] texts for each request."""
+    def __call__(
+        self, key: Key, requests: Sequence[TextRequest], num: int, lm: LanguageModel | None
+    ) -> list[list[str]]:
+        """[N][≤ num] texts for each request; the draws of `lm`, the run's model, are kept with the run."""
         ...
+
+
+def needed(lm: LanguageModel | None) -> LanguageModel:
+    """The model that writes proposals.
+
+    Raises:
+        InputError: there is none.
+    """
+    if lm is None:
+        raise InputError(
+            "no model writes the proposals",
+            where="lm",
+            got="None",
+            expected="a language model, or both text_proposal and parameter_proposals",
+            fix='lm="openai/gpt-4o-mini"',
+        )
+    return lm
 
 
 @dataclass(frozen=True)
 class EditText:
-    """A language model writes what the stage should have written.
+    """The run's model writes what the stage should have written.
 
     Args:
-        lm: the model.
         sampling: how it writes; the template's stop strings are used.
         template: of kind `hidden`.
     """
 
-    lm: LanguageModel
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=256))
     template: Template | str = "program_text"
 
-    def __call__(self, key: Key, requests: Sequence[TextRequest], num: int) -> list[list[str]]:
+    def __call__(
+        self, key: Key, requests: Sequence[TextRequest], num: int, lm: LanguageModel | None
+    ) -> list[list[str]]:
         """`num` texts each, under the template's hints in turn."""
         template = load_template(self.template, "hidden")
         messages = template.messages or ("",)
@@ -103,7 +124,7 @@ class EditText:
             for request in requests
             for k in range(num)
         ]
-        draws = self.lm.sample(contexts, sampling, key.seeds(len(contexts))) if contexts else []
+        draws = needed(lm).sample(contexts, sampling, key.seeds(len(contexts))) if contexts else []
         texts = [draw.text.strip() for draw in draws]
         return [texts[i : i + num] for i in range(0, len(texts), num)]
 
@@ -167,8 +188,10 @@ class Candidate:
 class ParameterProposal(Protocol):
     """q(π | evidence)."""
 
-    def __call__(self, key: Key, evidence: Evidence, num: int) -> tuple[list[Candidate], Counter[str]]:
-        """About `num` candidates, and how many were dropped by reason."""
+    def __call__(
+        self, key: Key, evidence: Evidence, num: int, lm: LanguageModel | None
+    ) -> tuple[list[Candidate], Counter[str]]:
+        """About `num` candidates, and how many were dropped by reason; `lm` is the run's model."""
         ...
 
 
@@ -177,38 +200,38 @@ _PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{[A-Za-z_]\w*\}")
 
 @dataclass(frozen=True)
 class RewriteParameter:
-    """A language model rewrites the parameter from good and bad texts of its stage (`dln.infer.prompts`).
+    """The run's model rewrites the parameter from good and bad texts of its stage (`dln.infer.prompts`).
 
     A candidate keeps the placeholders of the present text ("{question}"): one without them would not be filled in.
 
     Args:
-        lm: the model.
         sampling: how it writes; the template's stop strings are used.
         template: of kind `backward`.
         max_tokens: longer candidates are dropped, unless the present text is as long.
     """
 
-    lm: LanguageModel
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=384))
     template: Template | str = "program_parameter"
     max_tokens: int = 512
 
-    def __call__(self, key: Key, evidence: Evidence, num: int) -> tuple[list[Candidate], Counter[str]]:
+    def __call__(
+        self, key: Key, evidence: Evidence, num: int, lm: LanguageModel | None
+    ) -> tuple[list[Candidate], Counter[str]]:
         """`num` rewrites, screened."""
-        layer = LanguageLayer(self.lm, "think", evidence.value)
+        layer = LanguageLayer(needed(lm), "think", evidence.value)
         feedback = Feedback(
             inputs=tuple(LayerInput(row.reads, row.reads) for row in evidence.rows),
             outputs=tuple(row.text for row in evidence.rows),
             wanted=tuple(row.better for row in evidence.rows),
             correct=tuple(row.good for row in evidence.rows),
         )
-        rewrite = RewriteProposal(self.lm, self.sampling, self.template)
+        rewrite = RewriteProposal(layer.lm, self.sampling, self.template)
         kept, dropped = screen(rewrite(key, layer, feedback, num), layer, self.max_tokens)
-        needed = set(_PLACEHOLDER.findall(evidence.value))
+        placeholders = set(_PLACEHOLDER.findall(evidence.value))
         found: list[Candidate] = []
         for proposal in kept:
             text = proposal.prompt.instruction
-            if needed <= set(_PLACEHOLDER.findall(text)):
+            if placeholders <= set(_PLACEHOLDER.findall(text)):
                 found.append(Candidate(((evidence.parameter, text),), proposal.source, proposal.detail))
             else:
                 dropped["placeholder missing"] += 1

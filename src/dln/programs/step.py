@@ -22,6 +22,7 @@ from dln.errors import BudgetReached
 from dln.infer.mstep import Best, Selector
 from dln.infer.objective import Stopped, comparable
 from dln.infer.race import BehindLeader, StoppingRule
+from dln.lm.base import LanguageModel
 from dln.numerics import Floats
 from dln.programs.evaluations import Evaluations, Outcome
 from dln.programs.posterior import StagePosterior, credits_of, reward_temperature, stage_posterior
@@ -110,6 +111,7 @@ class VariationalProgram:
     Args:
         texts: proposals for intermediate texts.
         rewrites: proposals for parameters, each asked for its part of the candidates.
+        lm: the model that writes proposals; None where none is needed.
         batch_size: B, examples of a step; half of them were in the step before.
         num_texts: proposed texts per hidden stage and example.
         num_inferred: examples per step whose texts are inferred, at most.
@@ -122,6 +124,7 @@ class VariationalProgram:
 
     texts: TextProposal
     rewrites: tuple[ParameterProposal, ...]
+    lm: LanguageModel | None = None
     batch_size: int = 12
     num_texts: int = 2
     num_inferred: int = 4
@@ -248,7 +251,7 @@ class VariationalProgram:
                 )
         proposed: list[list[str]] = [[] for _ in asked]
         if asked and self.num_texts:
-            proposed = self.texts(key.child("texts"), asked, self.num_texts)
+            proposed = self.texts(key.child("texts"), asked, self.num_texts, self.lm)
         requests: list[Request] = []
         owners: list[int] = []
         for owner, ((b, stage), texts) in enumerate(zip(places, proposed, strict=True)):
@@ -283,7 +286,7 @@ class VariationalProgram:
                 continue
             shares = allotted(dict.fromkeys(map(str, range(len(self.rewrites))), 1.0), count)
             for way, rewrite in enumerate(self.rewrites):
-                kept, out = rewrite(key.child("rewrite", name, way), one, shares[str(way)])
+                kept, out = rewrite(key.child("rewrite", name, way), one, shares[str(way)], self.lm)
                 dropped.setdefault(name, Counter()).update(out)
                 for candidate in kept:
                     again = candidate.changes in tried or candidate.changes in {c.changes for c in found}
