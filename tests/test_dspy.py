@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dln.integrations.dspy import (  # noqa: E402
     prediction_text,
     text_prediction,
 )
-from dln.lm.base import LanguageModel  # noqa: E402
+from dln.lm.base import Capabilities, LanguageModel  # noqa: E402
 from dln.serve.models import served  # noqa: E402
 from dln.serve.server import serving  # noqa: E402
 
@@ -170,7 +171,11 @@ def test_a_network_is_a_module(tmp_path: Path):
 
 
 class Plain(dspy.ChatAdapter):
-    """Takes the whole answer as the only output field: small models do not write field markers."""
+    """One message, and the whole answer as the only output field: small models do not write field markers."""
+
+    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        turns = super().format(signature, demos, inputs)
+        return [{"role": "user", "content": "\n\n".join(turn["content"] for turn in turns)}]
 
     def parse(self, signature: Any, completion: str) -> dict[str, str]:
         (field,) = signature.output_fields
@@ -194,13 +199,21 @@ def trained_on_a_server(lm: LanguageModel, max_tokens: int) -> dln.ProgramResult
             return optimizer.compile(two_steps(), trainset=examples(4, seed=1)).detailed_results
 
 
+class ChatTable(dln.TableLM):
+    """A table that answers messages."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, chat=True)
+
+
 def test_against_an_openai_compatible_server():
     def answer(context: str) -> dict[str, float]:
         if "Better instruction" in context:
             return {"Say desk.": 1.0}
         return {"desk 1" if "Say desk." in context else "a note": 1.0}
 
-    result = trained_on_a_server(dln.TableLM(answer, name="served"), 16)
+    result = trained_on_a_server(ChatTable(answer, name="served"), 16)
     assert "Say desk." in result.parameters.values()
     assert result.score == 1.0
     assert result.usage.prompt_tokens > 0
