@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "infer": {*LEAVES, "lm", "nn"},
     "train": {*LEAVES, "lm", "nn", "infer", "data"},
     "programs": {*LEAVES, "lm", "nn", "infer", "data", "train", "dln"},
-    "view": {*LEAVES, "lm", "nn", "infer", "data", "train"},
+    "view": {*LEAVES, "lm", "nn", "infer", "data", "train", "serve"},
     "experiments": {*LEAVES, "lm", "nn", "infer", "data", "train", "view"},
     "serve": {*LEAVES, "lm", "nn", "infer", "data", "train"},
     "cli": {*LEAVES, "lm", "nn", "infer", "data", "train", "view", "experiments", "serve", "integrations", "dln"},

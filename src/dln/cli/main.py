@@ -42,6 +42,7 @@ COMMANDS = {
     "show": "dln.cli.runs:show",
     "export": "dln.cli.export:export",
     "compare": "dln.cli.runs:compare",
+    "view": "dln.cli.view:view",
     "serve": "dln.cli.serve:serve",
     "model": "dln.cli.doctor:app",
 }

@@ -16,7 +16,7 @@ from dln.serve.batching import Served
 if TYPE_CHECKING:
     from uvicorn import Server
 
-__all__ = ["check_address", "need_serve_extra", "run_server", "serving"]
+__all__ = ["bind", "check_address", "need_serve_extra", "run_server", "serving"]
 
 STOP_SECONDS = 5
 
@@ -97,7 +97,7 @@ def check_address(host: str, port: int, key: str | None) -> None:
     """
     need_serve_extra()
     _check_key(host, key)
-    _bind(host, port).close()
+    bind(host, port).close()
 
 
 def _check_key(host: str, key: str | None) -> None:
@@ -116,7 +116,7 @@ def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Ser
     import uvicorn
 
     _check_key(host, key)
-    bound = _bind(host, port)
+    bound = bind(host, port)
     shown = bound.getsockname()[1]
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
     config = uvicorn.Config(
@@ -132,7 +132,12 @@ def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Ser
     return uvicorn.Server(config), bound, f"http://{address}:{shown}/v1"
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        InputError: the port is in use, or the host is invalid.
+    """
     if not 0 <= port < 65536:
         raise InputError("invalid port", where="--port", got=port, expected="0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -57,7 +57,7 @@ def request(run_dir: str | Path, wanted: Request) -> int:
             file.seek(0)
             known = file.read()
             torn = b"\n" if known and not known.endswith(b"\n") else b""
-            file.write(torn + wanted.model_dump_json().encode("utf-8", "backslashreplace") + b"\n")
+            file.write(torn + wanted.model_dump_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             return known.count(b"\n") + len(torn) + 1

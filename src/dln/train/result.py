@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -142,6 +143,15 @@ class FitResult:
     def predictor(self) -> AnyNetwork:
         """What answers: the ensemble where there is one, else the network. A run's network.json holds it."""
         return self.network if self.ensemble is None else self.ensemble
+
+    def view(self) -> Any:
+        """The report of the run, for a notebook's cell; `dln view` shows it live.
+
+        Raises:
+            InputError: the run was not saved.
+        """
+        # by name: the pages of `dln.view` are made from what is here
+        return import_module("dln.view.notebook").embedded(self.run_dir)
 
     def __repr__(self) -> str:
         score = "" if self.score != self.score else f", score={self.score:.4g}"

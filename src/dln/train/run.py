@@ -22,7 +22,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
@@ -256,6 +256,10 @@ class Run:
         path = self.path / "network.json"
         save_network(network, path, provenance)
         return path
+
+    def view(self) -> Any:
+        """The report of the run, for a notebook's cell."""
+        return import_module("dln.view.notebook").embedded(self.path)  # by name: `dln.view` reads runs
 
     def close(self) -> None:
         """Give the directory free for another process."""

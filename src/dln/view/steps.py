@@ -41,10 +41,12 @@ __all__ = [
     "Particle",
     "Step",
     "changes",
+    "choices",
     "final_network",
     "history",
     "members",
     "parameters_of",
+    "particles",
     "steps",
 ]
 
@@ -326,7 +328,7 @@ def steps(events: Sequence[Event], limits: Limits) -> tuple[Step, ...]:
     return tuple(
         Step(
             event=event,
-            choices=_choices(event.layers, limits),
+            choices=choices(event.layers, limits),
             explained=_explained(event, limits),
             validation=validations.get(event.step),
             back_to=backtracks.get(event.step),
@@ -335,7 +337,8 @@ def steps(events: Sequence[Event], limits: Limits) -> tuple[Step, ...]:
     )
 
 
-def _choices(records: Sequence[LayerRecord], limits: Limits) -> tuple[Choice, ...]:
+def choices(records: Sequence[LayerRecord], limits: Limits) -> tuple[Choice, ...]:
+    """Return the M-steps of a step in order, with their candidates ranked."""
     rounds = Counter(record.layer for record in records)
     seen: Counter[int] = Counter()
     found: list[Choice] = []
@@ -402,11 +405,15 @@ def _explained(event: StepDone, limits: Limits) -> tuple[Explained, ...]:
 
 
 def _hidden(record: HiddenRecord) -> Hidden:
+    return Hidden(record.level, record.forward, particles(record), finite(record.ess))
+
+
+def particles(record: HiddenRecord) -> tuple[Particle, ...]:
+    """Return the hidden texts of an example at a level."""
     weights = [finite(weight) for weight in record.weights]
     top = max((weight for weight in weights if weight is not None), default=None)
     rows = zip(record.texts, record.sources, record.alpha, record.beta, weights, strict=True)
-    particles = [
+    return tuple(
         Particle(text, source, finite(alpha), finite(beta), weight, weight is not None and weight == top)
         for text, source, alpha, beta, weight in rows
-    ]
-    return Hidden(record.level, record.forward, tuple(particles), finite(record.ess))
+    )
