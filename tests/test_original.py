@@ -175,8 +175,13 @@ def test_every_recipe_is_a_whole_configuration(name: str):
         load_template(text, "forward")
 
 
+QUICK = ("paper/navigate-e2e", "paper/subj-dln1", "phi2/gsm8k-dln1")
+
+
 @pytest.mark.data
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipe_names()]
+)
 def test_every_recipe_can_be_estimated(cli: Shell, paper_data: Path, name: str):
     if config_task(name) not in tasks_found(paper_data):
         pytest.skip(f"the data of {config_task(name)} is not at {paper_data}")
@@ -228,6 +233,7 @@ def test_a_recipe_stands_between_the_project_file_and_the_flags(cli: Shell):
     assert "paper/navigate-e2e" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_best_prompts_of_all_tasks_evaluate_with_one_command(cli: Shell, original: Path, paper_data: Path):
     """`dln train --steps 0` evaluates the prompts that it is given; here on a few examples."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dln.cli import flags
 from dln.cli.build import open_network
 from dln.cli.models import LengthOnly
 from dln.cli.output import examples, note, out, safe
 from dln.errors import InputError
-from dln.integrations.exports import PROMPT_FORMS, PromptForm, hugging_face_files, prompt_text, promptfoo_files
+from dln.integrations.exports import PROMPT_FORMS, hugging_face_files, prompt_text, promptfoo_files
 from dln.integrations.original import result_data, write_result_data
 from dln.integrations.training_data import preference_records, sft_records
 from dln.io import write_atomically
@@ -91,7 +91,7 @@ def _text(place: Path, form: str) -> str:
     if form in ("openai", "anthropic", "python"):
         heaviest_note(trained)
     assert form in PROMPT_FORMS  # noqa: S101 - the others are above
-    return prompt_text(trained, cast(PromptForm, form))
+    return prompt_text(trained, form)
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -28,7 +28,7 @@ INPUT_NAMES = (
 TARGET_NAMES = (
     "target", "label", "answer", "class", "y", "output", "category", "labels", "gold", "sentiment", "intent", "topic",
     "tag", "rating", "completion", "response", "answers", "stars", "kind", "type", "tags", "categories", "score",
-    "grade",
+    "grade", "ideal", "expected", "expected_output", "expectedoutput", "__expected",
     "kategorie", "klasse", "stimmung", "antwort", "catégorie", "étiquette", "classe", "réponse", "categoría",
     "categoria", "etiqueta", "clase", "respuesta", "resposta", "标签", "类别", "分类", "答案", "情感", "ラベル", "分類",
     "التصنيف", "метка", "категория", "класс", "ответ", "라벨", "분류",

@@ -372,7 +372,7 @@ def _objects(value: object) -> list[Any] | None:
     """The records of a JSON value; None if there are none to find."""
     if isinstance(value, list):
         items = cast("list[object]", value)
-        return _questions(items) or items
+        return _questions(items) or _tests(items) or items
     return _objects_within(cast("dict[str, object]", value)) if isinstance(value, dict) else None
 
 
@@ -405,6 +405,23 @@ def _questions(items: Sequence[object]) -> list[dict[str, object]] | None:
             questions = cast("list[dict[str, object]]", paragraph.get("qas", []))
             found += [{"context": paragraph.get("context"), **question} for question in questions]
     return found
+
+
+def _tests(items: Sequence[object]) -> list[dict[str, object]] | None:
+    """The tests of promptfoo: their variables, and as `expected` the value of the first assertion about a text."""
+    found: list[dict[str, object]] = []
+    for item in items:
+        fields = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+        values = fields.get("vars")
+        if not isinstance(values, dict):
+            return None
+        checks = [check for check in fields.get("assert") or () if str(check.get("type")) in _TEXT_CHECKS]
+        found.append({**cast("dict[str, object]", values), "expected": checks[0].get("value") if checks else None})
+    return found
+
+
+_TEXT_CHECKS = ("equals", "contains", "icontains", "starts-with", "similar")
+"""Assertions of promptfoo whose value is an answer."""
 
 
 def _xlsx(data: bytes, name: str) -> Table:

@@ -18,7 +18,7 @@ from dln.arguments import checked
 from dln.errors import InputError
 from dln.io import read_text
 from dln.nn.prompt import Prompt
-from dln.train.events import AnyEvent, Evaluated, Event, Started, StepDone, Validated
+from dln.train.events import Evaluated, Event, Started, StepDone, Validated
 from dln.train.run import current, of_kind
 
 __all__ = [
@@ -124,7 +124,7 @@ def original_prompts(data: object, name: str, where: str) -> list[Prompt] | None
     Raises:
         InputError: it is one and has no entry of that name.
     """
-    entries = cast("Mapping[str, Any]", data) if isinstance(data, Mapping) else {}
+    entries = cast("Mapping[str, Any]", data) if isinstance(data, Mapping) else dict[str, Any]()
     if not entries or not all(
         isinstance(e, Mapping) and ("best_weights" in e or "training" in e) for e in entries.values()
     ):
@@ -158,7 +158,7 @@ RUNNING = 0.8
 """Part of the past in the original's running means."""
 
 
-def result_data(events: Sequence[AnyEvent]) -> dict[str, TaskResult]:
+def result_data(events: Sequence[Event]) -> dict[str, TaskResult]:
     """The events of a run as an entry of a `result_data.json`, under the name of its task.
 
     Traces are those that a run keeps: the batch of each step under the network before the step, and the test examples
@@ -167,7 +167,7 @@ def result_data(events: Sequence[AnyEvent]) -> dict[str, TaskResult]:
     Raises:
         InputError: the events have no beginning.
     """
-    told: list[Event] = list(current(list(events)))
+    told = current(events)
     started = of_kind(told, Started)
     if not started:
         raise InputError("the events of this run have no beginning", where="result_data")

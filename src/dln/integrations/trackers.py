@@ -324,7 +324,7 @@ class WandB(Tracker):
             if isinstance(event, StepDone) and event.step <= (self._resumed or 0):
                 layers = cast("list[Mapping[str, Any]]", event.parameters.get("layers", []))
                 rows = [(n, _prompt_text(layer["prompt"])) for n, layer in enumerate(layers, 1) if "prompt" in layer]
-                found += [[event.step, f"prompt/layer-{n}", text] for n, text in rows]
+                found.extend([event.step, f"prompt/layer-{n}", text] for n, text in rows)
         return found
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

@@ -132,7 +132,7 @@ def read_connections(path: str | Path) -> dict[str, Connection]:
     rows = cast("list[object]", data) if isinstance(data, list) else []
     found: dict[str, Connection] = {}
     for position, row in enumerate(rows, 1):
-        entry = cast("Mapping[str, object]", row) if isinstance(row, Mapping) else {}
+        entry = cast("Mapping[str, object]", row) if isinstance(row, Mapping) else dict[str, object]()
         name = str(entry.get("name") or "").strip()
         unknown = sorted(set(map(str, entry)) - set(_FIELDS))
         if not name or name in found or unknown:

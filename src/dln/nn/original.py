@@ -49,11 +49,8 @@ _SAME: Mapping[str, frozenset[str]] = {
 
 def is_original(data: object) -> bool:
     """Whether the content of a YAML file is a template file of the original project."""
-    return (
-        isinstance(data, Mapping)
-        and bool(data)
-        and all(isinstance(name, str) and VERSION.fullmatch(name) for name in cast("Mapping[object, object]", data))
-    )
+    names = list(cast("Mapping[object, object]", data)) if isinstance(data, Mapping) else []
+    return bool(names) and all(isinstance(name, str) and VERSION.fullmatch(name) for name in names)
 
 
 def translated(data: Mapping[str, Any], name: str, version: str | None, where: str) -> dict[str, Any]:
@@ -79,7 +76,7 @@ def translated(data: Mapping[str, Any], name: str, version: str | None, where: s
             fix=f"{where}@{max(data, key=_order)}",
         )
     entry: object = data[matching[0]]
-    fields = cast("Mapping[str, Any]", entry) if isinstance(entry, Mapping) else {}
+    fields = cast("Mapping[str, Any]", entry) if isinstance(entry, Mapping) else dict[str, Any]()
     text: object = fields.get("template")
     if not isinstance(text, str):
         raise InputError("a version of a template has no text", where=f"{where}: {matching[0]}", expected="template: …")
