@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dln
+from cli_shell import Shell, mail_csv
 from dln.data import Answer, Example, Grade, Grader, SetMetric, load_metric
 from dln.errors import BudgetReached, InputError
 from dln.lm.table import TableLM
@@ -429,3 +430,39 @@ def test_a_judge_is_a_metric_like_any_other(tmp_path: Path) -> None:
 def test_a_scale_that_does_not_rise_is_refused(scale: tuple[str, ...]) -> None:
     with pytest.raises(InputError):
         dln.Judge(JUDGE, "Good?", scale)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_a_metric_from_a_file_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = Shell(monkeypatch, tmp_path, capsys)
+    (tmp_path / "mine.py").write_text(
+        "import math\n\ndef strict(example, prediction):\n"
+        "    if '1' in example.input:\n        return math.nan\n"
+        "    return 0.25 if prediction == example.target else 0.0\n"
+    )
+    mail_csv(tmp_path / "mail.csv")
+    words = ("train", "--csv", "mail.csv", "--lm", "fake/1", "--steps", 1, "--no-cache", "--run-dir", "runs/a")
+    sizes = ("--set", "batch_size=6", "--set", "inference.num_prompts=2")
+    done = cli(*words, *sizes, "--metric", "mine.py:strict")
+    assert done.code == 0, done.err
+    events = read_events(tmp_path / "runs/a/events.jsonl")
+    (evaluated,) = of_kind(events, Evaluated)
+    assert evaluated.after.metric == "mine.py:strict"
+    assert evaluated.after.accuracy <= 0.25
+    assert evaluated.after.excluded > 0
+    assert evaluated.after.problems == ["returned nan"]
+    assert (tmp_path / "runs/a/grades.jsonl").stat().st_size > 0
+    again = cli("eval", "runs/a")
+    assert "no value of mine.py:strict" in again.out
+    for name, wanted in (
+        ("mine.py:none", "no 'none'"),
+        ("mine.py:math", "not a function"),
+        ("no.py:f", "does not exist"),
+    ):
+        refused = cli(*words[:-1], "runs/b", "--metric", name)
+        assert refused.code == 2
+        assert wanted in refused.err

@@ -320,7 +320,7 @@ class ExpectedReward:
         pairs, trace = candidates.pairs, candidates.trace
         below, deep = texts_below(trace, max(0, candidates.position - 1)), candidates.position > 0
         asked = [
-            Outcome(item.x, text_of(y), "", (*below[i], plain(item.h)) if deep else ())
+            Outcome(item.x, text_of(y), "", (*below[int(i)], plain(item.h)) if deep else ())
             for item, y, i in zip(pairs.inputs, pairs.outputs, pairs.examples, strict=True)
         ]
         layers, first = candidates.layers, candidates.layers[0].classifier
