@@ -82,7 +82,7 @@ bench: $(STAMP)  ## measure the engine in one process (BENCH="--quick" or other 
 	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(STAMP)  ## run every example of the documentation
-	$(BIN)/pytest tests/test_docs.py
+	$(BIN)/pytest tests/test_docs.py -m 'not model'
 
 clean:  ## remove the environment, caches and build products
 	rm -rf .venv .venv-latest .venv-lowest build dist .pytest_cache .ruff_cache .hypothesis

@@ -96,7 +96,7 @@ def _random(config: Any, codec: Codec, name: str, device: Any, dtype: Any, batch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = model.to(device).eval()
     return TransformersLM(name, Checkpoint(CausalModel(model, f"random {name}"), codec), batch_tokens=batch_tokens)
 
@@ -108,4 +108,4 @@ def _tokenizer(folder: Path | None) -> Any:
 
     if not folder.is_dir():
         raise InputError("there is no such tokenizer", where="tokenizer", got=folder, expected="a folder")
-    return cast(Any, AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

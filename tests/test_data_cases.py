@@ -239,7 +239,10 @@ def test_every_row_has_a_record(cli: Shell):
     assert [(r["input"], r["reason"]) for r in records] == [("one", None), ("", "empty text"), ("two", None)]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".csv", ".parquet", *(pytest.param(other, marks=pytest.mark.slow) for other in (".tsv", ".jsonl"))],
+)
 def test_predictions_carry_the_columns_and_an_interrupted_file_is_continued(
     cli: Shell, suffix: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -376,7 +379,7 @@ def test_a_label_whose_rows_all_conflict_is_dropped_with_a_note(cli: Shell):
     assert network(cli)["layers"][0]["labels"] == ["order", "return"]
 
 
-@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("name", ["zh", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ar", "de"))])
 def test_other_languages_train_and_predict(cli: Shell, name: str):
     x, y, good, bad, yes, no = LANGUAGES[name]
     rows = [(f"{text} {i}", label) for i in range(16) for texts, label in ((good, yes), (bad, no)) for text in texts]
@@ -455,7 +458,10 @@ def shapes(folder: Path) -> dict[str, tuple[tuple[object, ...], str]]:
 SHAPES = ("intents", "reviews", "tickets", "emails", "squad", "tags", "stars", "chats", "log", "pairs", "fraud", "code")
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in {"reviews", "tags", "code"} else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES],
+)
 def test_twelve_shapes_train_evaluate_and_predict_with_one_command_each(cli: Shell, name: str):
     given, file = shapes(cli.folder)[name]
     train(cli, *given, rows=231 if name == "intents" else 24)

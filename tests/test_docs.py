@@ -88,10 +88,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     execute(blocks, {"__name__": "__main__"})
 
 
+PAGES_WITH_A_MODEL = [page for page in PAGES if any(block.way == "model" for block in blocks_of(page, "python"))]
 pages_with_a_model = pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(block.way == "model" for block in blocks_of(page, "python"))],
-    ids=lambda page: page.relative_to(ROOT).as_posix(),
+    "page", PAGES_WITH_A_MODEL, ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 
 
@@ -101,7 +100,18 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"hf/{build_tiny_model(tmp_path_factory.mktemp('stand-in'), context_length=8192)}"
 
 
-@pages_with_a_model
+@pytest.mark.parametrize(
+    "page",
+    [
+        # tests/test_sklearn.py makes the same calls on less data
+        pytest.param(
+            page,
+            id=page.relative_to(ROOT).as_posix(),
+            marks=pytest.mark.slow if page.name == "sklearn.md" else (),
+        )
+        for page in PAGES_WITH_A_MODEL
+    ],
+)
 def test_python_blocks_run_with_a_tiny_model(
     page: Path, stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

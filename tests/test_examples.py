@@ -26,6 +26,7 @@ WITH_MODEL = {"quickstart.py"}
 ELSEWHERE = {"demo.py"}
 """`make demo`: minutes long."""
 OWN = sorted(e.stem for e in EXAMPLES if e.name.startswith("your_own_") and e.name != "your_own_csv.py")
+QUICK = {"your_own_layer", "your_own_objective", "your_own_engine"}
 KILLED = ("your_own_layer", "your_own_objective")
 ENDS = {"your_own_callback_and_stopper": "stopper"}
 
@@ -59,8 +60,11 @@ def test_example_in_a_process_of_its_own(example: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "example",
-    [e for e in EXAMPLES if e.name not in WITH_MODEL | ELSEWHERE and e.stem not in OWN],
-    ids=lambda path: path.name,
+    [
+        pytest.param(e, id=e.name, marks=pytest.mark.slow if e.name == "three_layers.py" else ())
+        for e in EXAMPLES
+        if e.name not in WITH_MODEL | ELSEWHERE and e.stem not in OWN
+    ],
 )
 def test_example(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     script(example, tmp_path, monkeypatch)
@@ -105,7 +109,9 @@ def interrupt(event: dln.Event) -> None:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+)
 def test_an_own_part_trains_and_validates_a_run_that_resumes_with_an_equal_result(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import build_tiny_model
 from dln.infer import vi
 from dln.infer.prompts import Proposal, screen
 from dln.lm.base import Sampling
+from dln.lm.load import load_lm
 from dln.nn import ChoiceLayer, LanguageLayer, Prompt, Sequential
 from dln.nn.layers import LayerInput
 from dln.random import Key
 from dln.train.build import algorithm
 from dln.train.options import resolve_options
-
-pytestmark = pytest.mark.model
 
 X = (
     "the plot moves along like a tired old mule",
@@ -73,11 +73,19 @@ class Written:
         return [Proposal(Prompt(text), "written") for text in written[:num]]
 
 
-def test_algorithm_2_agrees_with_plain_transformers(smollm2):
+@pytest.fixture(params=["tiny", pytest.param("smollm2", marks=[pytest.mark.model, pytest.mark.slow])])
+def lm(request, tmp_path):
+    """A random model that reads long contexts, or the embedded one."""
+    if request.param == "smollm2":
+        return request.getfixturevalue("smollm2")
+    return load_lm(f"hf/{build_tiny_model(tmp_path, context_length=4096)}", device="cpu")
+
+
+def test_algorithm_2_agrees_with_plain_transformers(lm):
     labels = ["subjective", "objective"]
     net = Sequential(
-        LanguageLayer(smollm2, "think_steps", "Decompose the problem to make it simpler:", Sampling(max_tokens=12)),
-        ChoiceLayer(smollm2, "classify_residual_answer", "Is it subjective or objective?", labels),
+        LanguageLayer(lm, "think_steps", "Decompose the problem to make it simpler:", Sampling(max_tokens=12)),
+        ChoiceLayer(lm, "classify_residual_answer", "Is it subjective or objective?", labels),
     )
     strength, trust = 0.5, 5.0
     changes = {
@@ -87,7 +95,7 @@ def test_algorithm_2_agrees_with_plain_transformers(smollm2):
     paper = algorithm(options, lambda p, y: p == y)
     paper = replace(paper, m_step=replace(paper.m_step, proposal=Written()))
     _, info = vi.update(vi.init(net), vi.Batch(X, Y), Key(3), paper)
-    plain = Plain(smollm2)
+    plain = Plain(lm)
     first, last = net.layers
     level = info.posterior.hidden[0]
 

@@ -138,7 +138,15 @@ class Compared:
         return full
 
 
-@pytest.mark.parametrize(("name", "runs"), [("fixed", 150), ("fitted", 60)])
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("fixed", 40),
+        ("fitted", 20),
+        pytest.param("fixed", 150, marks=pytest.mark.slow),
+        pytest.param("fitted", 60, marks=pytest.mark.slow),
+    ],
+)
 def test_racing_chooses_as_full_scoring_does_in_95_of_100_steps(name, runs):
     steps, shares = [], []
     for seed in range(runs):

@@ -172,9 +172,9 @@ def fit(net, tmp_path=None, **changes):
 # ---------------------------------------------------------------- whole runs
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["default", pytest.param("paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("labels", [True, False])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_networks_that_cannot_score_texts_train_to_the_end_and_get_better(tmp_path, depth, labels, preset):
     net = network(depth, labels=labels)
     before = dln.evaluate(net, dataset("test")).accuracy.mean

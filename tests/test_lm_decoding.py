@@ -165,7 +165,12 @@ def test_a_long_draw_does_not_hold_up_the_rest(lm):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(1.0, max_tokens=24), Sampling(0.7, 0.9, 24, (" the", "s")), Sampling(0.0, max_tokens=12)]
+    "sampling",
+    [
+        Sampling(0.7, 0.9, 24, (" the", "s")),
+        pytest.param(Sampling(1.0, max_tokens=24), marks=pytest.mark.slow),
+        pytest.param(Sampling(0.0, max_tokens=12), marks=pytest.mark.slow),
+    ],
 )
 def test_draws_depend_neither_on_rows_nor_on_room(lm, sampling):
     """With a cache so small that draws give way to one another, too."""

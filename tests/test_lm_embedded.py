@@ -236,9 +236,9 @@ def test_a_spec_loaded_twice_shares_its_weights(tiny_folder: Path) -> None:
 LAWS_WORTH_A_REAL_MODEL = (
     scoring_laws.batch_equals_single,
     scoring_laws.label_masses_are_a_distribution,
-    scoring_laws.next_tokens_are_scores,
+    pytest.param(scoring_laws.next_tokens_are_scores, marks=pytest.mark.slow),
     pytest.param(scoring_laws.next_tokens_are_a_distribution, marks=pytest.mark.slow),
-    drawing_laws.kept_log_probs_are_scores,
+    pytest.param(drawing_laws.kept_log_probs_are_scores, marks=pytest.mark.slow),
     pytest.param(drawing_laws.draws_ignore_neighbours, marks=pytest.mark.slow),
     pytest.param(drawing_laws.stop_is_obeyed, marks=pytest.mark.slow),
 )

@@ -231,7 +231,7 @@ def counting_lm(tmp_path) -> TransformersLM:
 
 @pytest.mark.parametrize(
     ("batch_tokens", "some", "count"),
-    [(64, 2_000, 6_000), pytest.param(256, 8_000, 100_000, marks=pytest.mark.slow)],
+    [(64, 1_000, 3_000), pytest.param(256, 8_000, 100_000, marks=pytest.mark.slow)],
 )
 def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, batch_tokens, some, count):
     lm = replace(counting_lm, batch_tokens=batch_tokens)
@@ -247,8 +247,10 @@ def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, batch_tok
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("count", [8, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "chat"),
+    [(8, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, False), (1000, False), (1000, True)))],
+)
 def test_random_pairs_are_scored_as_plain_transformers_scores_them(smollm2, chat, count):
     """Questions of the bundled task, cut at random, half of them behind a common beginning; float32, 1e-4.
 

@@ -158,7 +158,13 @@ def test_the_key_value_cache_may_have_either_name(tiny_folder: Path, name: str) 
             assert token == network.next_logits([*draw.request.prompt, *draw.ids[:count]]).argmax()
 
 
-@pytest.mark.parametrize("sampling", [Sampling(0.7, max_tokens=20), Sampling(0.7, 0.9, 20), Sampling(0.0, 1.0, 20)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.7, max_tokens=20),
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (Sampling(0.7, 0.9, 20), Sampling(0.0, 1.0, 20))),
+    ],
+)
 @pytest.mark.parametrize("sizes", [(1, 16), pytest.param((1, 3, 16, 64), marks=pytest.mark.slow)])
 def test_draws_do_not_depend_on_the_batch_even_under_noise(
     tiny_folder: Path, sampling: Sampling, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

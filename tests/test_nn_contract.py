@@ -281,7 +281,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("layers", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param(layers, id=name, marks=() if name in {"function", "own", "parallel above"} else pytest.mark.slow)
+        for name, layers in NETWORKS.items()
+    ],
+)
 def test_training_saves_and_resumes_every_kind_of_network(layers, tmp_path):
     net = Sequential(layers)
     pairs = [(f"item {i}", "yes" if i % 3 else "no") for i in range(24)]

@@ -84,7 +84,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, marks=() if fault in {"401", "500"} else pytest.mark.slow) for fault in ENDS]
+    "fault", [pytest.param(fault, marks=() if fault == "500" else pytest.mark.slow) for fault in ENDS]
 )
 def test_a_run_that_ends_in_an_error_goes_on_to_the_result_of_an_undisturbed_one(cli: Shell, calm: Calm, fault: str):
     run = cli.folder / "runs/cut"

@@ -81,9 +81,15 @@ def plain(answer: Any) -> Any:
     return answer.tolist() if isinstance(answer, np.ndarray) else answer
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("error", "verb"),
+    [
+        *((Stopped, verb) for verb in VERBS),
+        (KeyboardInterrupt, "sample"),
+        *(pytest.param(KeyboardInterrupt, verb, marks=pytest.mark.slow) for verb in VERBS if verb != "sample"),
+    ],
+)
 @pytest.mark.parametrize("form", FORMS, ids=repr)
-@pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
 def test_what_is_handed_over_is_what_would_have_been_answered(form: Form, verb: str, error: type[BaseException]):
     contexts = ["Q:", "Is it so? Answer:", "a b c:", "b:", "c d:", "Is it?:"]
     texts = TEXTS[1:] if form.chat and form.labels == "top-k" else TEXTS
@@ -148,7 +154,7 @@ def seeds_asked(server: FaultServer, since: int) -> list[int]:
     return [asked.body["seed"] for asked in server.asked()[since:]]
 
 
-@pytest.mark.parametrize("chunk", [64, pytest.param(256, marks=pytest.mark.slow), 1000])
+@pytest.mark.parametrize("chunk", [64, *(pytest.param(size, marks=pytest.mark.slow) for size in (256, 1000))])
 def test_after_a_failure_only_what_had_no_reply_is_asked_again(chunk: int):
     seeds = [7000 + i for i in range(COUNT)]
     store = Store(":memory:")

@@ -114,7 +114,13 @@ def train_both(cli: Shell, model: LanguageModel, local: str, name: str, words: t
         compare(cli, local, name, url, words)
 
 
-@pytest.mark.parametrize("layers", [(), (*TWO_LAYERS, "--hidden-tokens", 4)], ids=["1 layer", "2 layers"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param((), id="1 layer"),
+        pytest.param((*TWO_LAYERS, "--hidden-tokens", 4), id="2 layers", marks=pytest.mark.slow),
+    ],
+)
 def test_a_tiny_model_is_trained_the_same_over_http(cli: Shell, tmp_path: Path, layers: tuple[object, ...]):
     from dln.lm.load import load_lm
 

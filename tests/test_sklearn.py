@@ -280,6 +280,7 @@ def test_joblib_with_processes(tiny_folder: Path):
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_the_embedded_model_is_the_default(smollm2):
     texts = ["a thriller without thrills", "a wonderful film", "dull and slow", "funny and warm"] * 3
     classifier = DLNClassifier(steps=0, dev_size=0.5).fit(texts, ["negative", "positive"] * 6)

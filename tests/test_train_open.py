@@ -17,8 +17,8 @@ from dln.infer.estep import Likelihood, Prior
 from dln.infer.hidden import MixtureProposal, PriorProposal
 from dln.infer.mstep import Best, BestByMargin
 from dln.infer.objective import Candidates, ExpectedLogProb, ExpectedReward, Scored
-from dln.infer.rewards import Correctness
 from dln.infer.prompts import MixturePrompts, Proposal, RewriteProposal
+from dln.infer.rewards import Correctness
 from dln.train import History, resolve_options
 from dln.train.build import algorithm
 from dln.train.events import Event, StepDone

@@ -134,7 +134,7 @@ def test_the_same_events_give_the_same_page(name: str) -> None:
         "\u202eabc\u2066",
     ],
 )
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_no_text_of_data_or_model_leaves_its_place(poison: str, depth: int) -> None:
     sane = with_members(synthetic_run(depth, steps=3, poison="q" * len(clean(poison))), [0.6, 0.4])
     events = with_members(synthetic_run(depth, steps=3, poison=poison), [0.6, 0.4])
