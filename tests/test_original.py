@@ -23,7 +23,8 @@ from dln.infer.hidden import EditProposal
 from dln.infer.prompts import RewriteProposal
 from dln.integrations.original import original_prompts, read_result_data, result_data, write_result_data
 from dln.lm.connections import read_connections
-from dln.nn import ChoiceLayer, LayerInput, Template, load_template
+from dln.lm.load import load_lm
+from dln.nn import ChoiceLayer, LayerInput, Sequential, Template, load_template, save_network
 from dln.nn.original import is_original
 from dln.train.options import resolve_options
 from dln.train.run import read_events
@@ -372,6 +373,18 @@ def test_models_of_a_registry(original: Path, cli: Shell, monkeypatch: pytest.Mo
     assert config.lm.prompt_lm is not None
     assert config.lm.prompt_lm.api_key_env == "GPT_API_KEY"
     assert "secret" not in json.dumps(config.model_dump(mode="json"))
+
+
+def test_a_name_of_a_registry_is_a_model_of_every_command(cli: Shell):
+    """The server does not answer: the name was understood, and is not an unknown model."""
+    layer = ChoiceLayer(load_lm("fake/1"), "classify", "Sort it.", ["order", "return"])
+    save_network(Sequential(layer), cli.folder / "net.json")
+    row = {"name": "mine", "model": "org/m", "base_url": "http://127.0.0.1:9/v1"}
+    (cli.folder / "models.yaml").write_text(yaml.safe_dump([row]), encoding="utf-8")
+    words = ["predict", "net.json", "two boxes", "--lm", "mine", "--lm-option", "max_retries=0"]
+    assert cli(*words).code == 2
+    done = cli(*words, "--connections", "models.yaml")
+    assert (done.code, "vllm/org/m" in done.err or "127.0.0.1:9" in done.err) == (3, True), done.err
 
 
 def test_a_key_in_a_registry_is_never_shown_or_written(tmp_path: Path):

@@ -48,6 +48,7 @@ __all__ = [
     "LIMITS",
     "PRICES",
     "READ",
+    "SERVER",
     "SETTINGS",
     "SIDE_MODELS",
     "SIZES",
@@ -504,7 +505,8 @@ TASK = (
 )
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"
-ENGINE = "base_url api_key_env connections lm_option threads"
+SERVER = "base_url api_key_env lm_option threads"
+ENGINE = f"connections {SERVER}"
 SIDE_MODELS = " ".join(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
 CACHE, PRICES = "cache no_cache", "prices price"
 LIMITS = "max_calls max_tokens max_minutes max_usd"

@@ -96,6 +96,8 @@ def configured(*groups: str, **defaults: Any) -> Callable[[Callable[..., None]],
                 settings = cast("list[str] | None", given.get("options", {}).pop("set", None))
                 recipe = values.get("recipe")
                 values["config"] = load_config(given, config_file, settings or (), recipe=recipe)
+                if given.get("lm", {}).get("spec") is not None:
+                    given["lm"]["spec"] = values["config"].lm.spec  # a name of a model registry, as its model
             more = {"given": given, "context": context}
             command(**values, **{name: more[name] for name in more if name in wanted})
 

@@ -36,6 +36,7 @@ from dln.cli.config import (
     LAYERS,
     LIMITS,
     PRICES,
+    SERVER,
     SIDE_MODELS,
     SIZES,
     TASK,
@@ -163,7 +164,7 @@ RESUME_EPILOG = examples(
 )
 
 
-@configured("steps", ENGINE, CACHE, PRICES, LIMITS)
+@configured("steps", SERVER, CACHE, PRICES, LIMITS)
 def resume(
     given: dict[str, Any], run: flags.RunDirectory, config_file: flags.Config = None, as_json: flags.Json = False
 ) -> None:
