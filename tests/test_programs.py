@@ -20,7 +20,7 @@ import dln
 from dln.errors import RunFailed
 from dln.lm.meter import Usage
 from dln.programs.evaluations import Evaluations, Journal, Outcome, program_metric
-from dln.programs.posterior import credits_of, reward_temperature, stage_posterior
+from dln.programs.posterior import credits_of, stage_posterior
 from dln.programs.proposals import EditText, RewriteParameter
 from dln.programs.step import ProgramState, VariationalProgram, allotted
 from dln.programs.trace import Parameters, Request, Rollout, Stage, text_view
@@ -121,12 +121,6 @@ def test_candidates_are_allotted_in_proportion(seed: int):
     for name, count in counts.items():
         assert abs(count - 7 * weights[name] / sum(weights.values())) < 1
     assert not any(allotted({"a": 0.0, "b": 0.0}, 3).values())
-
-
-def test_temperature_follows_the_spread_of_rewards():
-    assert reward_temperature([0.0, 1.0]) == pytest.approx(0.25)
-    assert reward_temperature([0.5, 0.5, math.nan]) == pytest.approx(0.02)
-    assert reward_temperature([]) == pytest.approx(0.02)
 
 
 def test_a_step_never_lowers_the_reward_of_the_batch():

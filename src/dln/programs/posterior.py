@@ -3,8 +3,9 @@
     log w_k = log p(h_k | what the stage read, π) + R(h_k)/τ          where the texts' probabilities are known
     log w_k = R(h_k)/τ                                                else
 
-h_k are distinct texts of one stage for one example: the one of the forward pass and others, each continued by the rest
-of the program under its present parameters. R(h_k) is the reward of that continuation.
+τ is `dln.infer.rewards.reward_temperature` of these rewards. h_k are distinct texts of one stage for one example: the
+one of the forward pass and others, each continued by the rest of the program under its present parameters. R(h_k) is
+the reward of that continuation.
 
 Credit. Let R be the reward of the forward pass. What a hidden stage alone could gain by writing better texts is
 g_l = max(0, Σ_k w_k R(h_k) − R). The regret 1 − R of an example is divided among its stages: g_l to each hidden stage
@@ -25,13 +26,7 @@ from dln.particles import Particles
 from dln.programs.evaluations import Outcome
 from dln.programs.trace import Stage
 
-__all__ = ["StagePosterior", "credits_of", "reward_temperature", "stage_posterior"]
-
-
-def reward_temperature(rewards: Sequence[float], smallest: float = 0.02) -> float:
-    """τ = max(s/2, smallest), s the standard deviation of the rewards: two s apart is a weight ratio of e⁴."""
-    known = np.array([r for r in rewards if np.isfinite(r)], dtype=np.float64)
-    return max(float(known.std()) / 2 if len(known) else 0.0, smallest)
+__all__ = ["StagePosterior", "credits_of", "stage_posterior"]
 
 
 @dataclass(frozen=True)

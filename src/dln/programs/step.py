@@ -22,10 +22,11 @@ from dln.errors import BudgetReached
 from dln.infer.mstep import Best, Selector
 from dln.infer.objective import Stopped, comparable
 from dln.infer.race import BehindLeader, StoppingRule
+from dln.infer.rewards import reward_temperature
 from dln.lm.base import LanguageModel
 from dln.numerics import Floats
 from dln.programs.evaluations import Evaluations, Outcome
-from dln.programs.posterior import StagePosterior, credits_of, reward_temperature, stage_posterior
+from dln.programs.posterior import StagePosterior, credits_of, stage_posterior
 from dln.programs.proposals import (
     Candidate,
     Evidence,
@@ -116,6 +117,7 @@ class VariationalProgram:
         num_texts: proposed texts per hidden stage and example.
         num_inferred: examples per step whose texts are inferred, at most.
         num_candidates: N, candidates per step.
+        reward_scale: τ is this times the largest spread of an example's rewards.
         select: chooses the winner of a race.
         rule: who is clearly behind in a race.
         first_round: examples of the first round of a race.
@@ -129,6 +131,7 @@ class VariationalProgram:
     num_texts: int = 2
     num_inferred: int = 4
     num_candidates: int = 6
+    reward_scale: float = 0.25
     select: Selector = field(default_factory=Best)
     rule: StoppingRule = field(default_factory=BehindLeader)
     first_round: int = 4
@@ -157,11 +160,10 @@ class VariationalProgram:
         state = self._next_batch(state, key, train)
         parameters = dict(state.parameters)
         forward = evaluations(Request.of(i, parameters) for i in state.batch)
-        temperature = reward_temperature([outcome.score for outcome in forward])
         failing = [b for b, outcome in enumerate(forward) if outcome.score < FULL]
         order = own.child("inferred").generator().permutation(len(failing))
         inferred = sorted(failing[int(i)] for i in order[: self.num_inferred])
-        posteriors = self._infer(own, evaluations, parameters, forward, inferred, temperature, view)
+        temperature, posteriors = self._infer(own, evaluations, parameters, forward, inferred, view)
         by_example: dict[int, list[StagePosterior]] = {}
         for b, posterior in posteriors:
             by_example.setdefault(forward[b].request.example, []).append(posterior)
@@ -223,10 +225,9 @@ class VariationalProgram:
         parameters: Mapping[str, str],
         forward: Sequence[Outcome],
         inferred: Sequence[int],
-        temperature: float,
         view: Callable[[int], str],
-    ) -> list[tuple[int, StagePosterior]]:
-        """(place in the batch, posterior) of every hidden stage with a parameter, for the examples `inferred`."""
+    ) -> tuple[float, list[tuple[int, StagePosterior]]]:
+        """τ, and (place in the batch, posterior) of the hidden stages with parameters of the examples `inferred`."""
         places: list[tuple[int, Stage]] = []
         asked: list[TextRequest] = []
         for b in inferred:
@@ -263,11 +264,15 @@ class VariationalProgram:
                     requests.append(Request.of(example, parameters, {**before, stage.name: text}))
                     owners.append(owner)
         outcomes = evaluations(requests)
-        found: list[tuple[int, StagePosterior]] = []
-        for owner, (b, stage) in enumerate(places):
-            others = [outcome for outcome, o in zip(outcomes, owners, strict=True) if o == owner]
-            found.append((b, stage_posterior(stage.name, forward[b], others, temperature)))
-        return found
+        runs = [[outcome for outcome, o in zip(outcomes, owners, strict=True) if o == i] for i in range(len(places))]
+        rewards = np.full((len(places), 1 + max(map(len, runs), default=0)), np.nan)
+        for row, (b, _), others in zip(rewards, places, runs, strict=True):
+            row[: 1 + len(others)] = [forward[b].score, *(outcome.score for outcome in others)]
+        temperature = reward_temperature(rewards, self.reward_scale)
+        return temperature, [
+            (b, stage_posterior(stage.name, forward[b], others, temperature))
+            for (b, stage), others in zip(places, runs, strict=True)
+        ]
 
     def _propose(
         self,
