@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import cli_fake_engine
 from dln.data import load_task
+from dln.data.paper import with_published_rule
 from dln.errors import BudgetReached, CorruptDataError, InputError
 from dln.experiments.baselines import InContext, Nearest, ZeroShot, draw_examples
 from dln.experiments.cells import Bench, Cell, CellResult, Cells, Spent
@@ -268,3 +269,12 @@ def test_a_task_without_labels_is_refused_with_the_reason(fake, task):
     )
     with pytest.raises(InputError, match="classification only"):
         ZeroShot()(Setup(free, fake, 1))
+
+
+def test_answers_to_the_papers_tasks_are_judged_by_the_papers_rule(task):
+    assert with_published_rule(replace(task, name="trec")).metric.name == "paper"
+    assert with_published_rule(task).metric == task.metric
+    assert with_published_rule(replace(task, name="gsm8k")).metric == task.metric
+    record = replace(SMALL, rule="paper").record("fake/1")
+    assert record["rule"] == "paper"
+    assert "rule" not in SMALL.record("fake/1"), "cells of version 0.1 stay valid elsewhere"

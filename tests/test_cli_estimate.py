@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
+from cli_shell import Shell, mail_csv
 from dln.cli.config import RunConfig
 from dln.cli.estimate import within_budget
 from dln.data import Dataset, Task, exact_match
+from dln.lm.base import Sampling
 from dln.lm.meter import Meter, Metered
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit, resolve_options
-from dln.train.estimate import LayerSize, estimate, layer_sizes
+from dln.train.estimate import LayerSize, Speed, estimate, layer_sizes
 from dln.train.evaluate import conclude, fitted_initial
+from dln.train.options import merge_options
 
 LABELS = ("order", "return")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, tmp_path, capsys)
+
+
 THOUGHTS = [f" {a} words {b} about {c}" for a in "abcdefgh" for b in "abcdefgh" for c in "ab"]
 DATA = Dataset.from_pairs(
     [(f"text number {i} of a box of {i * 7 % 13} tiles", LABELS[i % 2]) for i in range(90)], LABELS
@@ -54,10 +68,88 @@ def test_the_estimate_is_right_within_a_factor_of_two(depth: int, preset: str, c
     assert used.prompt_tokens / 2 <= expected.prompt_tokens <= 2 * used.prompt_tokens
 
 
+SMALL: dict[str, Any] = {"batch_size": 8, "inference": {"num_prompts": 3, "demonstrations": [4]}}
+KINDS: dict[str, tuple[int, bool, dict[str, Any]]] = {
+    "label words": (1, True, {"inference": {"output_layer": "fitted"}}),
+    "fixed output layer": (1, True, {"inference": {"output_layer": "fixed"}, "steps": 3}),
+    "word readout": (1, True, {}),
+    "ensemble": (1, True, {"ensemble": 3, "val_every": 1}),
+    "free answers": (1, True, {"answers": "free", "inference": {"output_layer": "fixed"}}),
+    "texts": (1, False, {}),
+    "rewritten texts": (1, False, {"inference": {"prompt_proposals": {"rewrite": 1}}}),
+    "two layers": (2, True, {"batch_size": 6}),
+    "two layers of texts": (2, False, {"batch_size": 6}),
+}
+
+
+@cache
+def compared(kind: str) -> dict[str, tuple[float, float, float]]:
+    """(Used, likely, at most) of a small run by what is counted."""
+    depth, labelled, changes = KINDS[kind]
+    options = resolve_options("default", merge_options(SMALL, changes))
+    pairs = [
+        (e.input + " and more" * (i % 9), e.target if labelled else THOUGHTS[i % 20].strip())
+        for i, e in enumerate(DATA)
+    ]
+    data = Dataset.from_pairs(pairs, LABELS if labelled else None)
+    train, dev, test = data[:32], data[32:44], data[44:56]
+    meter = Meter()
+    lm = Metered(TableLM.random([*(f" {label}" for label in LABELS), *THOUGHTS], seed=3), meter=meter)
+    short = Sampling(max_tokens=8)
+    hidden = [LanguageLayer(lm, "think", "Think first:", short)] * (depth - 1)
+    if labelled:
+        top: Any = ChoiceLayer(lm, "classify" if depth == 1 else "classify_residual", "Which is it?", LABELS)
+    else:
+        top = LanguageLayer(lm, "answer" if depth == 1 else "answer_residual", "Say it:", short)
+    network = Sequential([*hidden, top])
+    sizes = {"train_size": len(train), "dev_size": len(dev), "test_size": len(test)}
+    likely = estimate(layer_sizes(network, train), options, **sizes).total
+    most = estimate(layer_sizes(network, train, most=True), options, **sizes, most=True).total
+    result = fit(network, train, dev, options=options, meter=meter)
+    fitted = fitted_initial(result.initial, dev, exact_match, options) if labelled else None
+    conclude(result.initial, result.network, test, fitted=fitted, meter=meter)
+    used = meter.snapshot()
+    return {
+        n: (getattr(used, n), getattr(likely, n), getattr(most, n)) for n in ("calls", "tokens", "completion_tokens")
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_run_uses_more_than_the_upper_bound(kind: str):
+    for name, (used, likely, most) in compared(kind).items():
+        assert used <= most, name
+        assert likely <= most, name
+
+
+def test_the_likely_cost_is_within_a_factor_of_two_in_the_median():
+    for name in ("calls", "tokens"):
+        ratios = [likely / used for used, likely, _ in (compared(kind)[name] for kind in KINDS)]
+        assert 0.5 <= median(ratios) <= 2, (name, ratios)
+        assert all(0.25 <= ratio <= 4 for ratio in ratios), (name, ratios)
+
+
+def test_shared_prefixes_are_evaluated_once_and_the_time_of_an_engine_that_does_so_follows_them():
+    layers = [LayerSize(50, 20, 1, labels=4, shared=30)]
+    options = resolve_options("default", {})
+    cost = estimate(layers, options, train_size=100, dev_size=20, test_size=20).total
+    assert cost.evaluated < cost.prompt_tokens / 3, "twenty-four demonstrations are read once for many inputs"
+    alone = estimate([replace(layers[0], shared=0)], options, train_size=100, dev_size=20, test_size=20).total
+    assert alone.prompt_tokens == cost.prompt_tokens
+    assert cost.evaluated < alone.evaluated <= alone.prompt_tokens
+    assert cost.seconds(Speed(10, 10, shares=True)) < cost.seconds(Speed(10, 10)) / 3
+
+
+def test_the_prefix_that_contexts_share_is_measured():
+    lm = TableLM.random([f" {label}" for label in LABELS], seed=3)
+    network = Sequential([ChoiceLayer(lm, "classify", "Is it order or return?", LABELS)])
+    (size,) = layer_sizes(network, TRAIN)
+    assert lm.count_tokens("Is it order or return?") < size.shared < size.context
+
+
 def test_more_of_anything_costs_more():
     layers = [LayerSize(50, 20, 10), LayerSize(60, 30, 1, labels=4)]
     options = resolve_options("default", {"steps": 4})
-    sizes = {"train_size": 100, "dev_size": 40, "test_size": 60}
+    sizes = {"train_size": 300, "dev_size": 40, "test_size": 60}
     base = estimate(layers, options, **sizes).total.tokens
     assert estimate(layers, options, **{**sizes, "dev_size": 41}).total.tokens > base
     assert estimate(layers, options, **{**sizes, "test_size": 61}).total.tokens > base
@@ -124,3 +216,20 @@ def test_a_small_budget_makes_steps_smaller_and_says_which_options_insist():
     insisting, _ = budgeted({"max_tokens": 9_000}, val_every=2, inference={"demonstrations": [24, 48]})
     assert insisting.options["val_every"] == 2
     assert insisting.options["inference"]["demonstrations"] == [24, 48]
+
+
+def test_a_run_records_both_estimates_and_stays_below_the_bound(cli: Shell):
+    path = mail_csv(cli.folder / "mail.csv", 48)
+    words = ("--csv", path, "--lm", "fake/1/words", "--steps", 1, "--set", "batch_size=6", "--dev-size", 10)
+    shown = cli("train", *words, "--dry-run", "--json")
+    assert shown.code == 0, shown.err
+    (record,) = [record for record in shown.records if record["kind"] == "estimate"]
+    assert record["phases"]["total"]["prompt_tokens"] < record["at_most"]["prompt_tokens"]
+    assert "at most" in cli("train", *words, "--dry-run").out
+    assert cli("train", *words, "--run-dir", "run", "--no-cache").code == 0
+    events = [json.loads(line) for line in (cli.folder / "run/events.jsonl").read_text().splitlines()]
+    (most,) = [event["estimate"]["at_most"] for event in events if event["kind"] == "started"]
+    used = max((event["usage"] for event in events if event.get("usage")), key=lambda usage: usage["prompt_tokens"])
+    assert 0 < used["prompt_tokens"] <= most["prompt_tokens"]
+    assert used["completion_tokens"] <= most["completion_tokens"]
+    assert "estimated maximum" in (cli.folder / "run/report.html").read_text()

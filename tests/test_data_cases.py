@@ -16,6 +16,7 @@ from cli_shell import Done, Shell
 from dln.data import task_from_file
 from dln.data.languages import LANGUAGES as KNOWN
 from dln.lm.load import ENGINES, Engine, load_lm
+from dln.lm.table import TableLM
 from dln.nn import Sequential, load_network
 from dln.nn.saving import OtherModelWarning
 
@@ -353,6 +354,21 @@ def test_blank_rows_of_excel_and_legacy_encodings_are_read_and_said(cli: Shell):
     table(cli.folder / "x.csv", ROWS[0][0] + ",order", ROWS[1:], delimiter="|")
     done = train(cli, "--csv", "x.csv", "--no-header", "--delimiter", "|", "--quotechar", "'", run="runs/c")
     assert "no header line" in done.err
+
+
+def test_nothing_is_trained_where_nothing_is_to_gain(cli: Shell, monkeypatch: pytest.MonkeyPatch):
+    def knowing(context: str) -> dict[str, float]:
+        order = "please send" in context.rsplit("Input:", 1)[-1]
+        return {" order": 0.9 if order else 0.1, " return": 0.1 if order else 0.9}
+
+    monkeypatch.setitem(ENGINES, "knowing", Engine("knowing/<seed>", lambda rest, spec, options: TableLM(knowing)))
+    path = table(cli.folder / "easy.csv", "text,label", ROWS)
+    assert "Nothing to gain" in ok(cli("probe-task", "--csv", path, "--lm", "knowing/1", "--dev-size", 20)).out
+    done = ok(cli("train", "--csv", path, "--lm", "knowing/1", "--dev-size", 12, "--test-size", 8, "--run-dir", "run"))
+    assert "nothing to gain" in done.err
+    assert "stop_at_accuracy=null" in done.err
+    assert ok(cli("predict", "run", "please send me 9 boxes", "--json")).records[0]["prediction"] == "order"
+    assert "nothing to gain" in ok(cli("runs", ".")).out
 
 
 def test_other_columns_and_forms_are_guessed_sensibly(cli: Shell):

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dln.data import Dataset
 from dln.errors import BudgetReached, CorruptDataError, InputError
@@ -171,6 +172,38 @@ def test_patience_stops_early(tmp_path):
     assert result.steps < 40
 
 
+def knowing(context):
+    """A model that is right about the last input: a number with a 7 is "yes"."""
+    right = " yes" if "7" in context.rsplit("Input:", 1)[-1] else " no"
+    return {" yes": 0.9, " no": 0.1} if right == " yes" else {" yes": 0.1, " no": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "dev_size", "reason", "steps"),
+    [
+        ({}, 20, "nothing to gain", 0),
+        ({}, 9, "steps", 3),
+        ({"stop_at_accuracy": None}, 20, "steps", 3),
+        ({"inference": {"output_layer": "fixed"}}, 20, "nothing to gain", 0),
+    ],
+)
+def test_training_ends_where_every_dev_example_is_right(tmp_path, changes, dev_size, reason, steps):
+    pairs = [(f"item {i}{'7' if i % 2 else ''}x", "yes" if i % 2 else "no") for i in range(160) if "7" not in f"{i}"]
+    rows = Dataset.from_pairs(pairs, ("yes", "no"))
+    net = Sequential([ChoiceLayer(TableLM(knowing), "classify", "Is there a seven?", ("yes", "no"))])
+    result = fit(
+        net, rows[:60], rows[60 : 60 + dev_size], steps=3, options=changes, run_dir=tmp_path / "run", batch_size=8
+    )
+    assert (result.reason, result.steps) == (reason, steps)
+    assert (tmp_path / "run" / "network.json").exists()
+    assert result.network.predict("item 57x").label == "yes"
+    again = fit(
+        net, rows[:60], rows[60 : 60 + dev_size], steps=3, options=changes, run_dir=tmp_path / "run", batch_size=8,
+        resume=True,
+    )  # fmt: skip
+    assert (again.reason, again.steps) == (reason, steps)
+
+
 def test_backtracking_returns_to_the_best_parameters(tmp_path):
     changes = OPTIONS | {"tolerance": 1, "val_every": 1, "memory": 0}
     fit(network(), data(), data(24, "dev"), steps=8, options=changes, run_dir=tmp_path / "run")
@@ -307,3 +340,9 @@ def test_no_demonstrations_means_none(none):
     assert "demonstrations" not in resolved.inference.prompt_proposals
     result = fit(network(depth=1), data(), data(24, "dev"), steps=2, options=options)
     assert not any(prompt.demonstrations for prompt in result.network.parameters())
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("paper", "paper"), ("default", "exact_match")])
+def test_the_papers_preset_has_the_papers_rule(tmp_path, preset, expected):
+    fit(network(depth=1), data(), data(24, "dev"), preset=preset, steps=0, run_dir=tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["metric"] == expected

@@ -17,6 +17,7 @@ from dln.cli.flags import names_of, seeds_of
 from dln.cli.output import examples, note
 from dln.cli.sources import configured
 from dln.cli.tables import Table, checked_places, load_tasks, make_labels, make_table
+from dln.data.paper import with_published_rule
 from dln.errors import InputError
 from dln.experiments.encoders import PACKAGE, installed_encoder
 from dln.experiments.labels_needed import SIZES as SIZES_NEEDED
@@ -40,6 +41,7 @@ DEFAULT_METHODS = (
 SHARED = f"set lm {ENGINE} {PRICES} {LIMITS} run_dir"
 """Settings of both commands, besides the data. Each table has a cache of its own in its directory."""
 
+Methods = Annotated[str, typer.Option("--methods", metavar="A,B,…", help=METHODS_HELP)]
 EqualTokens = Annotated[
     int | None, typer.Option("--equal-tokens", min=1, metavar="N", help="Training budget of every method, in tokens.")
 ]
@@ -99,14 +101,7 @@ def paper(
     context: typer.Context,
     config: RunConfig,
     tasks: flags.TaskNames = PAPER_NINE,
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            metavar="A,B,…",
-            help=METHODS_HELP,
-        ),
-    ] = DEFAULT_METHODS,
+    methods: Methods = DEFAULT_METHODS,
     seeds: flags.Seeds = "13,42,25",
     equal_tokens: EqualTokens = None,
     encoder: Encoder = None,
@@ -117,7 +112,8 @@ def paper(
 ) -> None:
     """Reproduce the paper's tables: methods by tasks, with seeds, intervals, costs and paired tests.
 
-    Cells that the output directory holds are not computed again.
+    Cells that the output directory holds are not computed again. Answers to the paper's tasks are judged by the paper's
+    rule, the metric `paper`.
     """
     config, directory, options = _prepared(config)
     if options.pop("preset", "default") != "default":
@@ -130,10 +126,10 @@ def paper(
     abouts = {method.name: method.about for method in wanted}
     sizes = (data.train_size or 0, data.dev_size or 0, data.test_size or 0)
     table = Table(
-        tasks=load_tasks(names_of(tasks or "", "--tasks"), config),
+        tasks=list(map(with_published_rule, load_tasks(names_of(tasks or "", "--tasks"), config))),
         methods=wanted,
         seeds=numbers,
-        protocol=EvaluationProtocol(*sizes, options, equal_tokens, encoder, data.leaky),
+        protocol=EvaluationProtocol(*sizes, options, equal_tokens, encoder, data.leaky, rule="paper"),
         summarize=summarize,
         show=lambda summary: markdown(summary, abouts),
         title="Test accuracy",
@@ -151,7 +147,7 @@ def labels(
     sizes: Annotated[
         str, typer.Option("--sizes", metavar="N,N,…", help="Comma-separated numbers of training examples.")
     ] = ",".join(map(str, SIZES_NEEDED)),
-    methods: Annotated[str, typer.Option("--methods", metavar="A,B,…", help=METHODS_HELP)] = LABELS_METHODS,
+    methods: Methods = LABELS_METHODS,
     seeds: flags.Seeds = "13,42,25",
     encoder: Encoder = None,
     jobs: Jobs = None,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rich.table import Table
 
@@ -27,7 +28,9 @@ from dln.train.estimate import Cost, Estimate, LayerSize, Speed, affordable, beg
 from dln.train.options import Options, dotted_names, merge_options, nested
 
 __all__ = [
+    "Expected",
     "assumed_seconds",
+    "both",
     "counted_by",
     "dollars",
     "dry_run",
@@ -35,6 +38,17 @@ __all__ = [
     "expected",
     "within_budget",
 ]
+
+
+@runtime_checkable
+class Diagnosed(Protocol):
+    """An engine that counts the tokens it evaluates."""
+
+    @property
+    def diagnostics(self) -> Mapping[str, int]:
+        """Counts since loading."""
+        ...
+
 
 CALL_SECONDS, TOKEN_SECONDS, AT_ONCE = 0.5, 0.02, 16
 """Assumptions about servers: seconds per call, seconds per generated token, concurrent calls."""
@@ -63,22 +77,43 @@ def dollars(result: Estimate, config: RunConfig) -> dict[str, float | None]:
     return found
 
 
-def estimate_record(result: Estimate, config: RunConfig, speed: Speed | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The likely cost of a run, and an upper bound."""
+
+    likely: Estimate
+    most: Estimate
+
+
+def estimate_record(result: Expected, config: RunConfig, speed: Speed | None = None) -> dict[str, Any]:
     """Return the estimate of a whole run as plain data, as written to run.yaml and the first event."""
-    money, total = dollars(result, config), result.total
-    known = [value for value in money.values() if value is not None]
-    seconds = assumed_seconds(total, config) if remote(config.lm.spec) else total.seconds(speed) if speed else None
     return {
-        "calls": round(total.calls),
-        "prompt_tokens": round(total.prompt_tokens),
-        "completion_tokens": round(total.completion_tokens),
-        "usd": sum(known) if len(known) == len(money) else None,
-        "seconds": seconds,
+        **_amounts(result.likely, config, speed),
+        "at_most": _amounts(result.most, config, speed),
         "tokens_by": counted_by(config.lm.spec),
     }
 
 
-def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options: Options | None = None) -> Estimate:
+def _amounts(result: Estimate, config: RunConfig, speed: Speed | None) -> dict[str, Any]:
+    """The totals of an estimate; money and time are None where they are not known."""
+    money, total = dollars(result, config), result.total
+    known = [value for value in money.values() if value is not None]
+    return {
+        **_record(total),
+        "usd": sum(known) if len(known) == len(money) else None,
+        "seconds": _seconds(total, config, speed),
+    }
+
+
+def _seconds(cost: Cost, config: RunConfig, speed: Speed | None) -> float | None:
+    if remote(config.lm.spec):
+        return assumed_seconds(cost, config)
+    return None if speed is None else cost.seconds(speed)
+
+
+def expected(
+    config: RunConfig, task: Task, sizes: Sequence[LayerSize], options: Options | None = None, *, most: bool = False
+) -> Estimate:
     """Estimate the cost of training and testing a network whose requests have these sizes.
 
     Args:
@@ -86,6 +121,7 @@ def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options:
         task: the task with its data.
         sizes: sizes of the requests, first layer to last (`layer_sizes`).
         options: training options; default those of `config`.
+        most: an upper bound from the largest sizes, in place of the likely cost from mean ones.
     """
     return estimate(
         sizes,
@@ -93,7 +129,21 @@ def expected(config: RunConfig, task: Task, sizes: Sequence[LayerSize], options:
         train_size=len(task.train),
         dev_size=len(task.dev),
         test_size=len(task.test) if config.test else 0,
+        most=most,
     )
+
+
+def both(config: RunConfig, task: Task, network: Sequential, written: float | None = None) -> Expected:
+    """The likely cost of a run and an upper bound.
+
+    Args:
+        config: configuration of the run.
+        task: the task with its data.
+        network: with its initial prompts.
+        written: mean tokens of the texts that hidden layers write, where it has been measured.
+    """
+    likely = expected(config, task, layer_sizes(network, task.train, written))
+    return Expected(likely, expected(config, task, layer_sizes(network, task.train, most=True), most=True))
 
 
 MARGIN = 1.5
@@ -148,7 +198,7 @@ def _needed(
 ) -> list[tuple[str, float, float, int]]:
     """Return (unit, expected use, limit, digits to show) of every limit with an estimate."""
     cost, limits = expected(config, task, sizes, options), config.budget
-    usd = estimate_record(cost, config)["usd"]
+    usd = _amounts(cost, config, None)["usd"]
     rows = (
         ("tokens", cost.total.tokens, limits.max_tokens, 0),
         ("calls", cost.total.calls, limits.max_calls, 0),
@@ -178,15 +228,25 @@ def dry_run(config: RunConfig, *, as_json: bool = False) -> None:
             speed, written = _probe(network, task)
         # a run is made smaller before its speed is known, from assumed lengths: the same must be said here
         config, notes = within_budget(config, task, layer_sizes(network, task.train))
-        result = expected(config, task, layer_sizes(network, task.train, written))
-    record, money = estimate_record(result, config, speed), dollars(result, config)
+        result = both(config, task, network, written)
+    record, money = estimate_record(result, config, speed), dollars(result.likely, config)
     if as_json:
-        rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.phases.items()}
-        rows["total"] = {**_record(result.total), "usd": record["usd"]}
-        print_record({"kind": "estimate", "phases": rows, **{n: record[n] for n in ("usd", "seconds", "tokens_by")}})
+        rows = {name: {**_record(cost), "usd": money[name]} for name, cost in result.likely.phases.items()}
+        rows["total"] = {**_record(result.likely.total), "usd": record["usd"]}
+        rest = {n: record[n] for n in ("usd", "seconds", "at_most", "tokens_by")}
+        print_record({"kind": "estimate", "phases": rows, **rest})
         return
     out().print(_table(result, config, speed, money, record))
-    note("upper bound: cached and duplicate requests are free")
+    note(
+        "phases and total: likely, for the mean lengths of the data; at most: for the longest rows and texts, and with "
+        "every candidate scored to the end; cached and duplicate requests are free"
+    )
+    if speed is not None and speed.shares:
+        total = result.likely.total
+        note(
+            f"time follows {total.evaluated:,.0f} of the {total.prompt_tokens:,.0f} tokens read: a prompt that several "
+            "requests share is evaluated once"
+        )
     for text in notes:
         note(f"note: {text}")
     if remote(config.lm.spec):
@@ -224,6 +284,7 @@ def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
         turn += 1
     drawing = drawn / max(1e-9, time.perf_counter() - began)
     contexts = last.contexts(rows)
+    before = _fed(lm)
     began, read, turn = time.perf_counter(), 0, 0
     while time.perf_counter() - began < 0.5 and turn < 1000:
         scored = [f"{turn} {context}" for context in contexts]
@@ -233,7 +294,15 @@ def _probe(network: Sequential, task: Task) -> tuple[Speed, float]:
             lm.log_prob(scored, [" yes"] * len(scored))
         read += sum(map(lm.count_tokens, scored))
         turn += 1
-    return Speed(read / max(1e-9, time.perf_counter() - began), drawing), drawn / max(1, count)
+    seconds, after = max(1e-9, time.perf_counter() - began), _fed(lm)
+    shares = before is not None and after is not None and after - before < 0.9 * read
+    evaluated = after - before if shares and after is not None and before is not None else read
+    return Speed(evaluated / seconds, drawing, shares), drawn / max(1, count)
+
+
+def _fed(lm: LanguageModel) -> int | None:
+    """Tokens that an engine in this process has evaluated so far; None where it does not count them."""
+    return lm.diagnostics["tokens"] if isinstance(lm, Diagnosed) else None
 
 
 def _record(cost: Cost) -> dict[str, int]:
@@ -245,7 +314,7 @@ def _record(cost: Cost) -> dict[str, int]:
 
 
 def _table(
-    result: Estimate,
+    result: Expected,
     config: RunConfig,
     speed: Speed | None,
     money: Mapping[str, float | None],
@@ -255,10 +324,12 @@ def _table(
     for heading in ("", "calls", "tokens read", "tokens drawn", "US dollars", "time"):
         table.add_column(heading, justify="right" if heading else "left")
     shown: list[tuple[str, Cost, float | None]] = [
-        (name, cost, money[name]) for name, cost in result.phases.items() if cost.calls
+        (name, cost, money[name]) for name, cost in result.likely.phases.items() if cost.calls
     ]
-    for name, cost, usd in (*shown, ("total", result.total, record["usd"])):
-        seconds = assumed_seconds(cost, config) if remote(config.lm.spec) else cost.seconds(speed) if speed else None
+    shown.append(("total", result.likely.total, record["usd"]))
+    shown.append(("at most", result.most.total, record["at_most"]["usd"]))
+    for name, cost, usd in shown:
+        seconds = _seconds(cost, config, speed)
         table.add_row(
             name,
             f"{cost.calls:,.0f}",
@@ -266,6 +337,6 @@ def _table(
             f"{cost.completion_tokens:,.0f}",
             "not known" if usd is None else f"{usd:,.4f}" if usd else "0",
             "–" if seconds is None else duration(seconds),
-            style="bold" if name == "total" else None,
+            style="bold" if name == "total" else "dim" if name == "at most" else None,
         )
     return table

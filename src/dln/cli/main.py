@@ -65,6 +65,8 @@ class CommandsByName(MutableMapping[str, Any]):
             found = getattr(module, attribute)
             holder = typer.Typer(**APPEARANCE)
             if isinstance(found, typer.Typer):
+                for info in found.registered_commands:
+                    info.cls = Command
                 holder.add_typer(found, name=name)
             else:
                 holder.command(name, cls=Command, epilog=getattr(module, f"{attribute.upper()}_EPILOG"))(found)

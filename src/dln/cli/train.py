@@ -46,7 +46,7 @@ from dln.cli.config import (
     parse_config,
     training_options,
 )
-from dln.cli.estimate import dry_run, estimate_record, expected, within_budget
+from dln.cli.estimate import both, dry_run, estimate_record, within_budget
 from dln.cli.flags import seeds_of
 from dln.cli.models import Models, build_models, moved, with_secrets
 from dln.cli.output import Terminated, duration, err, evaluation_table, examples, note, out, print_record, safe
@@ -72,6 +72,7 @@ from dln.train.estimate import check_room, layer_sizes
 from dln.train.evaluate import run_grader
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone
 from dln.train.grades import GradeFile
+from dln.train.progress import NOTHING_TO_GAIN
 from dln.train.run import GRADES, current, extend_run, of_kind, read_events, read_meta
 from dln.view.report import write_report
 from dln.view.seeds import read_together
@@ -408,6 +409,11 @@ def _train(
             readable=task.test.inputs if config.test else (),
             record=record,
         )
+    if result.reason == NOTHING_TO_GAIN and result.steps < options.steps:
+        note(
+            f"note: nothing to gain: the dev accuracy has reached {options.stop_at_accuracy:.0%}, so training ended "
+            f"after {result.steps} of {options.steps} steps (--set stop_at_accuracy=null trains on)"
+        )
     if not config.test or result.reason == "budget":
         return result, None
     with Run.open(directory) as run, GradeFile(directory / GRADES) as store:
@@ -454,7 +460,7 @@ def _begin(config: RunConfig, task: Task, network: Sequential, models: Models) -
     config, notes = within_budget(config, task, sizes)
     for text in notes:
         note(f"note: {text}")
-    return config, {"estimate": estimate_record(expected(config, task, sizes), config), "engines": engines}
+    return config, {"estimate": estimate_record(both(config, task, network), config), "engines": engines}
 
 
 def _servers(models: Models) -> list[tuple[LanguageModel, RemoteLM]]:

@@ -255,12 +255,10 @@ def answer(found: Headroom) -> str:
     """The findings in plain sentences."""
     gain, noise, best = found.expected_gain, found.noise, found.to_beat
     bounds = f"{100 * best.interval.low:.0f} to {100 * best.interval.high:.0f}"
+    if found.at_ceiling:
+        return f"Nothing to gain: {best.name} is right on {100 * best.accuracy:.0f} % of the examples ({bounds})."
     lines = [
-        (
-            f"Nothing to gain: {best.name} is right on {100 * best.accuracy:.0f} % of the examples ({bounds})."
-            if found.at_ceiling
-            else f"Training has to beat {best.name}: {100 * best.accuracy:.1f} % ({bounds})."
-        ),
+        f"Training has to beat {best.name}: {100 * best.accuracy:.1f} % ({bounds}).",
         f"Random prompts differ by {found.spread:.3f} nats beyond the noise of measuring one ({noise:.3f}).",
         (
             f"Training is expected to help: the best of {found.candidates} candidates should gain {gain:+.3f} nats per "

@@ -47,6 +47,7 @@ __all__ = [
     "paper_task",
     "read_items",
     "tasks_found",
+    "with_published_rule",
 ]
 
 _LAYOUT: Mapping[str, Mapping[str, str]] = {
@@ -325,6 +326,12 @@ def paper_task(
         input_name=recipe.input_name,
         hidden_instruction=recipe.hidden,
     )
+
+
+def with_published_rule(task: Task) -> Task:
+    """The task with the metric under which its results were published: `paper` for the paper's label tasks."""
+    recipe = PAPER_TASKS.get(task.name)
+    return task if recipe is None or recipe.labels is None else task.with_metric("paper")
 
 
 def _example(item: Item, recipe: _Recipe, prefix: str, suffix: str) -> Example:

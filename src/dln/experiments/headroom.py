@@ -114,8 +114,9 @@ class Headroom:
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether a baseline leaves nothing to gain."""
-        return self.to_beat.accuracy >= CEILING
+        """Whether a baseline leaves nothing to gain; one that is hardly better than the majority class leaves a lot."""
+        wrong = 1 - self.to_beat.accuracy
+        return wrong <= 1 - CEILING and wrong <= (1 - self.majority.accuracy) / 5
 
     @property
     def spread(self) -> float:

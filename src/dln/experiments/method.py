@@ -143,6 +143,7 @@ class EvaluationProtocol:
         equal_tokens: training tokens of every method that trains; None lets each take what it takes.
         encoder: sentence encoder of the methods that have one; None for the usual one of each.
         leaky: the source's splits with their leaks.
+        rule: how answers to the paper's tasks are judged.
     """
 
     train_size: int = 400
@@ -152,6 +153,7 @@ class EvaluationProtocol:
     equal_tokens: int | None = None
     encoder: str | None = None
     leaky: bool = False
+    rule: str = "exact_match"
 
     def examples(self, task: Task, seed: int) -> Task:
         """The task as the methods see it under `seed`, in its natural class proportions."""
@@ -164,7 +166,10 @@ class EvaluationProtocol:
 
     def record(self, model: str) -> dict[str, Any]:
         """Return the protocol as plain data."""
-        return {**asdict(self), "options": dict(self.options), "model": model}
+        record = {**asdict(self), "options": dict(self.options), "model": model}
+        if self.rule == "exact_match":  # as in version 0.1
+            del record["rule"]
+        return record
 
 
 @dataclass(frozen=True)

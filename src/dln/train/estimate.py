@@ -1,9 +1,12 @@
 """What a run costs, before anything is spent: calls and tokens from lengths, counts and options.
 
-`layer_sizes` measures requests on a few examples, `estimate` does the arithmetic on their means. Repeated requests and
-a cache make a run cheaper than its estimate. `check_room` refuses data that does not fit a model's context. `reduced`
-makes the steps smaller where a budget would end before the first validation, since training would then return the
-prompts that it began with: it validates after every step, then shows fewer demonstrations, then proposes fewer prompts.
+`layer_sizes` measures requests on a few examples, and `estimate` computes two values from them: the likely one from
+mean lengths, and with `most=True` an upper bound from the longest ones, with every candidate scored to the end. Tokens
+are counted as a meter counts them, and as an engine evaluates them that shares the prefixes of the requests under one
+prompt. Repeated requests and a cache make a run cheaper. `check_room` refuses data that does not fit a model's context.
+`reduced` makes the steps smaller where a budget would end before the first validation, since training would then return
+the prompts that it began with: it validates after every step, then shows fewer demonstrations, then proposes fewer
+prompts.
 """
 
 from __future__ import annotations
@@ -106,6 +109,7 @@ class LayerSize:
         written: one output text; for labels the wanted label.
         labels: all labels together, which every context is scored on; None for a layer that writes text.
         prompt: the initial instruction.
+        shared: the part of a context that is the same for every input.
     """
 
     context: float
@@ -113,33 +117,45 @@ class LayerSize:
     written: float
     labels: float | None = None
     prompt: float = 20.0
+    shared: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second, read (scored) and drawn."""
+    """Tokens per second, read (scored) and drawn; `shares`: whether those read are counted without shared prefixes."""
 
     read: float
     drawn: float
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Requests and tokens of one phase, as a meter counts them."""
+    """Requests and tokens of one phase, as a meter counts them.
+
+    Attributes:
+        calls: requests.
+        prompt_tokens: tokens read.
+        completion_tokens: tokens drawn.
+        evaluated: tokens read by an engine that evaluates the shared prefix of a batch once.
+    """
 
     calls: float = 0.0
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
+    evaluated: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
+            self.evaluated + other.evaluated,
         )
 
     def __mul__(self, factor: float) -> Cost:
-        return Cost(self.calls * factor, self.prompt_tokens * factor, self.completion_tokens * factor)
+        values = (self.calls, self.prompt_tokens, self.completion_tokens, self.evaluated)
+        return Cost(*(value * factor for value in values))
 
     @property
     def tokens(self) -> float:
@@ -148,7 +164,8 @@ class Cost:
 
     def seconds(self, speed: Speed) -> float:
         """Time at this speed."""
-        return self.prompt_tokens / speed.read + self.completion_tokens / speed.drawn
+        read = self.evaluated if speed.shares else self.prompt_tokens
+        return read / speed.read + self.completion_tokens / speed.drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +181,13 @@ class Estimate:
 
 
 def estimate(
-    layers: Sequence[LayerSize], options: Options, *, train_size: int, dev_size: int, test_size: int
+    layers: Sequence[LayerSize],
+    options: Options,
+    *,
+    train_size: int,
+    dev_size: int,
+    test_size: int,
+    most: bool = False,
 ) -> Estimate:
     """steps · (forward + E-step + M-step) + validations + the final test of all networks.
 
@@ -172,18 +195,22 @@ def estimate(
     output layer fitted on the dev set, where that is done.
 
     Args:
-        layers: first to last.
+        layers: first to last; with `most` the largest sizes.
         options: resolved options.
         train_size: examples to train on.
         dev_size: examples of a validation; 0 for none.
         test_size: examples of the final test; 0 for none.
+        most: an upper bound, in place of the likely value.
     """
     depth = len(layers)
-    batch = min(options.batch_size, train_size)
+    if wide_readout(layers, options) and not most:
+        layers = [*layers[:-1], replace(layers[-1], labels=1.0)]  # one position is read, whatever the labels
+    judging = _judging(options, train_size)
+    batch = min(options.batch_size, judging)
     options = _available(options, train_size)
     inference = improvement = proposals = forward = Cost()
     for step in range(options.steps):
-        present = _present(layers, options, batch, step)
+        present = _present(layers, options, batch, step, most)
         forward += _forward(present, options) * batch
         for position in range(depth - 1):
             inference += _e_step(present[position], present[position + 1], options) * batch
@@ -191,14 +218,15 @@ def estimate(
             read = min(options.inference.worked, _pool(options, train_size))
             proposals += sum(map(_write, present[:-1]), Cost()) * read
         for position in range(depth):
-            scored, asked = _m_step(layers, present, position, options, batch, step)
+            earlier = min(options.inference.evidence, batch * step, train_size if most else judging - batch)
+            scored, asked = _m_step(layers, present, position, options, batch, step, earlier, most)
             improvement, proposals = improvement + scored, proposals + asked
     due = [step for step in range(1, options.steps + 1) if step % options.val_every == 0 or step == options.steps]
     members = options.members(depth, wide_readout(layers, options))
     at_once = 1 + min(members - 1, options.inference.num_prompts)  # runners-up are validated too
-    validations = ((_present(layers, options, batch, step), at_once if step else 1) for step in [0, *due])
+    validations = ((_present(layers, options, batch, step, most), at_once if step else 1) for step in [0, *due])
     validation = sum((_validate(network, options) * n for network, n in validations), Cost()) * dev_size
-    trained = _present(layers, options, batch, options.steps)
+    trained = _present(layers, options, batch, options.steps, most)
     if dev_size and wide_readout(layers, options):
         # its words are chosen, the examples that candidates were scored on take part in the fit of each validation, and
         # all train examples in the last one of every network that answers
@@ -231,6 +259,12 @@ def _pool(options: Options, train_size: int) -> int:
     return max(1, round((options.shown or 1.0) * train_size))
 
 
+def _judging(options: Options, train_size: int) -> int:
+    """Examples that judge prompts: those that are not kept to be shown."""
+    shown = round(options.shown * train_size) if "demonstrations" in options.inference.prompt_proposals else 0
+    return train_size - shown if 0 < shown < train_size else train_size
+
+
 def wide_readout(layers: Sequence[LayerSize], options: Options) -> bool:
     """Whether the output layer reads many words."""
     return layers[-1].labels is not None and options.inference.output_layer == "words"
@@ -253,7 +287,7 @@ def _forward(layers: Sequence[LayerSize], options: Options) -> Cost:
     def one(layer: LayerSize) -> Cost:
         if layer.labels is None:
             return _write(layer)
-        return Cost(1, layer.context, FREE_TOKENS) if options.answers == "free" else _score(layer)
+        return _request(layer, drawn=FREE_TOKENS) if options.answers == "free" else _score(layer)
 
     return sum(map(one, layers), Cost())
 
@@ -269,21 +303,31 @@ def _read(layers: Sequence[LayerSize]) -> Cost:
     return sum(map(_write, layers[:-1]), _score(layers[-1]))
 
 
-def _write(layer: LayerSize) -> Cost:
-    return Cost(1, layer.context, layer.written)
+TOGETHER = 16
+"""Requests under one prompt of which an engine evaluates the shared prefix once."""
 
 
-def _score(layer: LayerSize) -> Cost:
+def _request(layer: LayerSize, scored: float = 0.0, drawn: float = 0.0, alike: float = 1.0) -> Cost:
+    """One request of a layer, of which `alike` in a row have the same context."""
+    own = layer.context - layer.shared * (1 - 1 / TOGETHER)
+    return Cost(1, layer.context + scored, drawn, own / alike + scored)
+
+
+def _write(layer: LayerSize, alike: float = 1.0) -> Cost:
+    return _request(layer, drawn=layer.written, alike=alike)
+
+
+def _score(layer: LayerSize, alike: float = 1.0) -> Cost:
     """One output under one prompt: all labels at once, or the text's own tokens."""
-    return Cost(1, layer.context + (layer.written if layer.labels is None else layer.labels))
+    return _request(layer, scored=layer.written if layer.labels is None else layer.labels, alike=alike)
 
 
 def _e_step(layer: LayerSize, above: LayerSize, options: Options) -> Cost:
     """K proposals for one example, each scored under its own layer and the one above."""
     chosen = options.inference
     particles = chosen.num_hidden + chosen.include_forward
-    drawn = Cost(1, layer.context, layer.written) * chosen.num_hidden
-    return drawn + (_score(layer) + _score(above)) * particles
+    drawn = _write(layer, alike=max(1, chosen.num_hidden)) * chosen.num_hidden
+    return drawn + (_score(layer, alike=max(1, particles)) + _score(above)) * particles
 
 
 def _m_step(
@@ -293,6 +337,8 @@ def _m_step(
     options: Options,
     batch: int,
     step: int,
+    earlier: int,
+    most: bool,
 ) -> tuple[Cost, Cost]:
     """The candidates' scores on the batch, and the proposals of one layer."""
     chosen, depth = options.inference, len(layers)
@@ -300,24 +346,28 @@ def _m_step(
     particles = float(chosen.num_hidden + chosen.include_forward)
     # a pair is (particle below, particle of this layer); x and y are one each, and light particles are left out:
     # under prior and likelihood most weight is on one or two of them
-    heavy = 1 + 0.25 * (particles - 1) if chosen.prune else particles
+    heavy = 1 + 0.25 * (particles - 1) if chosen.prune and not most else particles
     pairs = batch * (1.0 if position == 0 else heavy) * (1.0 if position == depth - 1 else heavy)
     if repeats and position == depth - 1:
         # earlier examples judge too; a race seldom gets to all of them, but tells little on a handful
-        earlier = min(float(chosen.evidence), float(batch * step))
-        raced = max(0.0, earlier - max(0, _TELLING - batch)) if chosen.race else 0.0
+        raced = max(0.0, earlier - max(0, _TELLING - batch)) if chosen.race and not most else 0.0
         pairs += (earlier - 0.5 * raced) * (1.0 if position == 0 else heavy)
     layer, bare = present[position], layers[position]
     if not repeats:
         return _score(layer) * pairs, Cost()
     shares, weight = chosen.prompt_proposals, sum(chosen.prompt_proposals.values())
-    shown = _demonstrations(options, position == depth - 1, batch, step)
+    shown = _demonstrations(options, position == depth - 1, batch, step, most)
     with_examples = chosen.num_prompts * shares.get("demonstrations", 0.0) / weight
     rewritten = chosen.num_prompts - with_examples
-    if with_examples and position < depth - 1 and step == 0:
+    if with_examples and position < depth - 1 and step == 0 and not most:
         pairs /= 2  # half of the first batch is shown, and not scored
-    others = 1 + rewritten + (min(options.memory, step / options.val_every) if step else 0)
-    scored = _score(_grown(bare, shown)) * with_examples + _score(layer) * others
+    remembered = min(options.memory, step / options.val_every) if step else 0
+    if most:
+        grown = _grown(_reworded(bare, options), shown)
+        scored = _score(grown) * (1 + chosen.num_prompts + options.memory)
+    else:
+        scored = _score(_grown(bare, shown)) * with_examples + _score(layer) * (1 + rewritten + remembered)
+    others = 1 + rewritten + remembered
     if chosen.exploration and position < depth - 1:
         scored += _score(layer) * (0.5 * (others + with_examples) / heavy)
     examples = min(chosen.backward_examples, batch * (0.5 if chosen.held_out_half else 1.0))
@@ -329,20 +379,32 @@ def _m_step(
         )
         / weight
     )
-    frame = 70.0 + bare.prompt + examples * (bare.demonstration + 6.0)
-    asked = Cost(1, frame, 0.6 * chosen.prompt_tokens) * answers
+    if most:
+        answers = chosen.num_prompts if answers else 0
+        examples *= 1 + bare.written / max(1.0, bare.demonstration)  # what was written stands beside what was wanted
+    frame = (200.0 if most else 70.0) + bare.prompt + examples * (bare.demonstration + (30.0 if most else 6.0))
+    asked = Cost(1, frame, (1.0 if most else 0.6) * chosen.prompt_tokens, frame) * answers
     return scored * pairs * repeats, asked * repeats
 
 
-def _present(layers: Sequence[LayerSize], options: Options, batch: int, step: int) -> list[LayerSize]:
+def _present(layers: Sequence[LayerSize], options: Options, batch: int, step: int, most: bool) -> list[LayerSize]:
     """The layers as they are after so many steps: most incumbents show worked examples once those were proposed."""
 
-    def shown(position: int) -> float:
+    def trained(position: int, layer: LayerSize) -> LayerSize:
         if not (step and _repeats(options, position)):
-            return 0.0
-        return 0.8 * _demonstrations(options, position == len(layers) - 1, batch, step - 1)
+            return layer
+        shown = _demonstrations(options, position == len(layers) - 1, batch, step - 1, most)
+        return _grown(_reworded(layer, options), shown) if most else _grown(layer, 0.8 * shown)
 
-    return [_grown(layer, shown(i)) for i, layer in enumerate(layers)]
+    return [trained(i, layer) for i, layer in enumerate(layers)]
+
+
+def _reworded(layer: LayerSize, options: Options) -> LayerSize:
+    """The layer with the longest instruction and field names that may be proposed."""
+    chosen = options.inference
+    longer = max(0.0, chosen.prompt_tokens - layer.prompt) if chosen.prompt_proposals.keys() - {"demonstrations"} else 0
+    named = 4.0 if "wording" in chosen.prompt_proposals else 0.0
+    return replace(layer, context=layer.context + longer + named, demonstration=layer.demonstration + named)
 
 
 def _repeats(options: Options, position: int) -> int:
@@ -351,14 +413,17 @@ def _repeats(options: Options, position: int) -> int:
 
 
 def _grown(layer: LayerSize, shown: float) -> LayerSize:
-    return replace(layer, context=layer.context + shown * layer.demonstration)
+    more = shown * layer.demonstration
+    return replace(layer, context=layer.context + more, shared=layer.shared + more)
 
 
-def _demonstrations(options: Options, last: bool, batch: int, step: int) -> float:
+def _demonstrations(options: Options, last: bool, batch: int, step: int, most: bool) -> float:
     """Worked examples of a proposal in this step; a hidden layer has only those that were worked out so far."""
     chosen = options.inference
     if "demonstrations" not in chosen.prompt_proposals:
         return 0.0
+    if most:
+        return float(max(chosen.demonstrations))
     if last:
         return sum(chosen.demonstrations) / len(chosen.demonstrations)
     pool = batch / 2 if step == 0 else min(batch * step, chosen.reservoir)
@@ -369,18 +434,20 @@ SHOWN = 20
 """Examples whose lengths are measured."""
 
 
-def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = None) -> list[LayerSize]:
-    """Mean sizes of each layer's requests, on examples spread over the data set.
+def layer_sizes(
+    network: Sequential, dataset: Dataset, written: float | None = None, *, most: bool = False
+) -> list[LayerSize]:
+    """Mean sizes of each layer's requests, on examples spread over the data set, or on the longest ones.
 
     Args:
         network: with its initial prompts.
         dataset: whose lengths are measured.
         written: mean tokens of a hidden text or free answer; default half of the longest.
+        most: sizes of the longest examples, and of the longest texts that a layer may write.
     """
-    if written is None:
-        written = max((layer.max_output_tokens for _, layer in _prompted(network) if layer.writer), default=0) / 2
-    stride = max(1, len(dataset) // SHOWN)
-    shown = [dataset[i] for i in range(0, len(dataset), stride)][:SHOWN]
+    longest = max((layer.max_output_tokens for _, layer in _prompted(network) if layer.writer), default=0)
+    written = longest if most else longest / 2 if written is None else written
+    shown = _longest(dataset) if most else [dataset[i] for i in _spread(len(dataset))]
     text = " ".join(["word"] * max(1, round(written)))
     sizes: list[LayerSize] = []
     for position, layer in _prompted(network):
@@ -388,7 +455,7 @@ def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = N
         last = position == len(network) - 1
         outputs = [e.target if last else text for e in shown]
         worked = tuple(Demonstration(r.x, r.h, o) for r, o in zip(rows, outputs, strict=True))
-        plain = _mean(layer, layer.contexts(rows))
+        contexts = layer.contexts(rows)
         with_one = _mean(
             layer,
             [
@@ -399,16 +466,35 @@ def layer_sizes(network: Sequential, dataset: Dataset, written: float | None = N
         bare = _mean(layer, layer.with_prompt(Prompt(layer.prompt.instruction)).contexts(rows))
         choice = layer.classifier
         words = [] if choice is None else [w for label in choice.labels for w in label.split("|")]
+        target = _mean(layer, outputs)
         sizes.append(
             LayerSize(
-                context=plain,
+                context=_mean(layer, contexts),
                 demonstration=with_one - bare,
-                written=written if choice is None else _mean(layer, outputs),
+                written=target if choice is not None else max(target, written) if most else written,
                 labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if words else None,
                 prompt=layer.lm.count_tokens(layer.prompt.instruction),
+                shared=layer.lm.count_tokens(_shared(contexts)) if len(contexts) > 1 else 0.0,
             )
         )
     return sizes
+
+
+def _shared(texts: list[str]) -> str:
+    """The longest common prefix."""
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
+def _spread(count: int) -> range:
+    """At most `SHOWN` places, spread over `count`."""
+    return range(0, count, -(-count // SHOWN) or 1)
+
+
+def _longest(dataset: Dataset) -> list[Example]:
+    """The examples of the longest texts."""
+    lengths = [len(x.encode(errors="replace")) + len(y) for x, y in zip(dataset.inputs, dataset.targets, strict=True)]
+    return [dataset[i] for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:SHOWN]]
 
 
 def _mean(layer: PromptedLayer, texts: list[str]) -> float:

@@ -53,8 +53,8 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="null")
 
 
-class EstimateRecord(Record):
-    """What a run was expected to use at most.
+class AmountsRecord(Record):
+    """An estimated use of models.
 
     Attributes:
         calls: requests to models.
@@ -62,7 +62,6 @@ class EstimateRecord(Record):
         completion_tokens: tokens drawn.
         usd: US dollars; null where a price is not known.
         seconds: time; null where nobody could say.
-        tokens_by: how tokens were counted.
     """
 
     calls: float
@@ -70,6 +69,17 @@ class EstimateRecord(Record):
     completion_tokens: float
     usd: float | None = None
     seconds: float | None = None
+
+
+class EstimateRecord(AmountsRecord):
+    """What a run was expected to use.
+
+    Attributes:
+        at_most: an upper bound; null in runs of version 0.1.
+        tokens_by: how tokens were counted.
+    """
+
+    at_most: AmountsRecord | None = None
     tokens_by: str = ""
 
 
@@ -425,7 +435,7 @@ class Finished(Event):
     """Training ended.
 
     Attributes:
-        reason: "steps", "early stopping", "stopper", "stopped" (by a person) or "budget".
+        reason: "steps", "nothing to gain", "early stopping", "stopper", "stopped" (by a person) or "budget".
         best_step: the step whose parameters are the result.
         score: their validation score, null without a dev set.
         network: the best network, as in a network file.

@@ -97,7 +97,8 @@ def fit(
             `inference`; its own `correct` says within a step whether an answer is right.
         metric: a name ("exact_match", a registered one, "package.module:function", "file.py:function") or a callable
             (example, prediction[, trace]) or (prediction, target) -> float, bool or `dln.Score`, from 0 to 1, async
-            ones too (see `dln.data.metrics`). The options `metric_workers` and `metric_timeout` say how it is called.
+            ones too (see `dln.data.metrics`). With `preset="paper"` and labels the default is `paper`.
+            The options `metric_workers` and `metric_timeout` say how it is called.
         callbacks: called with each event: functions, objects with `on_event`, or registered names.
         progress: whether to show a progress bar; by default on a terminal and in a notebook.
         prompt_lm: the model that proposes prompts, or its name; default each layer's own.
@@ -121,6 +122,8 @@ def fit(
     check_data(network, train, dev)
     _warn_of_overlap(train, dev)
     store = None if run_dir is None else GradeFile(Path(run_dir) / GRADES)
+    if metric is exact_match and chosen.preset == "paper" and network.labels is not None:
+        metric = "paper"
     graded = run_grader(metric, network.labels, chosen, store)
     own = isinstance(graded.metric, FunctionMetric) and graded.metric.own
     selects = own or isinstance(graded.metric, SetMetric)

@@ -388,6 +388,13 @@ class Options(Strict):
     tolerance: int | None = Field(
         2, ge=1, description="validations without gain before going back to the best; null: never"
     )
+    stop_at_accuracy: float | None = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="dev accuracy (on ten examples or more) at which training ends, since nothing is left to gain; "
+        "null: never",
+    )
     patience: int | None = Field(None, ge=1, description="validations without gain before stopping; null: never")
     stopper: Annotated[str | Stopper | None, Strategy("stopper", optional=True)] = Field(
         None, description="ends training after a step at which it says so; null: none"
@@ -410,6 +417,7 @@ PAPER: dict[str, Any] = {
     "memory": 2,
     "ensemble": 1,
     "tolerance": 2,
+    "stop_at_accuracy": None,
     "shown": 0.0,
     "inference": {
         "num_hidden": 5,

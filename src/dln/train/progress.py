@@ -28,7 +28,18 @@ from dln.train.evaluate import READ_BY, Support, fit_output, validate, with_read
 from dln.train.events import Backtracked, Event, MemberRecord, Validated, step_event
 from dln.train.options import Options, Stopper
 
-__all__ = ["Pool", "Progress", "Recipe", "advance", "begin", "measure", "member_records", "predictor_of", "settle"]
+__all__ = [
+    "NOTHING_TO_GAIN",
+    "Pool",
+    "Progress",
+    "Recipe",
+    "advance",
+    "begin",
+    "measure",
+    "member_records",
+    "predictor_of",
+    "settle",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,13 @@ class SnapshotRecord:
     step: int
 
 
+NOTHING_TO_GAIN = "nothing to gain"
+"""Why training ended: the dev accuracy leaves nothing to gain."""
+
+FEWEST_DEV = 10
+"""A dev accuracy on fewer examples ends no training."""
+
+
 @dataclass(frozen=True)
 class ProgressRecord:
     """A run between two steps, in a checkpoint."""
@@ -66,6 +84,7 @@ class ProgressRecord:
     best: SnapshotRecord | None
     last_gain: int
     stale: int
+    at_ceiling: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +98,7 @@ class Progress:
         stale: validations since the best.
         kept: the best networks by validation, best first, of the winners of steps and their runners-up; they may
             answer together.
+        at_ceiling: whether a network has reached the dev accuracy at which training stops.
     """
 
     state: vi.State
@@ -86,6 +106,7 @@ class Progress:
     last_gain: int = 0
     stale: int = 0
     kept: tuple[Snapshot, ...] = ()
+    at_ceiling: bool = False
 
     @property
     def result(self) -> Snapshot:
@@ -95,6 +116,8 @@ class Progress:
     def done(self, recipe: Recipe) -> str | None:
         """Why training is over, or None."""
         options = recipe.options
+        if self.at_ceiling:
+            return NOTHING_TO_GAIN
         if options.patience is not None and self.stale >= options.patience:
             return "early stopping"
         if self.state.step >= options.steps:
@@ -113,6 +136,7 @@ class Progress:
             "best": None if self.best is None else _snapshot_to_json(self.best),
             "last_gain": self.last_gain,
             "stale": self.stale,
+            "at_ceiling": self.at_ceiling,
         }
 
     @classmethod
@@ -132,7 +156,7 @@ class Progress:
         )
         best = None if record.best is None else _snapshot(record.best, layout)
         kept = tuple(_snapshot(row, layout) for row in record.kept)
-        return cls(state, best, record.last_gain, record.stale, kept)
+        return cls(state, best, record.last_gain, record.stale, kept, record.at_ceiling)
 
 
 def begin(network: Sequential, recipe: Recipe) -> Progress:
@@ -187,7 +211,9 @@ def measure(progress: Progress, recipe: Recipe, runners_up: Sequence[Sequential]
         )
     ]
     if gained or best is None:
-        return Progress(replace(state, network=validation.network), snapshot, kept=kept), events
+        ceiling = options.stop_at_accuracy
+        at_ceiling = ceiling is not None and len(dev) >= FEWEST_DEV and validation.evaluation.accuracy.mean >= ceiling
+        return Progress(replace(state, network=validation.network), snapshot, kept=kept, at_ceiling=at_ceiling), events
     since = progress.last_gain + 1
     if options.tolerance is not None and since >= options.tolerance:  # in the last step too: a run may be extended
         events.append(Backtracked(step=state.step, to_step=best.step))

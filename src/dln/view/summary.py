@@ -82,13 +82,13 @@ class Cost:
     Attributes:
         rows: by step and evaluation.
         total: of the run.
-        expected: upper bound estimated before the run; None without an estimate.
+        expected: estimated before the run: the likely use, and an upper bound; empty without an estimate.
         tokens_by: how the estimate counted tokens.
     """
 
     rows: tuple[CostRow, ...]
     total: CostRow
-    expected: CostRow | None = None
+    expected: tuple[CostRow, ...] = ()
     tokens_by: str = ""
 
 
@@ -129,10 +129,13 @@ def cost(events: Sequence[Event]) -> Cost:
     estimate = next((event.estimate for event in of_kind(events, Started) if event.estimate is not None), None)
     if estimate is None:
         return Cost(tuple(rows), total)
-    amounts = (estimate.calls, estimate.prompt_tokens, estimate.completion_tokens, None, estimate.usd)
-    return Cost(
-        tuple(rows), total, CostRow("estimated maximum", None, amounts, estimate.seconds, None), estimate.tokens_by
+    named = (("estimated", estimate), ("estimated maximum", estimate.at_most))
+    expected = tuple(
+        CostRow(name, None, (one.calls, one.prompt_tokens, one.completion_tokens, None, one.usd), one.seconds, None)
+        for name, one in named
+        if one is not None
     )
+    return Cost(tuple(rows), total, expected, estimate.tokens_by)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
