@@ -121,7 +121,8 @@ class FitResult:
         initial: the network that training started from.
         best_step: the step it is from; 0 means that nothing better was found.
         score: its validation score, NaN without a dev set.
-        reason: why training ended: "steps", "nothing to gain", "early stopping", "stopper", "stopped" (by a person) or "budget".
+        reason: why training ended: "steps", "nothing to gain", "early stopping", "stopper", "stopped" (by a person) or
+            "budget".
         steps: updates done.
         run_dir: the run directory, if there is one.
         ensemble: the best networks by validation, where several answer together (option `ensemble`); None where
