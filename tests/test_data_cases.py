@@ -388,6 +388,29 @@ def test_other_columns_and_forms_are_guessed_sensibly(cli: Shell):
     assert ok(cli("eval", "runs/d", "--jsonl", "m.jsonl", "--include-seen", "--json")).records[0]["after"]["n"] == 40
 
 
+@pytest.mark.parametrize(
+    ("scale", "ordered"),
+    [
+        (("1", "2", "3", "4", "5"), True),
+        (("low", "medium", "high"), True),
+        (("1 star", "2 stars", "3 stars"), True),
+        (("very bad", "bad", "good"), True),
+        (("business", "sport", "world"), False),
+        (("yes", "no"), False),
+        (("1", "3", "7"), False),
+    ],
+)
+def test_an_ordered_scale_is_recognised_and_said(tmp_path: Path, scale: tuple[str, ...], ordered: bool):
+    path = table(
+        tmp_path / "t.csv", "text,label", [(f"it was so and so {i}", scale[i % len(scale)]) for i in range(90)]
+    )
+    task = task_from_file(path)
+    assert any("ordered scale" in note for note in task.notes) == ordered
+    assert task.labels == (scale if ordered else tuple(sorted(scale)))
+    if ordered:
+        assert " < ".join(scale) in " ".join(task.notes)
+
+
 def test_a_label_whose_rows_all_conflict_is_dropped_with_a_note(cli: Shell):
     rows = [("x y", "rare"), ("x y", "order"), *ROWS]
     done = train(cli, "--csv", table(cli.folder / "lost.csv", "text,label", rows))

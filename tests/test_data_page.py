@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, str | bytes]] = {
     "labels that differ in white space": ("t.csv", lines("one,order  ", 'two,"ord\u200ber"')),
     "labels that differ in case": ("t.csv", lines("one,Order", "two,Order")),
     "a label NaN": ("t.csv", lines("one,NaN", "two,NaN")),
+    "labels of an ordered scale": ("t.csv", lines(rows=[(x, str(i % 5 + 1)) for i, (x, _) in enumerate(ROWS)])),
     "contradicting labels": ("t.csv", lines("x y,order", "x y,return", "z,order", "z,order", "z,return")),
     "repeated rows": ("t.csv", lines("2 tiles broke,return")),
     "a split column": ("t.csv", lines(header="text,label,split", rows=PARTS)),

@@ -16,6 +16,7 @@ from dln.errors import InputError
 
 __all__ = [
     "MISSING_LIKE",
+    "SCALES",
     "Labels",
     "canonical_label",
     "folded",
@@ -24,6 +25,7 @@ __all__ = [
     "label_order",
     "label_specs",
     "lookalikes",
+    "ordered_scale",
     "similar_key",
     "spelling_map",
     "spellings",
@@ -117,9 +119,67 @@ def label_specs(labels: Labels) -> tuple[tuple[str, ...], dict[str, str]]:
     return specs, {str(value).strip(): canonical_label(str(spec)) for value, spec in labels.items()}
 
 
+SCALES = tuple(
+    tuple(scale.split(", "))
+    for scale in (
+        "very low, low, medium, high, very high",
+        "very low, low, moderate, high, very high",
+        "low, normal, high, urgent",
+        "low, medium, high, critical",
+        "minor, moderate, major, critical",
+        "mild, moderate, severe",
+        "small, medium, large",
+        "easy, medium, hard",
+        "never, rarely, sometimes, often, always",
+        "poor, fair, good, very good, excellent",
+        "terrible, bad, ok, good, great",
+        "very bad, bad, neutral, good, very good",
+        "very negative, negative, neutral, positive, very positive",
+        "strongly disagree, disagree, neutral, agree, strongly agree",
+        "very dissatisfied, dissatisfied, neutral, satisfied, very satisfied",
+        "niedrig, mittel, hoch",
+        "schlecht, mittel, gut",
+    )
+)
+"""Words of ordered scales, lowest first."""
+
+_GRADED = re.compile(r"(\D*)(\d+)(\D*)")
+
+
+def ordered_scale(names: Iterable[str]) -> tuple[str, ...] | None:
+    """The labels of an ordered scale, lowest first; None where they are none.
+
+    A scale is three to eleven consecutive numbers (1 … 5, "1 star" … "5 stars") or three words or more of `SCALES`.
+
+    >>> ordered_scale(["3 stars", "1 star", "2 stars"])
+    ('1 star', '2 stars', '3 stars')
+    >>> ordered_scale(["high", "low", "Medium"])
+    ('low', 'Medium', 'high')
+    """
+    distinct = list(dict.fromkeys(names))
+    if not 3 <= len(distinct) <= 11:
+        return None
+    by_word = {name.strip().casefold().replace("_", " ").replace("-", " "): name for name in distinct}
+    for scale in SCALES:
+        if len(by_word) == len(distinct) and set(by_word) <= set(scale):
+            return tuple(by_word[word] for word in scale if word in by_word)
+    matches = [_GRADED.fullmatch(name.strip()) for name in distinct]
+    found = [match for match in matches if match is not None]
+    around = {(m[1].strip().casefold(), m[3].strip().casefold().removesuffix("s")) for m in found}
+    grades = sorted((int(m[2]), name) for m, name in zip(found, distinct, strict=False))
+    if len(found) < len(distinct) or len(around) > 1:
+        return None
+    first, last = grades[0][0], grades[-1][0]
+    if first not in (0, 1) or last - first != len(distinct) - 1 or len({grade for grade, _ in grades}) < len(distinct):
+        return None
+    return tuple(name for _, name in grades)
+
+
 def label_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Sort distinct names: numerically if all are numbers, else alphabetically."""
+    """Sort distinct names: by the scale that they form, numerically if all are numbers, else alphabetically."""
     distinct = set(names)
+    if (scale := ordered_scale(sorted(distinct))) is not None:
+        return scale
     if all(name.removeprefix("-").isdecimal() for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct, key=lambda name: (name.casefold(), name)))

@@ -23,6 +23,7 @@ from dln.data.labels import (
     label_order,
     label_specs,
     lookalikes,
+    ordered_scale,
     similar_key,
 )
 from dln.data.readers import LONG, read_table
@@ -605,6 +606,12 @@ def _announced(
     shown = ", ".join(listed[:12]) + (f" and {len(listed) - 12} more" if len(listed) > 12 else "")
     if spec.labels is None and spec.free_form is None:
         notes.append(f"targets taken as {len(listed)} labels: {shown}")
+    scale = ordered_scale(names)
+    if scale is not None:
+        notes.append(
+            f"the labels look like an ordered scale, {' < '.join(scale)}: accuracy counts every wrong label alike, and "
+            "the metric qwk how far off it is"
+        )
     similar = [group for group in lookalikes(names) if not spec.merge_labels]
     if similar:
         listed = ["/".join(map(repr, group)) for group in similar[:5]]

@@ -237,10 +237,11 @@ def task_from_spec(
     for part in PARTS:
         ordered = [parts[part][i] for i in content_order([item.key for item in parts[part]], seed)]
         most = max(given.get(part) or MOST[part], 1)
-        if len(ordered) > most and given.get(part) is None:
-            notes.append(f"{part}: a sample of {most:,} of {len(ordered):,} rows is used (--{part}-size)")
         if len(ordered) > most:
+            total = len(ordered)
             ordered = [ordered[i] for i in thinned([item.target if specs else "" for item in ordered], most)]
+            if given.get(part) is None:
+                notes.append(f"{part}: a sample of {len(ordered):,} of {total:,} rows is used (--{part}-size)")
         chosen[part] = examples_of(main, ordered, f"{name}.{part}")
     notes.append(f"parts: {_sizes(chosen)}")
     return _made(
