@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, str | bytes]] = {
     "a row with too few cells": ("t.csv", lines("no label")),
     "an unclosed quote": ("t.csv", lines('"no end,order')),
     "no header line": ("t.csv", lines(header="a tile,order")),
+    "a title above the header": ("t.csv", "Report of May\n\n" + lines()),
     "a column named twice": ("t.csv", lines(header="text,text")),
     "columns a, b and c": ("t.csv", lines(header="a,b,c", rows=[(x, f"{y},{i}") for i, (x, y) in enumerate(ROWS)])),
     "a JSON list": ("t.json", json.dumps([{"text": x, "label": y} for x, y in ROWS])),

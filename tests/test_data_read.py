@@ -241,6 +241,28 @@ def test_legacy_encodings_are_recognised_and_said(tmp_path: Path, encoding: str)
     assert named.content_hash() == data.content_hash()
 
 
+@pytest.mark.parametrize("words", ["пришлите коробок", "плиток разбито в пути", "возврат заказ", "доставка опоздала"])
+def test_short_russian_texts_are_not_read_as_hebrew(tmp_path: Path, words: str) -> None:
+    path = write(tmp_path / "t.csv", [(f"{words} {i}", "ab"[i % 2]) for i in range(20)], encoding="cp1251")
+    assert Dataset.from_file(path).inputs[0] == f"{words} 0"
+
+
+@pytest.mark.parametrize("above", ["# made by a tool, version 3\n# of May\n", "Report of May\n\n", "Report\r\n"])
+def test_lines_above_the_header_are_skipped_and_counted(tmp_path: Path, above: str) -> None:
+    plain = write(tmp_path / "plain.csv", "text;label\n" + "\n".join(f"{x};{y}" for x, y in ROWS))
+    path = write(tmp_path / "t.csv", above + plain.read_text("utf-8"))
+    data = Dataset.from_file(path)
+    assert data.content_hash() == Dataset.from_file(plain).content_hash()
+    lines = above.count("\n")
+    assert any(note == f"{lines} line{'s' * (lines > 1)} above the header skipped" for note in data.notes)
+    assert data[0].id and str(lines + 2) in data[0].id
+
+
+def test_a_column_of_texts_has_no_lines_above_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "review\nthe text, label and all\nok, fine\n")
+    assert len(read_table(DataSpec(path=str(path)), str(path)).rows) == 2
+
+
 def test_rows_of_delimiters_empty_cells_and_long_rows_are_counted(tmp_path: Path) -> None:
     lines = ["text,label", *(",".join(row) for row in ROWS), ",", " , ", "no label,", ",order", "a,b,c", "short"]
     path = write(tmp_path / "t.csv", "\n".join(lines))

@@ -184,7 +184,7 @@ _LETTERS: dict[str, tuple[str, ...]] = {
     ),
     "cyrillic": ("оеаинтсрвлкмдпуя", "оаинетврікслмуд", "аеиотнрсвлъкдмп"),
     "greek": ("αοιετσνηυρπκμλόίέάήύώςθ",),
-    "hebrew": ("אבגדהוזחטיכלמנסעפצקרשתםןךףץ",),
+    "hebrew": ("יוהלאמרתבנשעםדחקפכן",),
     "arabic": ("اليمنوهترعدبفسكقح،",),
 }  # fmt: skip
 """Frequent letters beyond ASCII, per language of a script."""
@@ -252,7 +252,7 @@ def _level_one(character: str, encoding: str) -> bool:
 def _narrow_score(text: str) -> float:
     """How much a text looks like one language of an alphabet: frequent letters, in words of one script and case."""
     counts = dict.fromkeys((language for group in _LETTERS.values() for language in group), 0)
-    total = bad = 0
+    total, bad = 0, 0.0
     before = " "
     for character in text:
         if character >= "\x80":
@@ -263,6 +263,8 @@ def _narrow_score(text: str) -> float:
             elif before.isalpha():
                 capital = before.islower() and character.isupper()
                 bad += capital or (before < "\x80" and character >= "\u0250")  # within a word, or two scripts in one
+                bad += before in "ךםןףץ"  # Hebrew letters that end a word
+                bad += 0.4 * ("\x80" <= before < "\u0250" and character < "\u0250")  # two accented letters in a row
             for language in counts:
                 counts[language] += low in language
         elif character.isalpha() and before >= "\u0250" and before.isalpha():

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from dln.data.columns import INPUT_NAMES, TARGET_NAMES
 from dln.data.files import STANDARD_INPUT, decoded, read_bytes, source_name
 from dln.data.spec import DataSpec, suffix_format
 from dln.data.tables import PART_NAMES, Row, Table, columns_of, table_of_dicts, table_of_hf
@@ -93,6 +94,9 @@ def _csv(text: str, name: str, spec: DataSpec, kind: str, wanted: Sequence[str])
     first = 1
     if announced:
         text, first = text[announced.end() :], 2
+    elif spec.header is not False and (above := _lines_above(text, wanted)):
+        text, first = text.split("\n", above)[-1], above + 1
+        notes.append(f"{above} line{'s' * (above > 1)} above the header skipped")
     with _any_cell_size():
         given = spec.delimiter or ("\t" if kind == "tsv" else announced[1] if announced else None)
         delimiter, quote = _dialect_of(text, given, spec.quotechar, wanted)
@@ -134,6 +138,26 @@ def _csv(text: str, name: str, spec: DataSpec, kind: str, wanted: Sequence[str])
         notes.append(f"quote character {quote!r}")
     facts = {"format": "csv", "delimiter": delimiter, "quotechar": quote or "none", "header": spec.header is not False}
     return Table(name, columns, rows, facts, tuple(notes), blank=blank)
+
+
+_MOST_ABOVE = 20
+
+
+def _lines_above(text: str, wanted: Sequence[str]) -> int:
+    """How many lines (a title, comments) stand above the header, which names an input and a target, or what is wanted.
+
+    0 unless the first line is a comment (#) or has one cell.
+    """
+    lines = text[:_SNIFFED].split("\n", _MOST_ABOVE + 1)[: _MOST_ABOVE + 1]
+    if not lines[0].startswith("#") and any(d in lines[0] for d in DELIMITERS):
+        return 0
+    for number, line in enumerate(lines):
+        for delimiter in DELIMITERS:
+            cells = {cell.strip().strip("\"'").casefold() for cell in line.split(delimiter)}
+            named = bool(cells & set(INPUT_NAMES) and cells & set(TARGET_NAMES))
+            if len(cells) > 1 and (named or (len(wanted) > 1 and {name.casefold() for name in wanted} <= cells)):
+                return number
+    return 0
 
 
 def _row(line: int, cells: list[str], columns: tuple[str, ...]) -> Row:
