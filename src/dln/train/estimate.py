@@ -303,7 +303,7 @@ def _read(layers: Sequence[LayerSize]) -> Cost:
     return sum(map(_write, layers[:-1]), _score(layers[-1]))
 
 
-TOGETHER = 16
+TOGETHER = 64
 """Requests under one prompt of which an engine evaluates the shared prefix once."""
 
 
