@@ -363,7 +363,10 @@ def test_nothing_is_trained_where_nothing_is_to_gain(cli: Shell, monkeypatch: py
 
     monkeypatch.setitem(ENGINES, "knowing", Engine("knowing/<seed>", lambda rest, spec, options: TableLM(knowing)))
     path = table(cli.folder / "easy.csv", "text,label", ROWS)
-    assert "Nothing to gain" in ok(cli("probe-task", "--csv", path, "--lm", "knowing/1", "--dev-size", 20)).out
+    assert (
+        "Nothing to gain"
+        in ok(cli("probe-task", "--csv", path, "--lm", "knowing/1", "--dev-size", 20, "--prompts", 2)).out
+    )
     done = ok(cli("train", "--csv", path, "--lm", "knowing/1", "--dev-size", 12, "--test-size", 8, "--run-dir", "run"))
     assert "nothing to gain" in done.err
     assert "stop_at_accuracy=null" in done.err

@@ -182,7 +182,7 @@ def knowing(context):
     ("changes", "dev_size", "reason", "steps"),
     [
         ({}, 20, "nothing to gain", 0),
-        ({}, 9, "steps", 3),
+        ({}, 7, "steps", 3),
         ({"stop_at_accuracy": None}, 20, "steps", 3),
         ({"inference": {"output_layer": "fixed"}}, 20, "nothing to gain", 0),
     ],

@@ -392,7 +392,7 @@ class Options(Strict):
         1.0,
         gt=0,
         le=1,
-        description="dev accuracy (on ten examples or more) at which training ends, since nothing is left to gain; "
+        description="dev accuracy (on eight examples or more) at which training ends, since nothing is left to gain; "
         "null: never",
     )
     patience: int | None = Field(None, ge=1, description="validations without gain before stopping; null: never")

@@ -67,7 +67,7 @@ class SnapshotRecord:
 NOTHING_TO_GAIN = "nothing to gain"
 """Why training ended: the dev accuracy leaves nothing to gain."""
 
-FEWEST_DEV = 10
+FEWEST_DEV = 8
 """A dev accuracy on fewer examples ends no training."""
 
 
