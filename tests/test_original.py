@@ -243,20 +243,7 @@ def test_best_prompts_of_all_tasks_evaluate_with_one_command(cli: Shell, origina
     found = set(best) & set(tasks_found(paper_data))
     assert len(found) >= 5
     for task in sorted(found):
-        words = [
-            "train",
-            "--task",
-            task,
-            "--data",
-            paper_data,
-            "--preset",
-            "paper",
-            "--steps",
-            0,
-            *LM,
-            "--test-size",
-            4,
-        ]
+        words = ["train", "--task", task, "--data", paper_data, "--preset", "paper", "--steps", 0, *LM]
         done = cli(*words, "--dev-size", 4, "--test-size", 4, "--prompts-from", file, "--run-dir", f"runs/{task}")
         assert done.code == 0, done.err
         assert instructions(cli.folder / "runs" / task) == [best[task]["best_weights"].strip()]
