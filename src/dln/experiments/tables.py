@@ -28,6 +28,7 @@ from dln.train.evaluate import Interval
 from dln.view.charts import Mark, scatter
 
 __all__ = [
+    "FRONT",
     "REGIONS",
     "SHORT",
     "Circumstances",
@@ -56,15 +57,9 @@ REGIONS = (
     "sentences",
     "labels",
     "larger model",
-    "baselines",
-    "more steps",
     "equal tokens",
     "ablation",
-    "more search",
-    "more search on subj",
     "depth",
-    "layer by layer",
-    "depth over seeds",
     "headroom",
     "results",
 )
@@ -77,7 +72,7 @@ FULL_TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 FULL_SEEDS = (13, 42, 25)
 FULL_TEST = 250
 
-_SHORT: Mapping[str, str] = {
+FRONT: Mapping[str, str] = {
     "majority": "majority",
     "tfidf-lr": "TF-IDF + LR",
     "encoder-lr": "encoder + LR",
@@ -373,7 +368,7 @@ def full_section(text: str, about: Circumstances, reduced: str) -> str:
 
 def short_section(summary: Summary, about: Circumstances, reduced: str) -> str:
     """Return the table of the front page: tasks by the main methods and the strongest cheap baselines."""
-    methods = [name for name in _SHORT if name in summary.methods]
+    methods = [name for name in FRONT if name in summary.methods]
     single = {task: str(max(r.n for r in summary.rows if r.task == task)) for task in summary.tasks}
     rows = [
         (task, *(accuracy(summary.row(task, name)) for name in methods), single.get(task, ""))
@@ -383,7 +378,7 @@ def short_section(summary: Summary, about: Circumstances, reduced: str) -> str:
         "Test accuracy in percent, mean over seeds ± half-width of the 95 % CI; n is per seed. "
         "What is fitted to untrained prompts: label words and word readouts on train and dev, 0-shot and icl-5 on dev."
     )
-    head = ("task", *(_SHORT[name] for name in methods), "n")
+    head = ("task", *(FRONT[name] for name in methods), "n")
     return full_section(f"{explained}\n\n{table(head, rows)}", about, reduced)
 
 
