@@ -387,7 +387,7 @@ class Alarm(Wrapper):
 Progress = Callable[[str, Cell, CellResult | None], None]
 """Called with "begins", "done" or "known"."""
 
-CHUNK = 50
+CHUNK = 250
 """Test inputs per request."""
 
 

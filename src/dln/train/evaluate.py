@@ -312,7 +312,7 @@ def evaluate(
     samples: Count | None = None,
     seed: Seed = 0,
     progress: Callable[[int, int], object] | None = None,
-    chunk: Count = 64,
+    chunk: Count = 256,
 ) -> Evaluation:
     """Predict every example and score it.
 
@@ -326,7 +326,7 @@ def evaluate(
         samples: average over this many hidden draws instead of the greedy hidden text.
         seed: of those draws.
         progress: called with (done, total) after each chunk.
-        chunk: examples per request to the network.
+        chunk: examples per request to the network; each request evaluates the prefix of the prompt once.
 
     Raises:
         InputError: the dataset is empty, a target is not among the network's labels, the metric cannot be called with
