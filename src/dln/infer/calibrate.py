@@ -31,6 +31,8 @@ from dln.numerics import Floats, log_softmax
 __all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords", "Preparing", "fit_pool"]
 
 Integers = npt.NDArray[np.int64]
+SLOPES = (0.05, 20.0)
+"""Bounds of the slope a."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +114,7 @@ class PenalisedLikelihood:
             )
         if not len(targets):
             return Calibration.of(layer, np.zeros(features.shape), targets)
-        bias, slope = self.fit(features, targets, weights)
-        rows = self.cross_fitted(features, targets, weights, groups)
+        bias, slope, rows = self._fitted(features, targets, weights, groups)
         return Calibration.of(layer.with_readout(LabelReadout(bias, 1.0 / slope)), rows, targets)
 
     def cross_fitted(self, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers) -> Floats:
@@ -125,43 +126,80 @@ class PenalisedLikelihood:
             weights: [P] how much a pair counts in a fit.
             groups: [P] example numbers; the pairs of an example are in one fold.
         """
-        judged = np.full(log_masses.shape, np.nan)
-        for inside in folds_of(groups, self.folds):
-            b, a = self.fit(log_masses[~inside], targets[~inside], weights[~inside])
-            judged[inside] = log_softmax(a * log_masses[inside] + b)
-        return judged
+        return self._fitted(log_masses, targets, weights, groups)[2]
 
     def fit(self, log_masses: Floats, targets: Integers, weights: Floats) -> tuple[Floats, float]:
         """(b [C], a): the penalised maximum-likelihood estimate; (0, 1) where there is no pair."""
-        classes = int(log_masses.shape[1])
-        onehot = np.eye(classes)[targets]
+        ((*b, a),) = self._minima(log_masses, targets, weights[None]).tolist()
+        return np.array(b, dtype=np.float64), a
+
+    def _fitted(
+        self, log_masses: Floats, targets: Integers, weights: Floats, groups: Integers
+    ) -> tuple[Floats, float, Floats]:
+        """b and a fitted to all pairs, and what `cross_fitted` says."""
+        folds = folds_of(groups, self.folds)
+        everything, *others = self._minima(
+            log_masses, targets, np.stack([weights, *(weights * ~inside for inside in folds)])
+        )
+        judged = np.full(log_masses.shape, np.nan)
+        for inside, theta in zip(folds, others, strict=True):
+            judged[inside] = log_softmax(theta[-1] * log_masses[inside] + theta[:-1])
+        return everything[:-1], float(everything[-1]), judged
+
+    def _minima(self, log_masses: Floats, targets: Integers, weights: Floats) -> Floats:
+        """[K, C + 1] b and a for each of K weightings of the pairs, by Newton's method with step halving.
+
+        The objective is strictly convex. Each step goes to the minimum of its quadratic model within SLOPES.
+        """
         # −∞ masses (a label the model excludes) would make the slope undefined: they are floored
-        masses = np.maximum(log_masses, -1e3)
-        if not len(targets):
-            return np.zeros(classes), 1.0
-        column = weights[:, None]
-        wanted = column * onehot
+        masses, onehot = np.maximum(log_masses, -1e3), np.eye(log_masses.shape[1])[targets]
+        problems, classes = len(weights), log_masses.shape[1]
+        column = weights[:, :, None]
+        penalty = np.append(np.full(classes, self.bias_scale**-2.0), self.slope_scale**-2.0)
+        prior = np.append(np.zeros(classes), 1.0)
 
-        def objective(theta: Floats) -> tuple[float, Floats]:
-            b, a = theta[:-1], float(theta[-1])
-            rows = log_softmax(a * masses + b)
-            excess = column * (np.exp(rows) - onehot)
-            misfit = -float((wanted * rows).sum())
-            penalty = float(np.square(b).sum()) / (2 * self.bias_scale**2) + (a - 1) ** 2 / (2 * self.slope_scale**2)
-            gradient = np.empty(classes + 1)
-            gradient[:-1] = excess.sum(axis=0) + b / self.bias_scale**2
-            gradient[-1] = (excess * masses).sum() + (a - 1) / self.slope_scale**2
-            return misfit + penalty, gradient
+        def at(theta: Floats) -> tuple[Floats, Floats]:
+            """[K] the objective, and [K, P, C] p(y|x)."""
+            logits = theta[:, -1, None, None] * masses + theta[:, None, :-1]
+            rows = log_softmax(logits.reshape(-1, classes)).reshape(logits.shape)
+            misfit = (weights * (onehot * rows).sum(axis=2)).sum(axis=1)
+            return 0.5 * (penalty * np.square(theta - prior)).sum(axis=1) - misfit, np.exp(rows)
 
-        from scipy import optimize  # takes a second: not before it is needed
-
-        bounds = [(None, None)] * classes + [(0.05, 20.0)]
-        start = np.append(np.zeros(classes), 1.0)
-        result = cast(Any, optimize).minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
-        solution: Floats = np.asarray(result.x, dtype=np.float64)
+        theta, live = np.tile(prior, (problems, 1)), np.ones(problems, dtype=np.bool_)
+        value, p = at(theta)
+        for _ in range(100):
+            excess, weighted, mean = column * (p - onehot), column * p, (p * masses).sum(axis=2, keepdims=True)
+            gradient = penalty * (theta - prior)
+            gradient[:, :-1] += excess.sum(axis=1)
+            gradient[:, -1] += (excess * masses).sum(axis=(1, 2))
+            curvature = np.eye(classes) * (penalty[:-1] + weighted.sum(axis=1))[:, None] - weighted.mT @ p
+            across = (weighted * (masses - mean)).sum(axis=1)
+            along = penalty[-1] + (weighted * np.square(masses - mean)).sum(axis=(1, 2))
+            solved: Floats = np.asarray(
+                np.linalg.solve(curvature, np.stack([gradient[:, :-1], across], axis=2)), dtype=np.float64
+            )
+            free, bent = solved[:, :, 0], solved[:, :, 1]
+            down = (gradient[:, -1] - (across * free).sum(axis=1)) / (along - (across * bent).sum(axis=1))
+            down = theta[:, -1] - np.clip(theta[:, -1] - down, *SLOPES)
+            move = np.column_stack([free - bent * down[:, None], down])
+            last = live & ((gradient * move).sum(axis=1) < 1e-9)  # half of it is what is left to gain
+            theta[last] -= move[last]
+            live &= ~last
+            if not live.any():
+                break
+            size = np.ones((problems, 1))
+            while True:
+                step = theta - size * move
+                lower, moved = at(step)
+                worse = live & ~(lower <= value)
+                if not worse.any() or size.min() < 1e-6:
+                    break
+                size[worse] /= 2
+            live &= lower < value  # rounding: no smaller value is to be found for the others
+            theta[live], value[live], p[live] = step[live], lower[live], moved[live]
         # a constant added to b changes nothing: the penalty already centres it up to rounding
-        bias: Floats = np.asarray(solution[:-1] - solution[:-1].mean(), dtype=np.float64)
-        return bias, float(solution[-1])
+        theta[:, :-1] -= theta[:, :-1].mean(axis=1, keepdims=True)
+        return theta
 
 
 Flags = npt.NDArray[np.bool_]
