@@ -304,7 +304,7 @@ def _read(layers: Sequence[LayerSize]) -> Cost:
 
 
 TOGETHER = 64
-"""Requests under one prompt of which an engine evaluates the shared prefix once."""
+"""Requests under one prompt, at least, of which an engine evaluates the shared prefix once."""
 
 
 def _request(layer: LayerSize, scored: float = 0.0, drawn: float = 0.0, alike: float = 1.0) -> Cost:
