@@ -361,7 +361,9 @@ def test_nothing_is_trained_where_nothing_is_to_gain(cli: Shell, monkeypatch: py
         order = "please send" in context.rsplit("Input:", 1)[-1]
         return {" order": 0.9 if order else 0.1, " return": 0.1 if order else 0.9}
 
-    monkeypatch.setitem(ENGINES, "knowing", Engine("knowing/<seed>", lambda rest, spec, options: TableLM(knowing)))
+    monkeypatch.setitem(
+        ENGINES, "knowing", Engine("knowing/<seed>", lambda rest, spec, options: TableLM(knowing, name="knowing/1"))
+    )
     path = table(cli.folder / "easy.csv", "text,label", ROWS)
     assert (
         "Nothing to gain"
@@ -370,7 +372,7 @@ def test_nothing_is_trained_where_nothing_is_to_gain(cli: Shell, monkeypatch: py
     done = ok(cli("train", "--csv", path, "--lm", "knowing/1", "--dev-size", 12, "--test-size", 8, "--run-dir", "run"))
     assert "nothing to gain" in done.err
     assert "stop_at_accuracy=null" in done.err
-    assert ok(cli("predict", "run", "please send me 9 boxes", "--json")).records[0]["prediction"] == "order"
+    assert ok(cli("predict", "run", "please send me 9 boxes", "--json")).records[0]["label"] == "order"
     assert "nothing to gain" in ok(cli("runs", ".")).out
 
 
