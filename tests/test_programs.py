@@ -21,8 +21,8 @@ from dln.errors import RunFailed
 from dln.lm.meter import Usage
 from dln.programs.evaluations import Evaluations, Journal, Outcome, program_metric
 from dln.programs.posterior import credits_of, stage_posterior
-from dln.programs.proposals import EditText, RewriteParameter
-from dln.programs.step import ProgramState, VariationalProgram, allotted
+from dln.programs.proposals import Candidate, EditText, RewriteParameter
+from dln.programs.step import ProgramState, VariationalProgram, allotted, race
 from dln.programs.trace import Parameters, Request, Rollout, Stage, text_view
 from dln.train.events import Finished, StepDone
 from program_cases import PARAMETERS, TRAIN, Writer, logged_run, metric, program
@@ -306,3 +306,16 @@ def test_a_program_that_always_fails_ends_the_run():
 
     with pytest.raises(RunFailed, match=r"no evaluation has a reward\n  got: program: OSError: no server"):
         dln.optimize(broken, PARAMETERS, TRAIN, metric=metric, lm=Writer())
+
+
+def test_a_race_drops_no_candidate_that_is_level_with_one_that_goes_on():
+    """Five right candidates and a wrong one: none of the right ones is stopped, and none counts as behind."""
+    choices = VariationalProgram(EditText(), (RewriteParameter(),))
+    right = [Candidate((("find", f"Take the place, way {i}."),), "test") for i in range(5)]
+    wrong = Candidate((("find", "Take the person's name."),), "test")
+    with Evaluations(program, TRAIN, program_metric(metric), Journal(), dln.Key(5)) as evaluations:
+        found = race(evaluations, PARAMETERS, [Candidate((), "incumbent"), wrong, *right], range(16), choices)
+    assert found.winner == 2
+    assert [stopped is None for stopped in found.stopped[2:]] == [True] * 5
+    assert found.behind == (True, True, *[False] * 5)
+    assert found.stopped[1] is not None

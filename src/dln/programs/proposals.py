@@ -198,6 +198,10 @@ class ParameterProposal(Protocol):
 _PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{[A-Za-z_]\w*\}")
 
 
+_FENCED = re.compile(r"^```\w*\n(.*?)\n?(?:```)?$", re.DOTALL)
+"""A text in a block of its own, as chat models like to answer."""
+
+
 @dataclass(frozen=True)
 class RewriteParameter:
     """The run's model rewrites the parameter from good and bad texts of its stage (`dln.infer.prompts`).
@@ -230,7 +234,7 @@ class RewriteParameter:
         placeholders = set(_PLACEHOLDER.findall(evidence.value))
         found: list[Candidate] = []
         for proposal in kept:
-            text = proposal.prompt.instruction
+            text = _FENCED.sub(r"\1", proposal.prompt.instruction.strip())
             if placeholders <= set(_PLACEHOLDER.findall(text)):
                 found.append(Candidate(((evidence.parameter, text),), proposal.source, proposal.detail))
             else:

@@ -53,7 +53,7 @@ class ProgramState:
         step: updates done.
         batch: examples of the last step.
         drawn: examples taken from the stream so far.
-        tried: changes that lost, which are not proposed again under the same incumbent.
+        tried: changes that scored less than the incumbent, which are not proposed again under it.
         worked: per parameter, rows of earlier steps that led to a good result, newest last.
     """
 
@@ -74,6 +74,7 @@ class RaceResult:
         per_example: [N, B] rewards; NaN where a candidate was not run or has no reward.
         scores: [N] mean over the examples that all survivors have; NaN for those that stopped.
         stopped: [N] where a candidate left the race.
+        behind: [N] whether it scored less than the winner on the examples that it was run on.
         winner: its place; 0 keeps the incumbent.
     """
 
@@ -81,6 +82,7 @@ class RaceResult:
     per_example: Floats
     scores: Floats
     stopped: tuple[Stopped | None, ...]
+    behind: tuple[bool, ...]
     winner: int
 
 
@@ -196,7 +198,7 @@ class VariationalProgram:
                 self,
             )
             won = contest.candidates[contest.winner]
-            lost = {c.changes for c in contest.candidates[1:] if c is not won}
+            lost = {c.changes for c, behind in zip(contest.candidates, contest.behind, strict=True) if behind}
             tried = frozenset(lost) if contest.winner else tried | lost
             parameters |= dict(won.changes)
         info = StepInfo(tuple(forward), tuple(posteriors), temperature, credits_, dropped, contest)
@@ -435,19 +437,23 @@ def race(
         used = comparable(np.isfinite(rows))
         means = rows[:, used].mean(axis=1) if used.any() else np.full(len(alive), np.nan)
         out = choices.rule(terms[alive], total, len(candidates) - 1, max(1, len(sizes) - 1))
-        # the better half of the rivals, at least one; the earlier of equals
+        # the better half of the rivals, at least one, and those that are level with its last
+        known = np.nan_to_num(means, nan=-np.inf)
         rivals = sorted(
-            (place for place, n in enumerate(alive) if n and not out[place]),
-            key=lambda place: -np.nan_to_num(means[place], nan=-np.inf),
+            (place for place, n in enumerate(alive) if n and not out[place]), key=lambda place: -known[place]
         )
-        keep = {0, *rivals[: len(alive) // 2]}
+        half = rivals[: len(alive) // 2]
+        keep = {0, *(place for place in rivals if half and known[place] >= known[half[-1]])}
         for place, n in enumerate(alive):
             if place not in keep:
                 stopped[n] = Stopped(number, int(used.sum()), float(means[place]))
         alive = [n for place, n in enumerate(alive) if place in keep]
+    every = terms.copy()
     terms[[n for n, gone in enumerate(stopped) if gone is not None]] = np.nan
     used = comparable(np.isfinite(terms[alive]))
     scores = np.full(len(candidates), np.nan)
     if used.any():
         scores[alive] = terms[alive][:, used].mean(axis=1)
-    return RaceResult(tuple(candidates), terms, scores, tuple(stopped), choices.select(scores, terms))
+    winner = choices.select(scores, terms)
+    behind = tuple(bool(np.nansum(row - every[winner]) < 0) for row in every)
+    return RaceResult(tuple(candidates), terms, scores, tuple(stopped), behind, winner)
