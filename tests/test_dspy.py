@@ -218,13 +218,3 @@ def test_against_an_openai_compatible_server():
     assert result.score == 1.0
     assert result.usage.prompt_tokens > 0
     assert not result.failed
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_against_the_embedded_model_on_a_server(smollm2: LanguageModel):
-    result = trained_on_a_server(smollm2, 12)
-    assert result.steps == 1
-    assert result.rollouts > 0
-    assert not result.failed
-    assert result.usage.completion_tokens > 0
