@@ -9,7 +9,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from dln.errors import CorruptDataError, InputError
 from dln.train.control import CONTROLS
 from dln.train.events import Controlled, Interrupted, Resumed, StepDone
-from dln.train.run import Run, of_kind
+from dln.train.run import Run, of_kind, to_line
 from dln.view.app import HEADERS, STATIC, build_app
 from dln.view.exports import EXPORTS, table
 from dln.view.folder import Folder, run_id
@@ -460,9 +460,14 @@ def test_a_line_that_is_not_complete_waits(tmp_path: Path):
     assert run.count == before + 1
 
 
-def test_steps_are_read_from_disk_as_they_were_written(tmp_path: Path):
+@pytest.mark.parametrize("spaced", [False, True])
+def test_steps_are_read_from_disk_as_they_were_written(tmp_path: Path, spaced: bool):
     events = synthetic_run(2, 5)
-    run = FollowedRun(write_run(tmp_path / "run", events), "run")
+    folder = write_run(tmp_path / "run", events)
+    if spaced:  # another writer of JSON
+        lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
+        (folder / "events.jsonl").write_text("".join(json.dumps(json.loads(line)) + "\n" for line in lines))
+    run = FollowedRun(folder, "run")
     run.refresh()
     for event in of_kind(events, StepDone):
         read = run.step(event.step)
@@ -470,6 +475,24 @@ def test_steps_are_read_from_disk_as_they_were_written(tmp_path: Path):
         assert read.model_dump(exclude={"time"}) == event.model_dump(exclude={"time"})
     assert all(not event.examples for event in of_kind(run.events(), StepDone))
     assert run.step(77) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: step.pop("examples"),
+        lambda step: step.update(step="three"),
+        lambda step: step.update(layers=[{"layer": 0}]),
+        lambda step: step.update(unknown=1),
+    ],
+)
+def test_a_damaged_step_is_told_with_its_line(tmp_path: Path, damage: Callable[[dict[str, Any]], object]):
+    folder = write_run(tmp_path / "run", [])
+    lines = [json.loads(to_line(event)) for event in synthetic_run(1, 2)]
+    damage(lines[2])
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(CorruptDataError, match=r"events\.jsonl:3"):
+        FollowedRun(folder, "run").refresh()
 
 
 def test_a_repeated_step_takes_the_place_of_the_void_one(tmp_path: Path):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from pydantic_core import from_json
+
+from dln.errors import CorruptDataError
 from dln.train.events import Controlled, Event, ExampleRecord, Resumed, Started, StepDone
 from dln.train.run import of_kind, parse_line
 from dln.view.summary import holding, layers_of
@@ -167,13 +170,24 @@ class FollowedRun:
             return len(index.events) > before
 
     def _add(self, index: _Index, line: bytes) -> None:
-        event = parse_line(line.decode("utf-8", "surrogateescape"), f"{self._log}:{index.line}")
-        if isinstance(event, StepDone):
-            index.positions[event.step] = _Position(index.end, len(line))
-            index.facts[event.step] = facts_of(event)
-            for example in event.examples:
-                index.seen.setdefault(hash(example.x), []).append(Seen(event.step, example.prediction, example.correct))
-            event = brief(event)
+        where = f"{self._log}:{index.line}"
+        step = _step_fields(line)
+        if step is None:
+            index.events.append(parse_line(line.decode("utf-8", "surrogateescape"), where))
+            return
+        try:
+            examples, layers = step.pop("examples"), step.pop("layers")
+            layout = {"layers": [{"prompt": layer.get("prompt", "")} for layer in layers_of(step.pop("parameters"))]}
+            event = StepDone.model_validate({**step, **_NO_TEXTS, "parameters": layout})
+            facts = _facts(layers)
+            seen = [(hash(e["x"]), Seen(event.step, e["prediction"], e["correct"])) for e in examples]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            parse_line(line.decode("utf-8", "surrogateescape"), where)  # says what is wrong
+            raise CorruptDataError("this line is not a step of a run", where=where) from None
+        index.positions[event.step] = _Position(index.end, len(line))
+        index.facts[event.step] = facts
+        for key, found in seen:
+            index.seen.setdefault(key, []).append(found)
         index.events.append(event)
 
     def events(self) -> list[Event]:
@@ -208,18 +222,36 @@ class FollowedRun:
 def brief(event: StepDone) -> StepDone:
     """A step without its texts, and of the parameters only the prompts."""
     prompts = {"layers": [{"prompt": layer.get("prompt", "")} for layer in layers_of(event.parameters)]}
-    texts: dict[str, Any] = {"examples": [], "hidden": [], "layers": [], "parameters": prompts}
-    return event.model_copy(update=texts)
+    return event.model_copy(update={**_NO_TEXTS, "parameters": prompts})
 
 
 def facts_of(event: StepDone) -> Facts:
     """What the list of steps shows of the M-steps."""
-    changed = [record for record in event.layers if record.winner]
+    return _facts([record.model_dump() for record in event.layers])
+
+
+def _facts(layers: Sequence[Mapping[str, Any]]) -> Facts:
+    changed = [record for record in layers if record["winner"]]
     return Facts(
-        changed=tuple(dict.fromkeys(record.layer + 1 for record in changed)),
-        sources=tuple(dict.fromkeys(record.candidates[record.winner].source for record in changed)),
-        candidates=sum(len(record.candidates) for record in event.layers),
+        changed=tuple(dict.fromkeys(int(record["layer"]) + 1 for record in changed)),
+        sources=tuple(dict.fromkeys(str(record["candidates"][record["winner"]]["source"]) for record in changed)),
+        candidates=sum(len(record["candidates"]) for record in layers),
     )
+
+
+_NO_TEXTS: dict[str, Any] = {"examples": [], "hidden": [], "layers": []}
+
+
+def _step_fields(line: bytes) -> dict[str, Any] | None:
+    """The fields of a step, not validated: its texts are many and are read again when they are shown."""
+    if b'"step"' not in line[:200]:
+        return None
+    try:
+        data: object = from_json(line, cache_strings="keys")
+    except ValueError:
+        return None
+    fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    return fields if fields.get("kind") == "step" else None
 
 
 def running(folder: Path) -> bool:

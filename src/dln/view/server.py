@@ -54,6 +54,7 @@ def run_dashboard(
     server, bound, url = _prepare(folder, host, port, token, names)
     with bound:
         threading.Thread(target=_tell, args=(server, url, on_ready), daemon=True).start()
+        threading.Thread(target=folder.rows, daemon=True).start()  # long runs are read before somebody opens them
         server.run(sockets=[bound])
 
 
