@@ -234,22 +234,6 @@ def test_a_recipe_stands_between_the_project_file_and_the_flags(cli: Shell):
     assert "paper/navigate-e2e" in done.err
 
 
-@pytest.mark.slow
-@pytest.mark.data
-def test_best_prompts_of_all_tasks_evaluate_with_one_command(cli: Shell, original: Path, paper_data: Path):
-    """`dln train --steps 0` evaluates the prompts that it is given; here on a few examples."""
-    file = original / "one-layer-dln-hp-search-result.json"
-    best = json.loads(file.read_text(encoding="utf-8"))
-    found = set(best) & set(tasks_found(paper_data))
-    assert len(found) >= 5
-    for task in sorted(found):
-        words = ["train", "--task", task, "--data", paper_data, "--preset", "paper", "--steps", 0, *LM]
-        done = cli(*words, "--dev-size", 4, "--test-size", 4, "--prompts-from", file, "--run-dir", f"runs/{task}")
-        assert done.code == 0, done.err
-        assert instructions(cli.folder / "runs" / task) == [best[task]["best_weights"].strip()]
-        assert "test accuracy" in done.out
-
-
 SMALL = ["--steps", 0, "--no-test", "--dev-size", 4, *LM]
 
 
