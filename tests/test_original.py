@@ -15,8 +15,9 @@ from typer.main import get_command
 
 from cli_shell import Shell, mail_csv
 from dln.cli.config import parse_config, training_options
+from dln.cli.flags import recipe_names
 from dln.cli.main import app
-from dln.cli.sources import load_config, parse_setting, recipe_file, recipe_names
+from dln.cli.sources import load_config, parse_setting, recipe_file
 from dln.data.paper import PAPER_TASKS, tasks_found
 from dln.errors import InputError
 from dln.infer.hidden import EditProposal

@@ -17,6 +17,7 @@ import typer
 from dln.errors import InputError
 
 __all__ = [
+    "RECIPES",
     "Answers",
     "Config",
     "Draws",
@@ -37,6 +38,7 @@ __all__ = [
     "models",
     "names_of",
     "presets",
+    "recipe_names",
     "recipes",
     "runs",
     "seeds_of",
@@ -185,10 +187,16 @@ def runs(incomplete: str) -> list[str]:
     return _matching(sorted(found), incomplete)
 
 
-def recipes(incomplete: str) -> list[str]:
-    """Recipes of the package."""
-    from dln.cli.sources import recipe_names
+RECIPES = Path(__file__).with_name("recipes")
 
+
+def recipe_names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.yaml"))
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Recipes of the package that begin so."""
     return _matching(recipe_names(), incomplete)
 
 

@@ -27,7 +27,7 @@ from dln.cli.config import (
     engine_of,
     parse_config,
 )
-from dln.cli.flags import Config
+from dln.cli.flags import RECIPES, Config, recipe_names
 from dln.cli.output import note
 from dln.data.registry import is_file
 from dln.errors import InputError
@@ -41,13 +41,11 @@ __all__ = [
     "named_file",
     "parse_setting",
     "recipe_file",
-    "recipe_names",
     "user_file",
     "with_task",
 ]
 
 PROJECT_FILE = Path("dln.yaml")
-_RECIPES = Path(__file__).with_name("recipes")
 
 _PATHS = (
     *(("task", name) for name in ("path", "csv", "jsonl", "dev_file", "test_file")),
@@ -185,11 +183,6 @@ def load_config(
     return parse_config(_connected(_merge(merged, _absolute(given, Path().resolve()))), COMMAND_LINE)
 
 
-def recipe_names() -> list[str]:
-    """The recipes of the package."""
-    return sorted(file.relative_to(_RECIPES).with_suffix("").as_posix() for file in _RECIPES.rglob("*.yaml"))
-
-
 def recipe_file(name: str) -> Path:
     """The file of a recipe.
 
@@ -198,7 +191,7 @@ def recipe_file(name: str) -> Path:
     """
     if name not in recipe_names():
         raise unknown_name("recipe", name, recipe_names(), where="--recipe")
-    return _RECIPES / f"{name}.yaml"
+    return RECIPES / f"{name}.yaml"
 
 
 def _connected(settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the place of a hidden level.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from dln.train.events import (
     StoppedRecord,
     Validated,
 )
+from dln.train.run import versions
 
 __all__ = ["finished_event", "program_network", "started_event", "step_event", "validated_event"]
 
@@ -49,8 +49,6 @@ def started_event(
     meta: Mapping[str, Any], run_dir: str | Path | None, train_size: int, dev_size: int, steps: int
 ) -> Started:
     """The run begins."""
-    from dln import __version__
-
     return Started(
         run="" if run_dir is None else Path(run_dir).name,
         task=meta["task"],
@@ -60,7 +58,7 @@ def started_event(
         steps=steps,
         network=meta["network"],
         options=meta["options"],
-        versions={"python": platform.python_version(), "dln": __version__},
+        versions=versions(),
         data_hash=meta["data_hash"],
     )
 

@@ -53,6 +53,7 @@ __all__ = [
     "read_checkpoint",
     "read_events",
     "to_line",
+    "versions",
 ]
 
 EventT = TypeVar("EventT", bound=Event)
@@ -157,12 +158,13 @@ def provenance(
             for part, dataset in (("train", train), ("dev", dev))
             if dataset is not None
         },
-        "versions": _versions(),
+        "versions": versions(),
         "threads": None if threads is None else threads.count,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python, of dln, and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for package in ("dln", "numpy", "scipy", "torch", "transformers"):
         try:
