@@ -57,7 +57,7 @@ def agreed(run: Path) -> tuple[Any, ...]:
     validations = {event.step: (event.score, event.best) for event in of_kind(events, Validated)}
     finished, evaluated = of_kind(events, Finished)[-1], of_kind(events, Evaluated)[-1]
     return (
-        network["layers"],
+        network.get("members") or network["layers"],
         steps,
         validations,
         (finished.step, finished.best_step, finished.score, finished.reason),

@@ -129,7 +129,7 @@ def test_every_builtin_variant_is_possible_and_both_sides_of_each_choice_are_the
     # of each choice one side is what the base does: it is named there and not measured twice
     methods, same = with_base(known, {}, task)
     assert methods[0].name == BASE
-    assert {"race", "best", "line", "output-words", "ensemble-1"} <= set(same)
+    assert {"race", "best", "line", "output-words"} <= set(same)
     assert not set(same) & {method.name for method in methods}
     assert all(name in methods[0].about for name in same)
 
@@ -254,7 +254,7 @@ def test_the_command_makes_cells_once_and_writes_its_files(cli: Shell):
 def test_a_variant_of_another_meaning_is_not_taken_for_the_old_one(cli: Shell):
     path = cli.folder / "mine.yaml"
     path.write_text("mine: {memory: 0}", encoding="utf-8")
-    assert cli(*WORDS, "--seeds", 1, "--variants", "mine.yaml").code == 0
+    assert cli(*WORDS, "--variants", "mine.yaml").code == 0
     path.write_text("mine: {memory: 1}", encoding="utf-8")
     done = cli(*WORDS, "--variants", "mine.yaml")
     assert done.code == 2

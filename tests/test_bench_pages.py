@@ -194,7 +194,17 @@ def test_the_front_page_takes_no_ablation(tmp_path):
 
 
 def test_what_is_secret_is_not_in_the_command(cli: Shell):
-    words = ["bench", "paper", "--tasks", "questions", "--methods", "majority", *SMALL, "--write", "docs/results.md"]
+    words = [
+        "bench",
+        "paper",
+        "--tasks",
+        "questions",
+        "--methods",
+        "majority",
+        *SMALL[2:],
+        "--write",
+        "docs/results.md",
+    ]
     server = ["--lm", "vllm/x", "--base-url", "http://user:hidden@127.0.0.1:1/v1", "--lm-option", "timeout=5"]
     server += ["--lm-option", "headers={Authorization: hidden}"]
     done = cli(*words, *server)

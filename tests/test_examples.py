@@ -98,7 +98,8 @@ def outcome(folder: Path, name: str) -> tuple[Any, list[dict[str, Any]]]:
         # a script's own classes belong to __main__
         return (folder / file).read_text(encoding="utf-8").replace("__main__", f"examples.{name}")
 
-    layers = json.loads(read("network.json"))["layers"]
+    network = json.loads(read("network.json"))
+    layers = network.get("members") or network["layers"]
     events = current([parse_line(line, "events.jsonl") for line in read("events.jsonl").splitlines()])
     events = [event for event in events if not isinstance(event, Interrupted | Resumed)]
     return layers, [event.model_dump(mode="json", exclude={"time", "seconds", "run"}) for event in events]

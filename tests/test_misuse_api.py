@@ -550,8 +550,12 @@ EXEMPT |= {
     "History",
     "Key",
     "NextTokens",
+    "ProgramResult",
     "Progress",
+    "Rollout",
+    "Stage",
     "Token",
+    "Trace",
 }
 """Errors, protocols, the options (which check themselves), values that the library alone makes, and those that the
 training step and its parts hand each other thousands of times."""

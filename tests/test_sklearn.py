@@ -233,7 +233,9 @@ def test_no_pickle_holds_a_key():
 
 
 def test_an_ensemble_is_kept_as_one(lm, named):
-    fitted = DLNClassifier(named, steps=2, options={"num_prompts": 3, "ensemble": 3}).fit(TEXTS, LABELS)
+    fitted = DLNClassifier(named, steps=2, options={"num_prompts": 3, "ensemble": 3, "stop_at_accuracy": None}).fit(
+        TEXTS, LABELS
+    )
     kept = pickle.loads(pickle.dumps(fitted))  # noqa: S301
     assert type(kept.network_) is type(fitted.network_)
     assert isinstance(fitted.network_, Ensemble)

@@ -123,7 +123,7 @@ REPORT_EPILOG = examples("dln report runs/questions", "dln report runs/questions
 
 def report(
     run: flags.RunDirectory,
-    show_it: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Write report.html of a run, finished or not, and print its path."""
     command = command_of(recorded_config(run)) if read_meta(run).get("config") else None

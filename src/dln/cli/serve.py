@@ -52,7 +52,7 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Address to listen on; non-local hosts need an API key.")
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on; others than loopback need a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 = any free port.")] = 8000,
     name: Annotated[

@@ -37,13 +37,15 @@ def view(
             metavar="RUNS", help="A folder of runs, a run directory, or a result_data.json of the original code."
         ),
     ] = Path("runs"),
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", metavar="HOST", help="Address to listen on; others than loopback need a key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 = any free port.")] = 8765,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", metavar="NAME", help="Further host name under which browsers reach this server."),
     ] = None,
-    show_it: Annotated[bool, typer.Option("--open", help="Open the dashboard in a browser.")] = False,
+    show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     as_json: flags.Json = False,
 ) -> None:
     """Show runs in a browser, live while they train, and take part in them.

@@ -73,6 +73,7 @@ class ProgramResult:
     run_dir: Path | None = None
     history: History = field(default_factory=History, compare=False)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the trained texts as JSON, for `load_parameters`."""
         document = {"schema": 1, "parameters": dict(self.parameters)}
