@@ -57,7 +57,7 @@ test-lowest: lowest  ## the tests with every direct dependency at its lowest ver
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist worksteal -W default
 
 demo: $(STAMP)  ## train a network on the bundled task with the embedded model, offline
-	$(BIN)/dln train --task questions
+	$(BIN)/dln train --task questions --set ensemble=1
 
 test: $(STAMP)  ## lint, types and tests
 	$(BIN)/ruff check .
