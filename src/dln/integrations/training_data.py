@@ -14,7 +14,7 @@ from dln.lm.base import LanguageModel
 from dln.nn import LayerInput, Sequential
 from dln.nn.ensemble import best_of
 from dln.nn.saving import load_state_dict, network_from_json
-from dln.train.events import Event, HiddenRecord, Started, StepDone
+from dln.train.events import Event, ExampleRecord, HiddenRecord, Started, StepDone
 from dln.train.run import current, of_kind
 
 __all__ = ["preference_records", "sft_records"]
@@ -35,20 +35,17 @@ def sft_records(events: Sequence[Event], load: Load) -> Iterator[dict[str, Any]]
     Raises:
         InputError: the events have no step.
     """
-    for step, network in _steps(events, load):
-        for i, example in enumerate(step.examples):
-            levels = [record for record in step.hidden if record.example == i]
-            wanted = [*(_by_weight(record)[0][0] for record in levels), example.y]
-            yield {
-                "step": step.step,
-                "x": example.x,
-                "hidden": [[{"text": t, "weight": w} for t, w in _by_weight(record)] for record in levels],
-                "y": example.y,
-                "layers": [
-                    {"messages": [_turn("user", context), _turn("assistant", text)]}
-                    for context, text in zip(_contexts(network, example.x, wanted), wanted, strict=True)
-                ],
-            }
+    for step, example, levels, wanted, contexts in _examples(events, load):
+        yield {
+            "step": step.step,
+            "x": example.x,
+            "hidden": [[{"text": t, "weight": w} for t, w in texts] for texts in levels],
+            "y": example.y,
+            "layers": [
+                {"messages": [_turn("user", context), _turn("assistant", text)]}
+                for context, text in zip(contexts, wanted, strict=True)
+            ],
+        }
 
 
 def preference_records(events: Sequence[Event], load: Load) -> Iterator[dict[str, Any]]:
@@ -64,19 +61,26 @@ def preference_records(events: Sequence[Event], load: Load) -> Iterator[dict[str
     Raises:
         InputError: the events have no step.
     """
+    for step, example, levels, _, contexts in _examples(events, load):
+        for number, (texts, context) in enumerate(zip(levels, contexts, strict=False), 1):
+            (best, high), (worst, low) = texts[0], texts[-1]
+            if best != worst and high > low:
+                pair = {"prompt": context, "chosen": best, "rejected": worst}
+                yield {**pair, "layer": number, "step": step.step, "weights": [high, low]}
+        if not example.correct and example.prediction.strip() != example.y.strip():
+            pair = {"prompt": contexts[-1], "chosen": example.y, "rejected": example.prediction}
+            yield {**pair, "layer": len(contexts), "step": step.step, "weights": None}
+
+
+def _examples(
+    events: Sequence[Event], load: Load
+) -> Iterator[tuple[StepDone, ExampleRecord, list[list[tuple[str, float]]], list[str], list[str]]]:
+    """Each example of each step, its hidden texts by weight, what each layer is to write, and what it reads."""
     for step, network in _steps(events, load):
         for i, example in enumerate(step.examples):
             levels = [_by_weight(record) for record in step.hidden if record.example == i]
             wanted = [*(texts[0][0] for texts in levels), example.y]
-            contexts = _contexts(network, example.x, wanted)
-            for number, (texts, context) in enumerate(zip(levels, contexts, strict=False), 1):
-                (best, high), (worst, low) = texts[0], texts[-1]
-                if best != worst and high > low:
-                    pair = {"prompt": context, "chosen": best, "rejected": worst}
-                    yield {**pair, "layer": number, "step": step.step, "weights": [high, low]}
-            if not example.correct and example.prediction.strip() != example.y.strip():
-                pair = {"prompt": contexts[-1], "chosen": example.y, "rejected": example.prediction}
-                yield {**pair, "layer": len(contexts), "step": step.step, "weights": None}
+            yield step, example, levels, wanted, _contexts(network, example.x, wanted)
 
 
 def _steps(events: Sequence[Event], load: Load) -> Iterator[tuple[StepDone, Sequential]]:
