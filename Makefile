@@ -16,17 +16,18 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-# torch first and alone: the exact version lets pip choose a CPU build where one is offered.
+# torch first, alone and by pip: the exact version lets pip choose a CPU build where one is offered.
+# Nothing is compiled ahead: a tenth of the modules are ever imported, and those are compiled at their first import.
 TORCH := torch==2.13.0
 PIP := -m pip --disable-pip-version-check
 
-$(STAMP): pyproject.toml requirements.lock tools/install_locked.py
+$(STAMP): pyproject.toml requirements.lock tools/install.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed: install it, or call make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "1/4  creating .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
 	@echo "2/4  installing $(TORCH), the largest download"
-	@$(BIN)/python $(PIP) install $(TORCH)
+	@$(BIN)/python $(PIP) install --no-compile $(TORCH)
 	@echo "3/4  installing the packages of requirements.lock"
-	@$(BIN)/python tools/install_locked.py requirements.lock
+	@$(BIN)/python tools/install.py --no-deps -r requirements.lock
 	@echo "4/4  installing dln itself"
 	@$(BIN)/python $(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
@@ -36,15 +37,15 @@ $(STAMP): pyproject.toml requirements.lock tools/install_locked.py
 newest:
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python $(PIP) install -q $(TORCH)
-	.venv-latest/bin/python $(PIP) install -q -e '.[dev]'
+	.venv-latest/bin/python $(PIP) install --no-compile $(TORCH)
+	.venv-latest/bin/python tools/install.py --upgrade -e '.[dev]'
 
 lowest:
 	rm -rf .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tools/lowest_versions.py > .venv-lowest/lowest.txt
-	.venv-lowest/bin/python $(PIP) install -q $(TORCH)
-	.venv-lowest/bin/python $(PIP) install -q -c .venv-lowest/lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python $(PIP) install --no-compile $(TORCH)
+	.venv-lowest/bin/python tools/install.py --upgrade -c .venv-lowest/lowest.txt -e '.[dev]'
 
 lock: newest  ## write requirements.lock anew, from the newest versions that pyproject.toml allows
 	@echo "# Exact versions of everything that \`make test\` and \`make demo\` install; written by \`make lock\`." > requirements.lock
@@ -66,7 +67,7 @@ test: $(STAMP)  ## lint, types and tests
 	$(PYTEST)
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
-	$(BIN)/python tools/install_locked.py requirements-dspy.lock
+	$(BIN)/python tools/install.py --no-deps -r requirements-dspy.lock
 	$(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## ruff and pyright

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -10,11 +11,14 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dln
 
@@ -53,6 +57,54 @@ def test_every_dependency_has_its_licence_on_the_page():
                 wanted.setdefault(name[0], extra)
     del listed["package"]
     assert listed == wanted
+
+
+def test_the_lock_lists_whatever_its_packages_require():
+    lines = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    versions = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    installed = {canonicalize_name(one.name): one for one in metadata.distributions()}
+    # the newest and the lowest versions may require other packages
+    checked = {
+        name: installed[name]
+        for name, version in versions.items()
+        if name in installed and installed[name].version == version
+    }
+    assert checked
+    for name, distribution in checked.items():
+        for requirement in map(Requirement, distribution.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted = canonicalize_name(requirement.name)
+                assert name == "torch" or wanted in versions, f"{name} requires {wanted}"
+
+
+def test_uv_is_told_what_pip_is_configured_with():
+    path = ROOT / "tools" / "install.py"
+    spec = importlib.util.spec_from_file_location("install", path)
+    assert spec is not None
+    assert spec.loader is not None
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    listed = """
+:env:.find-links='/wheels'
+:env:.timeout='60'
+download.index-url='https://not.for.install/simple'
+global.cert='/etc/own.crt'
+global.extra-index-url='https://a/simple\\nhttps://b/simple'
+global.find-links='/other/wheels'
+global.index-url='https://user:pass@mirror/simple?a=b'
+install.index-url='https://mirror.of.install/simple'
+"""
+    options, variables = install.as_uv_takes_them(install.pip_settings(listed))
+    pairs = set(itertools.pairwise(options))
+    assert pairs >= {
+        ("--default-index", "https://mirror.of.install/simple"),
+        ("--index", "https://a/simple"),
+        ("--index", "https://b/simple"),
+        ("--find-links", "/wheels"),
+    }
+    assert not {"/other/wheels", "https://not.for.install/simple", "--no-index"} & set(options)
+    assert variables == {"SSL_CERT_FILE": "/etc/own.crt", "UV_HTTP_TIMEOUT": "60"}
+    assert "--no-index" in install.as_uv_takes_them(install.pip_settings("install.no-index='true'"))[0]
 
 
 def test_issue_forms_are_valid():
