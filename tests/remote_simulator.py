@@ -95,11 +95,10 @@ class Simulator:
         at = max((i + 1 for i, word in enumerate(before) if word.endswith(":")), default=0)
         context = "".join(before[at - 1 : at] if not at else before[:at]).removeprefix(OPENING)
         if context not in self._trees:
-            root = PrefixTree()
-            for draw in self.lm.support(context):
-                root.add((*self.words(draw.text), END), self.lm.probability(context, draw.text))
-            root.close()
-            self._trees[context] = root
+            texts = [draw.text for draw in self.lm.support(context)]
+            self._trees[context] = PrefixTree.of(
+                {(*self.words(text), END): self.lm.probability(context, text) for text in texts}
+            )
         node = self._trees[context].follow(before[at:])
         if node is None or not node.children:
             return {END: 1.0}

@@ -12,6 +12,7 @@ from dln.data import Dataset, exact_match, number_presence
 from dln.errors import InputError
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
+from dln.numerics import normal_quantile, sign_test, student_quantile
 from dln.train import compare, conclude, evaluate, fitted_initial, resolve_options
 from dln.train.evaluate import interval, paired
 
@@ -32,6 +33,18 @@ def test_wilson_by_its_formula():
     result = interval([1.0] * k + [0.0] * (n - k))
     assert result.low == pytest.approx((centre - half) / (1 + z**2 / n), abs=1e-9)
     assert result.high == pytest.approx((centre + half) / (1 + z**2 / n), abs=1e-9)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200), st.floats(0.001, 0.999))
+def test_quantiles_and_the_sign_test_are_those_of_scipy_stats(better, worse, degrees, p):
+    assert normal_quantile(p) == pytest.approx(stats.norm.ppf(p), rel=1e-12, abs=1e-12)
+    assert student_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), rel=1e-12, abs=1e-12)
+    wanted = stats.binomtest(better, better + worse, 0.5).pvalue if better + worse else 1.0
+    assert sign_test(better, worse) == pytest.approx(wanted, rel=1e-12)
+    if better + worse:
+        wilson = stats.binomtest(better, better + worse).proportion_ci(0.95, method="wilson")
+        found = interval([1.0] * better + [0.0] * worse)
+        assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=1e-12)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():

@@ -18,7 +18,10 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "normal_quantile",
+    "sign_test",
     "softmax",
+    "student_quantile",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -96,3 +99,28 @@ def kl_divergence(log_p: npt.ArrayLike, log_q: npt.ArrayLike, axis: int = -1) ->
     p = np.exp(lp)
     difference = np.subtract(lp, lq, out=np.zeros(np.broadcast_shapes(lp.shape, lq.shape)), where=p > 0)
     return np.asarray((p * difference).sum(axis=axis), dtype=np.float64)
+
+
+# scipy.stats gives the same three numbers, and takes more than a second to import
+
+
+def normal_quantile(p: float) -> float:
+    """Quantile of the standard normal distribution."""
+    from scipy import special
+
+    return float(cast(np.float64, special.ndtri(p)))
+
+
+def student_quantile(p: float, degrees: float) -> float:
+    """Quantile of Student's t distribution."""
+    from scipy import special
+
+    return float(cast(np.float64, special.stdtrit(degrees, p)))
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided exact p-value of `better` successes in `better + worse` fair draws; 1 for none."""
+    from scipy import special
+
+    n = better + worse
+    return min(1.0, 2 * float(cast(np.float64, special.bdtr(min(better, worse), n, 0.5)))) if n else 1.0

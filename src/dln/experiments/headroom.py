@@ -31,7 +31,7 @@ from dln.experiments.tables import table
 from dln.infer.calibrate import PenalisedLikelihood
 from dln.lm.base import LanguageModel
 from dln.nn import ChoiceLayer, LayerInput
-from dln.numerics import Floats
+from dln.numerics import Floats, normal_quantile
 from dln.random import Key
 from dln.train.evaluate import Interval, interval
 from dln.train.layout import staged, standard_network
@@ -305,9 +305,7 @@ def _baseline(name: str, predictor: LinearPredictor, dev: Dataset) -> Measured:
 
 def _expected_maximum(n: int) -> float:
     """E[max of n standard normals], by Blom's approximation."""
-    from scipy import stats  # slow to import
-
-    return float(stats.norm.ppf((n - 0.375) / (n + 0.25))) if n > 1 else 0.0
+    return normal_quantile((n - 0.375) / (n + 0.25)) if n > 1 else 0.0
 
 
 def headroom_markdown(found: Sequence[tuple[str, Headroom]]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -128,7 +129,10 @@ def tfidf(texts: Sequence[str]) -> Features:
     characters = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
     # texts of signs alone have no words, and a vectorizer without a vocabulary is an error
     parts = [words, characters] if any(map(words.build_analyzer(), texts)) else [characters]
-    return pipeline.make_union(*parts).fit(list(texts)).transform
+    union = pipeline.make_union(*parts).fit(list(texts))
+    # every value of C asks for the features of the same dev texts
+    known: Any = lru_cache(maxsize=1)(union.transform)
+    return lambda some: known(tuple(some))
 
 
 def encoded(encoder: Encoder) -> Fit:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,7 @@ from dln.lm.base import (
 )
 from dln.nn.layers import Layer
 from dln.nn.sequential import Sequential
-from dln.numerics import Floats
+from dln.numerics import Floats, student_quantile
 
 __all__ = [
     "BehindLeader",
@@ -305,9 +305,7 @@ class BehindLeader:
         others = np.delete(spread, leader)
         known = others[np.isfinite(others)]
         spread = np.maximum(spread, np.median(known) if len(known) else 0.0)
-        from scipy import stats  # takes a second or two: not before it is needed
-
-        quantile = float(cast(float, stats.t.ppf(1 - self.error / (rivals * checks), count - 1)))
+        quantile = student_quantile(1 - self.error / (rivals * checks), count - 1)
         radius = quantile * spread * np.sqrt(1 / count - 1 / total)
         # a candidate without scores compares as NaN, which is never below zero
         return np.asarray((spread > 0) & (differences.mean(axis=1) + radius < 0), dtype=np.bool_)

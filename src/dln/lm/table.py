@@ -66,6 +66,28 @@ def id_of(token: str) -> int:
     return int.from_bytes(hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big") or 1
 
 
+@lru_cache(maxsize=256)  # the texts of most tables are the same in every context
+def _shape(
+    paths: tuple[tuple[str, ...], ...],
+) -> tuple[int, tuple[int, ...], tuple[tuple[int, tuple[tuple[str, int], ...]], ...]]:
+    """The prefixes of `paths`, numbered from the root: their number, the ends, and the children of the others.
+
+    The children are in the order of the words; of two inner nodes on a path, the deeper one is first.
+    """
+    children: list[dict[str, int]] = [{}]
+    leaves: list[int] = []
+    for path in paths:
+        at = 0
+        for token in path:
+            if token not in children[at]:
+                children[at][token] = len(children)
+                children.append({})
+            at = children[at][token]
+        leaves.append(at)
+    inner = [(at, tuple(sorted(below.items()))) for at, below in enumerate(children) if below]
+    return len(children), tuple(leaves), tuple(reversed(inner))
+
+
 @dataclass(slots=True)
 class PrefixTree:
     """A prefix: its mass, and what may follow it, in the order of the words (the terminator is first)."""
@@ -81,28 +103,19 @@ class PrefixTree:
             self._by_id = {id_of(token): child for token, child in self.children.items()}
         return self._by_id
 
-    def add(self, path: Sequence[str], mass: float) -> None:
-        """Put one complete path in; call `close` after the last."""
-        node = self
-        for token in path:
-            child = node.children.get(token)
-            if child is None:
-                child = node.children[token] = PrefixTree()
-            node = child
-        node.mass = mass
-
-    def close(self) -> None:
-        """Give every inner node the mass of its children, the deepest first (a loop: texts may be long)."""
-        order: list[PrefixTree] = [self]
-        for node in order:
-            order.extend(node.children.values())
-        for node in reversed(order):
-            if len(node.children) == 1:
-                (child,) = node.children.values()
-                node.mass = child.mass
-            elif node.children:
-                node.children = dict(sorted(node.children.items()))
-                node.mass = math.fsum([child.mass for child in node.children.values()])
+    @classmethod
+    def of(cls, masses: Mapping[tuple[str, ...], float]) -> PrefixTree:
+        """The tree of complete paths, with the mass of each; an inner node has the mass of its children."""
+        size, leaves, inner = _shape(tuple(masses))
+        nodes = [cls() for _ in range(size)]
+        for at, mass in zip(leaves, masses.values(), strict=True):
+            nodes[at].mass = mass
+        for at, below in inner:
+            node = nodes[at]
+            node.children = {token: nodes[child] for token, child in below}
+            masses_below = [child.mass for child in node.children.values()]
+            node.mass = masses_below[0] if len(masses_below) == 1 else math.fsum(masses_below)
+        return nodes[0]
 
     def log_prob_after(self, parent: PrefixTree) -> float:
         """log p(this token | the prefix of `parent`), never positive."""
@@ -309,12 +322,8 @@ class TableLM:
     def _grow(self, context: str) -> PrefixTree:
         row = self._conditional(context)
         total = _check_distribution(row, context)
-        root = PrefixTree()
-        for text, p in sorted(row.items()):  # the order of the mapping must not matter: not for ties, not for draws
-            if p > 0:
-                root.add((*split_tokens(text), END), p / total)
-        root.close()
-        return root
+        # the order of the mapping must not matter: not for ties, not for draws
+        return PrefixTree.of({(*split_tokens(text), END): p / total for text, p in sorted(row.items()) if p > 0})
 
     def _score(self, root: PrefixTree, target: Target) -> TokenLogProbs:
         if isinstance(target, Completion) and target.token_ids is not None and target.model == self._fingerprint:

@@ -39,7 +39,7 @@ from dln.nn import ChoiceLayer, LayerInput, Prediction, Sequential
 from dln.nn.ensemble import AnyNetwork, members_of
 from dln.nn.prediction import text_prediction
 from dln.nn.sequential import forward
-from dln.numerics import Floats
+from dln.numerics import Floats, normal_quantile, sign_test, student_quantile
 from dln.random import Key
 from dln.train.build import calibrator
 from dln.train.events import BaselineRecord, ComparedRecord, Evaluated, ResultRecord
@@ -116,8 +116,10 @@ def interval(scores: Sequence[float]) -> Interval:
         raise InputError("an interval needs one score or more")
     mean = float(values.mean())
     if np.isin(values, (0.0, 1.0)).all():
-        ci = _stats().binomtest(int(values.sum()), n).proportion_ci(0.95, method="wilson")
-        return Interval(mean, float(ci.low), float(ci.high))
+        k, z = int(values.sum()), normal_quantile(0.975)
+        p, width = k / n, 2 * (n + z**2)
+        center, half = (2 * n * p + z**2) / width, z / width * float(np.sqrt(4 * n * p * (1 - p) + z**2))
+        return Interval(mean, 0.0 if k == 0 else center - half, 1.0 if k == n else center + half)
     half = _student(values)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
@@ -158,13 +160,15 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     mean = float(difference.mean())
     if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
-        p = float(_stats().binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
+        p = sign_test(better, worse)
         gained, lost, total = better + 0.5, worse + 0.5, n + 2.0
         centre = (gained - lost) / total
         half = 1.959964 * np.sqrt((gained + lost) - (gained - lost) ** 2 / total) / total
         bounds = Interval(mean, max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
         return Paired(bounds, p, better, worse, "exact McNemar")
-    p = float(_stats().wilcoxon(difference).pvalue) if better + worse else 1.0
+    from scipy import stats  # takes a second or two: not before a number is wanted
+
+    p = float(cast(Any, stats).wilcoxon(difference).pvalue) if better + worse else 1.0
     half = _student(difference)
     return Paired(Interval(mean, mean - half, mean + half), p, better, worse, "Wilcoxon signed rank")
 
@@ -173,13 +177,7 @@ def _student(values: Any) -> float:
     n = len(values)
     if n < 2:
         return 1.0
-    return float(_stats().t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-
-
-def _stats() -> Any:
-    from scipy import stats  # takes a second or two: not before a number is wanted
-
-    return cast(Any, stats)
+    return float(student_quantile(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
 
 
 @dataclass(frozen=True)
