@@ -60,11 +60,16 @@ test-lowest: lowest  ## the tests with every direct dependency at its lowest ver
 demo: $(STAMP)  ## train a network on the bundled task with the embedded model, offline
 	$(BIN)/dln train --task questions --set ensemble=1
 
+# pyright works beside the tests and is shown after them; either may fail
 test: $(STAMP)  ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
-	$(PYTEST)
+	@echo "$(BIN)/pyright, beside $(PYTEST)"
+	@$(BIN)/pyright > .venv/types.txt 2>&1 & types=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$types; types=$$?; \
+	echo "pyright:"; cat .venv/types.txt; \
+	exit $$(( tests ? tests : types ))
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
 	$(BIN)/python tools/install.py --no-deps -r requirements-dspy.lock

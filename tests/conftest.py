@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # so it is in a shell's background, and children would inherit it: the tests of Ctrl-C would wait for ever
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
 settings.load_profile("quick")  # `make test-all` asks for the other one
 
@@ -47,8 +47,13 @@ CORPUS = [
 ]
 
 
-def build_tiny_model(folder: Path, *, seed: int = 0, context_length: int = 256) -> Path:
-    """Write a random two-layer Llama with a small byte-level tokenizer as a safetensors folder."""
+def build_tiny_model(
+    folder: Path, *, seed: int = 0, context_length: int = 256, corpus: Sequence[str] = CORPUS, words: int = 360
+) -> Path:
+    """Write a random two-layer Llama with a small byte-level tokenizer as a safetensors folder.
+
+    With more `words` in its vocabulary, learnt from a larger corpus, the model reads fewer tokens.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,12 +63,12 @@ def build_tiny_model(folder: Path, *, seed: int = 0, context_length: int = 256) 
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|eos|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=360,
+        vocab_size=words,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    tokenizer.train_from_iterator([*corpus] * 4, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|bos|>",  # noqa: S106 - a token of text

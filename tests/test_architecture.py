@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import dln
+from source_trees import nodes_below
 
 PACKAGE = Path(dln.__file__).parent
 LEAVES = {"answers", "arguments", "errors", "extensions", "io", "numerics", "particles", "random"}
@@ -59,13 +60,16 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imports_of(node: ast.AST) -> Iterator[tuple[str, list[str]]]:
+@functools.cache
+def imports_of(node: ast.AST) -> list[tuple[str, list[str]]]:
     """Every import below a node: (module, names taken from it)."""
-    for found in ast.walk(node):
-        if isinstance(found, ast.Import):
-            yield from ((alias.name, []) for alias in found.names)
-        elif isinstance(found, ast.ImportFrom):
-            yield found.module or "", [alias.name for alias in found.names]
+    found: list[tuple[str, list[str]]] = []
+    for one in nodes_below(node):
+        if isinstance(one, ast.Import):
+            found += [(alias.name, []) for alias in one.names]
+        elif isinstance(one, ast.ImportFrom):
+            found.append((one.module or "", [alias.name for alias in one.names]))
+    return found
 
 
 def rooms_imported(path: Path) -> set[str]:
@@ -137,7 +141,7 @@ def no_room_reaches_into_the_private_names_of_another(path: Path):
         private = [part for part in (*parts, *names) if part.startswith("_") and not part.startswith("__")]
         assert not private, f"{private} of {module}"
         foreign |= {name: f"{module}.{name}" for name in names}
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_below(tree_of(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in foreign:
             dunder = node.attr.startswith("__")
             assert dunder or not node.attr.startswith("_"), f"{foreign[node.value.id]}.{node.attr}, line {node.lineno}"
@@ -195,7 +199,7 @@ def networks_and_inference_write_nothing(path: Path):
     if room_of(path) not in NO_OUTPUT:
         return
     tree = tree_of(path)
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node.func for node in nodes_below(tree) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
     assert not {module for module, _ in imports_of(tree)} & {"logging", "rich", "sys"}
 
@@ -219,7 +223,7 @@ def a_module_says_what_it_is_and_what_it_offers(path: Path):
 def all_names_exist(path: Path):
     tree = tree_of(path)
     bound: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes_below(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -40,7 +40,7 @@ from dln.lm.base import Sampling, Target, Token
 from dln.train import resolve_options
 
 TEXTS = st.text("ab ", min_size=1, max_size=8)
-relaxed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

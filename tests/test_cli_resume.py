@@ -14,13 +14,13 @@ import pytest
 
 from cli_shell import Shell, mail_csv
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone, Validated
-from dln.train.run import current, of_kind, read_events
+from dln.train.run import Run, current, of_kind, read_events
 
-STEPS = 4
+STEPS = 3
 WORDS = [
     *("train", "--csv", "mail.csv", "--lm", "fake/1/slow", "--layers", 2, "--steps", STEPS),
-    *("--dev-size", 8, "--test-size", 8, "--set", "batch_size=4", "--set", "val_every=1"),
-    *("--set", "inference.num_prompts=3", "--set", "inference.num_hidden=2", "--set", "inference.demonstrations=[2]"),
+    *("--dev-size", 4, "--test-size", 4, "--set", "batch_size=4", "--set", "val_every=1"),
+    *("--set", "inference.num_prompts=2", "--set", "inference.num_hidden=2", "--set", "inference.demonstrations=[2]"),
 ]
 
 
@@ -56,6 +56,15 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"step {step} was not reached: {process.poll()}")
 
 
+def cut_after_step(run: Path, step: int) -> None:
+    """Leave of a finished run what a kill after a step leaves."""
+    lines = (run / "events.jsonl").read_text("utf-8").splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if f'"kind":"step","step":{step},' in line)
+    (run / "events.jsonl").write_text("".join(lines[: last + 1]), "utf-8")
+    for name in ("network.json", "checkpoint.json"):
+        (run / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
@@ -77,6 +86,7 @@ def test_a_signal_leaves_a_run_that_goes_on_to_the_same_end(cli: Shell, number: 
     assert outcome(cli.folder / "runs/cut") == outcome(cli.folder / "runs/whole")
 
 
+@pytest.mark.slow
 def test_two_signals_in_a_row_end_the_process_too(cli: Shell):
     process = cli.process(*WORDS, "--run-dir", "runs/a")
     wait_for_step(cli.folder / "runs/a", 1, process)
@@ -88,7 +98,12 @@ def test_two_signals_in_a_row_end_the_process_too(cli: Shell):
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, id="two kills"), pytest.param(10, id="ten kills", marks=pytest.mark.slow)]
+    "kills",
+    [
+        pytest.param(1, id="one kill"),
+        pytest.param(2, id="two kills", marks=pytest.mark.slow),
+        pytest.param(10, id="ten kills", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_random_moments_the_result_is_the_same(cli: Shell, kills: int):
     rng = random.Random(kills)  # noqa: S311 - moments, not secrets
@@ -141,6 +156,18 @@ def test_a_test_evaluation_that_was_not_done_is_done_by_resume(cli: Shell):
     assert (run / "report.html").is_file()
 
 
+def test_a_run_at_work_is_not_resumed(cli: Shell):
+    run = cli.trained(*WORDS, run_dir="runs/a")
+    cut_after_step(run, 1)
+    with Run.open(run):
+        assert cli("runs", "--json").records[0]["state"] == "running"
+        done = cli("resume", "runs/a")
+    assert done.code == 2
+    assert "another process works on this run" in done.err
+    assert cli("runs", "--json").records[0]["state"] == "killed"
+
+
+@pytest.mark.slow
 def test_a_second_process_on_the_same_run_is_refused(cli: Shell):
     process = cli.process(*WORDS, "--run-dir", "runs/a")
     wait_for_step(cli.folder / "runs/a", 1, process)
@@ -154,10 +181,8 @@ def test_a_second_process_on_the_same_run_is_refused(cli: Shell):
 
 
 def test_a_run_whose_data_has_changed_is_not_resumed(cli: Shell):
-    process = cli.process(*WORDS, "--run-dir", "runs/a")
-    wait_for_step(cli.folder / "runs/a", 1, process)
-    process.kill()
-    process.communicate(timeout=60)
+    assert cli(*WORDS, "--run-dir", "runs/a").code == 0
+    cut_after_step(cli.folder / "runs/a", 1)
     assert cli("runs", "--json").records[0]["state"] == "killed"
     mail_csv(cli.folder / "mail.csv", rows=61)
     done = cli("resume", "runs/a")

@@ -102,7 +102,9 @@ def test_the_panel_shows_the_run_and_cleans_prompts():
 def test_on_a_terminal_there_is_a_live_panel(cli: Shell):
     main, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color"}
-    command = [sys.executable, str(ENGINE), *TRAIN, "--lm", "fake/1/slow", "--run-dir", "runs/a"]
+    small = ["--layers", "1", "--dev-size", "4", "--test-size", "4"]
+    words = [*TRAIN[: TRAIN.index("--layers")], *small, "--set", "batch_size=4", "--set", "inference.num_prompts=2"]
+    command = [sys.executable, str(ENGINE), *words, "--lm", "fake/1/slow", "--run-dir", "runs/a"]
     seen: list[bytes] = []
 
     def read() -> None:

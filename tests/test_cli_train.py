@@ -47,8 +47,17 @@ def test_the_csv_of_a_stranger_trains_with_one_command(cli: Shell, classes: int)
     assert "\n" in of_kind(events, StepDone)[0].examples[0].x
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("preset", "depth"),
+    [
+        ("default", 3),
+        ("paper", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("default", 1), ("default", 2), ("paper", 1), ("paper", 3))
+        ),
+    ],
+)
 def test_every_depth_and_preset_has_its_templates(cli: Shell, depth: int, preset: str):
     mail_csv(cli.folder / "mail.csv")
     words = ["--task", "mail.csv", "--layers", depth, "--preset", preset, "--run-dir", "runs/a", "--steps", 1]

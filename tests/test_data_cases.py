@@ -242,7 +242,7 @@ def test_every_row_has_a_record(cli: Shell):
 
 @pytest.mark.parametrize(
     "suffix",
-    [".csv", ".parquet", *(pytest.param(other, marks=pytest.mark.slow) for other in (".tsv", ".jsonl"))],
+    [".csv", *(pytest.param(other, marks=pytest.mark.slow) for other in (".parquet", ".tsv", ".jsonl"))],
 )
 def test_predictions_carry_the_columns_and_an_interrupted_file_is_continued(
     cli: Shell, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -504,7 +504,7 @@ SHAPES = ("intents", "reviews", "tickets", "emails", "squad", "tags", "stars", "
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in {"reviews", "tags", "code"} else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES],
+    [name if name in {"reviews", "tags"} else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES],
 )
 def test_twelve_shapes_train_evaluate_and_predict_with_one_command_each(cli: Shell, name: str):
     given, file = shapes(cli.folder)[name]

@@ -97,7 +97,10 @@ pages_with_a_model = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The spec of a tiny model that reads as much as the embedded one."""
-    return f"hf/{build_tiny_model(tmp_path_factory.mktemp('stand-in'), context_length=8192)}"
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    texts += [example.input for example in dln.load_task("questions").train]
+    folder = tmp_path_factory.mktemp("stand-in")
+    return f"hf/{build_tiny_model(folder, context_length=8192, corpus=texts, words=3000)}"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ WITH_MODEL = {"quickstart.py"}
 ELSEWHERE = {"demo.py"}
 """`make demo`: minutes long."""
 OWN = sorted(e.stem for e in EXAMPLES if e.name.startswith("your_own_") and e.name != "your_own_csv.py")
-QUICK = {"your_own_layer", "your_own_objective", "your_own_engine"}
+QUICK = {"your_own_layer", "your_own_engine"}
 KILLED = ("your_own_layer", "your_own_objective")
 ENDS = {"your_own_callback_and_stopper": "stopper"}
 

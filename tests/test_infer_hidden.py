@@ -90,7 +90,6 @@ PROPOSALS = {
 
 
 @given(st.sampled_from(sorted(PROPOSALS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
 def test_every_proposal_gives_k_named_draws_per_example_with_their_density(name, num, size, seed):
     request = request_of(network(seed=seed), X[:size], Y[:size])
     rows = draw_together(PROPOSALS[name](Key(seed), request, num))

@@ -87,7 +87,6 @@ def pair_score(layer, x, h, target):
 
 
 @given(st.integers(0, 200), st.integers(1, 3), st.data())
-@settings(max_examples=25, deadline=None)
 def test_weights_of_pairs_sum_to_one_per_counted_example(seed, depth, data):
     net = network(depth, seed)
     position = data.draw(st.integers(0, depth - 1))

@@ -60,8 +60,9 @@ def race_beside_full_scoring(lm, task, depth, steps, *, batch, prompts, hidden, 
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_a_step_on_questions_chooses_as_full_scoring_does(smollm2):
-    """A small sample of what the slow test counts."""
+    """A small sample of what the next test counts; test_infer_race counts on tables."""
     task = dln.load_task("questions")
     below, above = race_beside_full_scoring(smollm2, task, 2, 1, batch=8, prompts=4, hidden=2, tokens=12)
     assert len(below[0]) == len(above[0]) == 1

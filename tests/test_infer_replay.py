@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.infer import vi
@@ -83,7 +83,6 @@ def test_hidden_layers_are_judged_on_the_batch_alone():
     assert replay.joined(below) is below
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     batches=st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=5, unique=True), min_size=1, max_size=5),
     limit=st.integers(0, 8),

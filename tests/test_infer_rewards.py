@@ -143,7 +143,7 @@ def test_the_expected_reward_of_labels_is_exact():
 
 @pytest.mark.parametrize("missing", [0.0, 0.5])
 @pytest.mark.parametrize("labels", [True, False])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_step_never_lowers_the_batch_objective(depth, labels, missing):
     reward = Hashed(1, missing)
     state = vi.init(network(depth, 7) if labels else free(depth, 7))
@@ -155,7 +155,7 @@ def test_a_step_never_lowers_the_batch_objective(depth, labels, missing):
             reward=reward,
         )
     )
-    for step in range(4):
+    for step in range(3):
         state, info = vi.update(state, vi.Batch(X, Y), Key(step), made)
         for layer in info.layers:
             assert not layer.scores[layer.winner] < layer.scores[0]

@@ -428,7 +428,7 @@ def test_killed_at_any_moment_a_writer_leaves_whole_chunks_and_resumes_to_the_sa
     uninterrupted = finished(writer(tmp_path / "whole.db", 0, 60))
     generator = random.Random(7)  # noqa: S311
     killed = 0
-    for _ in range(5):
+    for _ in range(3):
         process = writer(tmp_path / "cut.db", 0.02, 60)
         with process:
             assert process.stdout is not None

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import build_tiny_model
 from dln.lm.base import Sampling
 from dln.lm.local.checkpoint import Source
 from dln.lm.local.decoding import REPLACEMENT, StopSearch, stop_at
@@ -18,19 +17,19 @@ from dln.lm.local.engine import TransformersLM
 from dln.lm.local.kv_cache import ROOT, BranchingCache, SlotTrie, why_fixed_batches
 
 SKEWED = Sampling(1.0, max_tokens=60)
-WORDS = ("a", "b", "c", "d", "e", "f", "yes", "no", "12", "345", "who", "is")
+WORDS = ("a", "b", "yes", "no", "345", "who")
 STEM = "the cat sat on the mat and the dog sat on the log"
 
 
 def skewed_contexts() -> list[str]:
-    """Twelve contexts with a common beginning, four draws each."""
+    """Six contexts with a common beginning, four draws each."""
     return [f"{STEM}\nInput: {word}\nLabel:" for word in WORDS for _ in range(4)]
 
 
 @pytest.fixture
-def lm(tmp_path) -> TransformersLM:
+def lm(tiny_folder) -> TransformersLM:
     """A tiny model whose counters nobody else has moved."""
-    return TransformersLM.load(Source(str(build_tiny_model(tmp_path)), "cpu"), name="tiny")
+    return TransformersLM.load(Source(str(tiny_folder), "cpu"), name="tiny")
 
 
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3), st.data())
@@ -111,7 +110,7 @@ def test_a_branch_sees_its_own_prefix_and_nothing_else(lm):
     cache = BranchingCache(lm.network, 8)
     running: list[tuple[list[int], object]] = []
     with lm.network.inference():
-        for turn in range(36):
+        for turn in range(24):
             if turn % 12 < 5:
                 stem = [5, 6, 7, 8, 9][: generator.integers(1, 6)]
                 prompts = [
@@ -176,7 +175,7 @@ def test_draws_depend_neither_on_rows_nor_on_room(lm, sampling):
     """With a cache so small that draws give way to one another, too."""
     contexts = skewed_contexts()[::3]
     expected = replace(lm, batch_rows=1).sample(contexts, sampling, range(len(contexts)))
-    for rows, tokens in ((48, None), (5, None), (48, 12)):
+    for rows, tokens in ((48, None), (5, 12)):
         some = replace(lm, batch_rows=rows, batch_tokens=tokens)
         draws = some.sample(contexts, sampling, range(len(contexts)))
         assert [draw.token_ids for draw in draws] == [draw.token_ids for draw in expected]

@@ -138,7 +138,7 @@ def test_a_memo_gives_what_it_encodes_and_forgets(texts, tokens):
 def test_windows_lose_almost_no_sharing(tiny_lm, batch_tokens):
     """Against the brute-force count of distinct prefixes of all sequences, through dozens of windows."""
     lm = replace(tiny_lm, batch_tokens=batch_tokens)
-    contexts, targets = pairs(600)
+    contexts, targets = pairs(300)
     rows = [
         (*lm.context_ids(context), *lm.encode(target)[:-1]) for context, target in zip(contexts, targets, strict=True)
     ]
@@ -231,7 +231,7 @@ def counting_lm(tmp_path) -> TransformersLM:
 
 @pytest.mark.parametrize(
     ("batch_tokens", "some", "count"),
-    [(64, 1_000, 3_000), pytest.param(256, 8_000, 100_000, marks=pytest.mark.slow)],
+    [(64, 500, 1_500), pytest.param(256, 8_000, 100_000, marks=pytest.mark.slow)],
 )
 def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, batch_tokens, some, count):
     lm = replace(counting_lm, batch_tokens=batch_tokens)

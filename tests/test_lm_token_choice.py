@@ -25,7 +25,7 @@ SEEDS = st.integers(-(2**70), 2**70)
 def test_tokens_come_with_the_probabilities_asked_for(sampling: Sampling) -> None:
     logits = np.array([1.0, 0.2, -0.5, 0.9, -2.0, -4.0])
     wanted = drawing_probabilities(softmax(logits), sampling)
-    draws = 6000
+    draws = 3000
     tokens = [choose(logits, sampling, seed, seed % 7, 0.0).token for seed in range(draws)]
     counts = np.bincount(tokens, minlength=len(logits))
     assert counts[wanted == 0].sum() == 0

@@ -213,7 +213,7 @@ def test_draws_of_one_context_share_its_prefill(tiny_lm: TransformersLM) -> None
 def test_stop_strings_end_the_text_but_not_the_ids(tiny_lm: TransformersLM) -> None:
     free = tiny_lm.sample(["the cat"], Sampling(1.0, max_tokens=30), [3])[0]
     assert free.token_ids is not None
-    for start in range(1, len(free.text) - 2):
+    for start in range(1, len(free.text) - 2, 3):
         stop = free.text[start : start + 2]
         draw = tiny_lm.sample(["the cat"], Sampling(1.0, max_tokens=30, stop=(stop, "never this")), [3])[0]
         assert draw.text == free.text.partition(stop)[0]
@@ -224,7 +224,7 @@ def test_stop_strings_end_the_text_but_not_the_ids(tiny_lm: TransformersLM) -> N
 
 
 def test_a_terminator_is_kept_among_the_ids_and_not_in_the_text(tiny_lm: TransformersLM) -> None:
-    draws = tiny_lm.sample(["the cat"] * 200, Sampling(2.0, max_tokens=40), list(range(200)))
+    draws = tiny_lm.sample(["the cat"] * 80, Sampling(2.0, max_tokens=40), list(range(80)))
     ended = [draw for draw in draws if draw.finish_reason == "stop"]
     assert ended
     for draw in draws:

@@ -284,7 +284,7 @@ NETWORKS = {
 @pytest.mark.parametrize(
     "layers",
     [
-        pytest.param(layers, id=name, marks=() if name in {"function", "own", "parallel above"} else pytest.mark.slow)
+        pytest.param(layers, id=name, marks=() if name in {"function", "own"} else pytest.mark.slow)
         for name, layers in NETWORKS.items()
     ],
 )

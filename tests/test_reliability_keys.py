@@ -101,7 +101,7 @@ def assert_silent(done: Done, log: io.StringIO) -> None:
 
 @pytest.mark.parametrize(
     "place",
-    [pytest.param(p, marks=() if p in {"environment", "base URL"} else pytest.mark.slow) for p in PLACES],
+    [pytest.param(p, marks=() if p == "base URL" else pytest.mark.slow) for p in PLACES],
 )
 def test_a_key_is_used_and_written_nowhere(cli: Shell, monkeypatch: pytest.MonkeyPatch, log: io.StringIO, place: str):
     with FaultServer(Manners(key=CANARY)) as server:

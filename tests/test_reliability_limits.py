@@ -32,7 +32,7 @@ def loaded(server: FaultServer, **options: Any) -> Any:
     return lm
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("concurrency", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_reply_that_is_delivered_twice_never_answers_another_request(concurrency: int):
     with FaultServer() as server:
         lm = loaded(server, max_concurrency=concurrency)

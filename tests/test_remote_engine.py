@@ -293,6 +293,11 @@ def test_a_served_model_gives_the_next_tokens_that_it_gives_in_process(
         assert {token for token, _ in one} <= set(tokens)
 
 
+@pytest.mark.parametrize(
+    "served_tiny",
+    [pytest.param(False, id="completion"), pytest.param(True, id="chat", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_a_served_model_keeps_the_laws(served_tiny: tuple[RemoteLM, TransformersLM]):
     lm, _ = served_tiny
     verdicts = check_laws(lm, ["Input: a\nLabel:", "the cat"], [" yes no", " dog"], [" yes", " no", " yes no"])

@@ -26,7 +26,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
     return Shell(monkeypatch, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_served_network_answers_until_it_is_stopped(shell: Shell, stop: signal.Signals):
     network = Sequential(ChoiceLayer(load_lm("fake/1"), "classify", "Which?", ("order", "return")))
     (shell.folder / "kinds").mkdir()
@@ -88,8 +88,8 @@ def test_mistakes_are_said_without_a_traceback(
     [
         ("tiny", "vllm"),
         ("tiny:chat", "openai-compatible"),
-        ("tiny:completion", "vllm"),
-        ("hf/org/tiny:chat", "vllm"),
+        pytest.param("tiny:completion", "vllm", marks=pytest.mark.slow),
+        pytest.param("hf/org/tiny:chat", "vllm", marks=pytest.mark.slow),
         ("a folder/m.gguf:chat", "openai-compatible"),
     ],
 )

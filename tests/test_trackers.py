@@ -142,7 +142,9 @@ def test_a_resumed_run_has_the_same_identifier(tmp_path: Path):
     assert third.of("begin")[0][0].id != before.id
 
 
-@pytest.mark.parametrize("kind", ["begin", "metrics", "text", "artefact", "end"])
+@pytest.mark.parametrize(
+    "kind", ["begin", "metrics", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("text", "artefact", "end"))]
+)
 def test_a_tracker_that_fails_never_ends_a_training_and_says_so_once(tmp_path: Path, kind: str):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

@@ -84,7 +84,7 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("count", [n if n in (1, 4) else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 11)])
+@pytest.mark.parametrize("count", [n if n == 4 else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 11)])
 def test_resumed_equals_uninterrupted(tmp_path, uninterrupted, count):
     run_dir = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -183,12 +183,12 @@ def knowing(context):
     [
         ({}, 20, "nothing to gain", 0),
         ({}, 7, "steps", 3),
-        ({"stop_at_accuracy": None}, 20, "steps", 3),
-        ({"inference": {"output_layer": "fixed"}}, 20, "nothing to gain", 0),
+        pytest.param({"stop_at_accuracy": None}, 20, "steps", 3, marks=pytest.mark.slow),
+        pytest.param({"inference": {"output_layer": "fixed"}}, 20, "nothing to gain", 0, marks=pytest.mark.slow),
     ],
 )
 def test_training_ends_where_every_dev_example_is_right(tmp_path, changes, dev_size, reason, steps):
-    pairs = [(f"item {i}{'7' if i % 2 else ''}x", "yes" if i % 2 else "no") for i in range(160) if "7" not in f"{i}"]
+    pairs = [(f"item {i}{'7' if i % 2 else ''}x", "yes" if i % 2 else "no") for i in range(120) if "7" not in f"{i}"]
     rows = Dataset.from_pairs(pairs, ("yes", "no"))
     net = Sequential([ChoiceLayer(TableLM(knowing), "classify", "Is there a seven?", ("yes", "no"))])
     result = fit(
@@ -296,7 +296,7 @@ def test_run_files_hold_no_secrets_and_are_valid(uninterrupted):
         json.loads((path / name).read_text())
 
 
-@pytest.mark.parametrize("depth", [1, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_every_depth_trains_and_resumes(tmp_path, depth):
     whole = train(tmp_path / "whole", net=network(depth=depth), steps=3)
     with pytest.raises(KeyboardInterrupt):

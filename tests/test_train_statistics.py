@@ -50,7 +50,7 @@ def test_quantiles_and_the_sign_test_are_those_of_scipy_stats(better, worse, deg
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     for p in (0.1, 0.5, 0.9):
-        draws = (rng.random((400, 100)) < p).astype(float)
+        draws = (rng.random((300, 100)) < p).astype(float)
         hits = [interval(row).low <= p <= interval(row).high for row in draws]
         assert np.mean(hits) > 0.91
 

@@ -108,18 +108,18 @@ def step_files(depth: int) -> list[str]:
     data = dln.Dataset([dln.Example(f"{letter}{number}", label) for number in range(8) for letter, label in pairs])
     touched: set[str] = set()
 
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
+    def trace(frame: FrameType, event: str, argument: Any) -> None:
         del event, argument
         touched.add(frame.f_code.co_filename)
 
     with tempfile.TemporaryDirectory() as folder:
-        sys.setprofile(profile)
+        sys.settrace(trace)
         try:
             dln.fit(
                 network, data[6:], data[:6], steps=1, seed=1, run_dir=Path(folder) / "run", options={"batch_size": 4}
             )
         finally:
-            sys.setprofile(None)
+            sys.settrace(None)
     return sorted(str(Path(file).relative_to(SRC)) for file in touched if file.startswith(str(SRC / "dln")))
 
 
