@@ -19,8 +19,9 @@ user turn and shares the weights. Hosted chat models are chat models without it;
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
 from dln import extensions
@@ -46,6 +47,8 @@ class Engine:
 
     form: str
     load: Callable[[str, str, dict[str, Any]], LanguageModel]
+    in_process: bool = False
+    """Whether the model computes in the process that loads it."""
 
 
 def as_lm(lm: LanguageModel | str) -> LanguageModel:
@@ -54,11 +57,22 @@ def as_lm(lm: LanguageModel | str) -> LanguageModel:
 
 
 @checked
-def load_lm(spec: str, **options: Any) -> LanguageModel:
+def load_lm(
+    spec: str,
+    *,
+    executor: Executor | None = None,
+    workers: Count | None = None,
+    item_tokens: Count | None = None,
+    **options: Any,
+) -> LanguageModel:
     """The language model that `spec` names; the same spec twice in one process shares the weights.
 
     Args:
         spec: see the module's table.
+        executor: computes the model in its workers (see `dln.lm.pool`), each with `threads` threads, 1 by default:
+            of `concurrent.futures`, Dask's `Client.get_executor()`, `dln.integrations.ray.RayExecutor`, …
+        workers: computes the model in so many processes of this machine, in place of an executor.
+        item_tokens: size of the work items that workers get, in tokens, about.
         options: of the engine. In-process: `chat`, `device`, `dtype`, `batch_tokens`, `batch_rows`,
             `threads` (of the whole process, on the CPU; default: measured). On a server:
             `base_url` (one address, or several replicas), `api_key`, `chat`, `timeout`, `max_concurrency` and the
@@ -69,9 +83,19 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
         DlnError: the model is not available; the message says what to do.
     """
     spec = spec.strip()
+    engine, rest = _engine(spec)
+    if executor is None and workers is None:
+        return engine.load(rest, spec, options)
+    if executor is not None and workers is not None:
+        raise InputError("workers are given twice", where="load_lm", got="executor and workers", fix="leave out one")
+    return _load_pooled(engine, rest, spec, options, executor or workers, item_tokens)
+
+
+def _engine(spec: str) -> tuple[Engine, str]:
+    """The engine of a model, and what follows its prefix."""
     prefix, slash, rest = spec.partition("/")
     if spec.removesuffix(":chat").endswith(".gguf") and prefix not in ("gguf", *DIALECTS):
-        return ENGINES["gguf"].load(spec, spec, options)
+        return ENGINES["gguf"], spec
     if not slash:
         prefix, colon, variant = spec.partition(":")
         rest = colon + variant
@@ -85,7 +109,37 @@ def load_lm(spec: str, **options: Any) -> LanguageModel:
             expected=", ".join(known.form for known in ENGINES.values()),
             fix=f"did you mean {ENGINES[close].form}?" if close else "the embedded model is called smollm2",
         )
-    return engine.load(rest, spec, options)
+    return engine, rest
+
+
+def _load_pooled(
+    engine: Engine,
+    rest: str,
+    spec: str,
+    options: dict[str, Any],
+    executor: Executor | int | None,
+    item_tokens: int | None,
+) -> LanguageModel:
+    from dln.lm.pool import ITEM_TOKENS, Loading, Pooled
+    from dln.lm.workers import Processes
+
+    counter = None
+    if engine.in_process:
+        from dln.lm.local.checkpoint import load_codec
+        from dln.lm.smollm2 import embedded_location
+
+        location = rest.removesuffix(":chat")
+        counter = load_codec(location or embedded_location())
+        # a number that does not depend on the machine: it decides the last bits of every answer
+        options = {"threads": 1, **options}
+    own = isinstance(executor, int)
+    return Pooled(
+        Loading(load_lm, spec, options, alone=engine.in_process),
+        Processes(executor) if isinstance(executor, int) else cast("Executor", executor),
+        item_tokens=item_tokens or ITEM_TOKENS,
+        counter=counter,
+        own=own,
+    )
 
 
 def _registered(prefix: str) -> Engine | None:
@@ -161,9 +215,9 @@ def _load_remote(kind: str) -> Engine:
 
 
 ENGINES: dict[str, Engine] = {
-    "smollm2": Engine("smollm2", _load_smollm2),
-    "hf": Engine("hf/<id or folder>", _load_in_process),
-    "gguf": Engine("gguf/<path>", _load_in_process),
+    "smollm2": Engine("smollm2", _load_smollm2, in_process=True),
+    "hf": Engine("hf/<id or folder>", _load_in_process, in_process=True),
+    "gguf": Engine("gguf/<path>", _load_in_process, in_process=True),
     **{kind: _load_remote(kind) for kind in DIALECTS},
 }
 """Known prefixes; another engine is one more entry."""

@@ -231,8 +231,7 @@ def load_embedded(device: str = "auto", dtype: str = "auto") -> Checkpoint:
     Raises:
         DlnError: as `embedded_model_path` and `load_checkpoint`.
     """
-    path = embedded_model_path()
-    folder = cache_directory() / "models" / f"{SMOLLM2.sha256[:12]}-float32-{COPY_VERSION}"
+    path, folder = embedded_model_path(), _unpacked()
     if not _intact(folder):
         try:
             with file_lock(folder.with_name(f".{folder.name}.lock")):
@@ -242,6 +241,21 @@ def load_embedded(device: str = "auto", dtype: str = "auto") -> Checkpoint:
             _log.warning("no unpacked copy of the model is kept (%s): every start takes longer", error)
             return load_checkpoint(Source(str(path), device, dtype, SMOLLM2.sha256))
     return load_checkpoint(Source(str(folder), device, dtype, SMOLLM2.sha256))
+
+
+def embedded_location() -> str:
+    """The embedded model as `load_codec` takes it: the unpacked copy if it is intact, otherwise the file.
+
+    Raises:
+        DlnError: as `embedded_model_path`.
+    """
+    path, folder = embedded_model_path(), _unpacked()
+    return str(folder if _intact(folder) else path)
+
+
+def _unpacked() -> Path:
+    """The folder of the unpacked copy."""
+    return cache_directory() / "models" / f"{SMOLLM2.sha256[:12]}-float32-{COPY_VERSION}"
 
 
 def _intact(folder: Path) -> bool:

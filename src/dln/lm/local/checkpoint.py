@@ -25,7 +25,7 @@ from dln.lm.local.scoring import answer
 from dln.lm.local.threads import settle_threads
 from dln.lm.local.tokenizer import Codec, Tokenizer
 
-__all__ = ["Checkpoint", "Source", "load_checkpoint", "resolve_device"]
+__all__ = ["Checkpoint", "Source", "load_checkpoint", "load_codec", "resolve_device"]
 
 IDENTITY_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.gguf")
 LOCAL_EXTRA = "pip install 'dln[local]'"
@@ -90,6 +90,23 @@ def load_checkpoint(source: Source) -> Checkpoint:
     network = CausalModel(model, source.identity or _identity(source.location, model))
     _check_causal(network, source.location, type(model).__name__)
     return Checkpoint(network, Codec(cast(Tokenizer, tokenizer), _eos_ids(model)))
+
+
+def load_codec(location: str) -> Codec:
+    """The tokenizer of a model without its weights, to count tokens; it does not know where the model's texts end.
+
+    Raises:
+        ProviderError: extra `local` not installed, or a tokenizer that could not be downloaded.
+        InputError: no such folder or file.
+        CorruptDataError: the files are there and cannot be read.
+    """
+    _, transformers = _engine()
+    folder, options = _resolve(location)
+    with _quiet():
+        try:
+            return Codec(cast(Tokenizer, transformers.AutoTokenizer.from_pretrained(folder, **options)))
+        except Exception as error:  # loaders raise anything; every case becomes one typed error
+            raise _load_error(location, options, error) from error
 
 
 def resolve_device(device: str, dtype: str) -> tuple[str, str]:

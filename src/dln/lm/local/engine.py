@@ -232,7 +232,7 @@ class TransformersLM:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as a target, without special tokens."""
-        return len(self.codec.target_ids(text))
+        return self.codec.count_tokens(text)
 
     def log_prob(self, contexts: Sequence[str], targets: Sequence[Target]) -> list[TokenLogProbs]:
         """log p of each target's tokens given its context, pair by pair; an empty target has no values.
@@ -285,8 +285,7 @@ class TransformersLM:
 
     def first_token(self, text: str) -> Token | None:
         """The first token of `text` as a target."""
-        ids = self.codec.target_ids(text)
-        return self.codec.token(ids[0]) if ids else None
+        return self.codec.first_token(text)
 
     def next_token_log_probs(self, contexts: Sequence[str], tokens: Sequence[Token] = (), top: Size = 0) -> NextTokens:
         """log p of the given tokens after each context, and the `top` most probable tokens (one position).

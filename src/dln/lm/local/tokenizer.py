@@ -134,6 +134,15 @@ class Codec:
             )
         return (start,)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as a target, without special tokens."""
+        return len(self.target_ids(text))
+
+    def first_token(self, text: str) -> Token | None:
+        """The first token of `text` as a target."""
+        ids = self.target_ids(text)
+        return self.token(ids[0]) if ids else None
+
     def target_ids(self, text: str) -> tuple[int, ...]:
         """Ids of a target on its own: no special tokens, and none recognised inside the text either."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
