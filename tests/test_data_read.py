@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -449,6 +450,33 @@ def test_a_large_file_is_sampled_and_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert 40 <= len(task.train) <= 42
     assert "rare" in task.train.targets
     assert "a sample of" in said(task)
+
+
+def test_a_sample_of_a_large_file_is_a_function_of_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"text {i}", "rare" if i % 97 == 7 else "ab"[i % 2]) for i in range(800)]
+    monkeypatch.setattr("dln.data.resolve.LEAST", 10)
+    whole = resolve(DataSpec(path=str(write(tmp_path / "t.csv", rows))))
+    some = resolve(DataSpec(path=str(tmp_path / "t.csv")), most=200)
+    again = resolve(DataSpec(path=str(write(tmp_path / "u.csv", rows[::-1]))), most=200)
+    assert (len(whole.items), some.report.rows) == (800, 800)
+    assert {item.input for item in some.items} == {item.input for item in again.items} < {i.input for i in whole.items}
+    assert 150 < len(some.items) < 260
+    assert sum(item.target == "rare" for item in some.items) == 9
+    assert some.report.dropped == {"not in the sample": 800 - len(some.items)}
+    assert f"a sample of {len(some.items)} of 800 rows" in "\n".join(some.report.notes)
+    free = resolve(DataSpec(path=str(write(tmp_path / "f.csv", [(f"q {i}", f"a {i}") for i in range(1200)]))), most=100)
+    assert free.labels is None and 60 < len(free.items) < 140
+
+
+def test_an_emoji_does_not_widen_the_whole_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", [(f"{'a long text ' * 400} {i} \U0001f600", "ab"[i % 2]) for i in range(400)])
+    tracemalloc.start()
+    try:
+        assert len(read_table(DataSpec(), str(path)).rows) == 400
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * path.stat().st_size  # bytes, and rows of four bytes a character
 
 
 def _damage(data: bytes, rng: random.Random) -> bytes:

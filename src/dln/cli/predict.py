@@ -183,7 +183,7 @@ def _inputs(
     if texts and texts != ["-"]:
         reasons = ["" if text.strip() else "empty text" for text in texts]
         rows = enumerate(zip(texts, reasons, strict=True), 1)
-        return [Item(f"text {n}", n, text, problem=reason) for n, (text, reason) in rows], (), []
+        return [Item("text", n, text, problem=reason) for n, (text, reason) in rows], (), []
     if not texts and not files and sys.stdin.isatty():
         raise InputError(
             "there is nothing to predict", expected="texts, --file, or lines on standard input", fix=EXAMPLE

@@ -112,7 +112,7 @@ def input_text(cells: Mapping[str, object], columns: Sequence[str]) -> str:
         Unusable: see `text_of`.
     """
     if len(columns) == 1:
-        return text_of(cells.get(columns[0], cell_of(cells, columns[0])))
+        return text_of(cell_of(cells, columns[0]))
     names = [column.rpartition(".")[2] for column in columns]
     shown = names if len(set(names)) == len(names) else columns
     texts = [(name, text_of(cell_of(cells, column))) for name, column in zip(shown, columns, strict=True)]

@@ -342,5 +342,4 @@ def examples_of(resolved: Resolved, items: Sequence[Item] | None = None, name: s
 
 def _place(item: Item) -> str:
     """The place of a row as an identifier: `mail.csv:17`."""
-    source, _, number = item.place.rpartition(" ")
-    return f"{source.rpartition(', ')[0]}:{number}"
+    return f"{item.source.rpartition(', ')[0]}:{item.row}"

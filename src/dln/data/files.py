@@ -28,11 +28,32 @@ STANDARD_INPUT = ("-", "/dev/stdin")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text of a file, its encoding, and how that is known: "given", "mark" (byte order), "utf-8" or "guess"."""
+    """The content of a text file, decoded while it is read: with one emoji a whole text takes four bytes a character.
 
-    text: str
+    Attributes:
+        data: the bytes, which are valid in the encoding.
+        encoding: name of the encoding.
+        known_by: "given", "mark" (byte order), "utf-8" or "guess".
+    """
+
+    data: bytes
     encoding: str
     known_by: str
+
+    def lines(self, newline: str = "", skipped: int = 0) -> io.TextIOWrapper:
+        """The text as a stream of lines with their ends, without a byte order mark and the first `skipped` lines."""
+        stream = io.TextIOWrapper(io.BytesIO(self.data), self.encoding, newline=newline)
+        if stream.read(1) != "\ufeff":
+            stream.seek(0)
+        for _ in range(skipped):
+            while not stream.readline().endswith("\n"):
+                pass  # a carriage return alone ends no line here
+        return stream
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.lines().read()
 
 
 def source_name(path: str) -> str:
@@ -119,17 +140,29 @@ def decoded(data: bytes, path: str, encoding: str | None = None) -> Text:
     if encoding is None and marked is None:
         marked = _wide_without_mark(data)
     chosen = encoding or marked or "utf-8"
-    try:
-        text = data.decode(chosen)
-    except UnicodeDecodeError as error:
-        if encoding is not None or marked is not None:
-            raise _undecodable(data, name, chosen, error) from error
-        found = _detected(data)
-        if found is None:
-            raise _undecodable(data, name, "utf-8", error) from error
-        return Text(_without_nul(data.decode(found), name), found, "guess")
     known_by = "given" if encoding is not None else "mark" if marked is not None else "utf-8"
-    return Text(_without_nul(text.removeprefix("\ufeff"), name), codecs.lookup(chosen).name, known_by)
+    if not _is_valid(data, chosen):
+        found = _detected(data) if chosen == "utf-8" and encoding is None else None
+        if found is None:
+            raise _undecodable(data, name, chosen)
+        chosen, known_by = found, "guess"
+    text = Text(data, codecs.lookup(chosen).name if known_by != "guess" else chosen, known_by)
+    _refuse_nul(text, name)
+    return text
+
+
+_PIECE = 1 << 20
+
+
+def _is_valid(data: bytes, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for start in range(0, len(data), _PIECE):
+            decoder.decode(data[start : start + _PIECE])
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _mark(data: bytes) -> str | None:
@@ -150,27 +183,34 @@ def _wide_without_mark(data: bytes) -> str | None:
     return "utf-16-be" if even > 0.6 and odd < 0.1 else None
 
 
-def _without_nul(text: str, name: str) -> str:
-    place = text.find("\x00")
-    if place >= 0:
+def _refuse_nul(text: Text, name: str) -> None:
+    if b"\x00" not in text.data:
+        return
+    found = {number: line.count("\x00") for number, line in enumerate(text.lines("\n"), 1) if "\x00" in line}
+    if found:
         raise InputError(
             "the file holds NUL characters",
-            where=f"{name}, line {text.count(chr(10), 0, place) + 1}",
-            got=f"{text.count(chr(0))} of them",
+            where=f"{name}, line {min(found)}",
+            got=f"{sum(found.values())} of them",
             expected="a text file",
             fix="remove them, or export the file as text again",
         )
-    return text
 
 
-def _undecodable(data: bytes, name: str, encoding: str, error: UnicodeDecodeError) -> InputError:
-    line = data.count(b"\n", 0, error.start) + 1
+def _undecodable(data: bytes, name: str, encoding: str) -> InputError:
     likely = _likely(data)
+    try:
+        data.decode(encoding)
+        line, got = 1, "bytes that cannot be decoded"
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line, got = data.count(b"\n", 0, start) + 1, f"byte 0x{data[start]:02x} at byte {start}"
+        if likely == "cp1252":
+            got += f" ({data[start : start + 1].decode(likely)!r} in {likely})"
     return InputError(
         f"the file is not valid {encoding}",
         where=f"{name}, line {line}",
-        got=f"byte 0x{data[error.start]:02x} at byte {error.start}"
-        + (f" ({data[error.start : error.start + 1].decode(likely)!r} in {likely})" if likely == "cp1252" else ""),
+        got=got,
         expected="text in UTF-8, or in the encoding that is given",
         fix=f'save the file as UTF-8, or name its encoding: encoding="{likely}"',
     )
@@ -315,11 +355,8 @@ def _detected(data: bytes) -> str | None:
     for encoding in sorted(scores, key=lambda name: -round(scores[name], 2)):
         if scores[encoding] < _LEAST_SCORE:
             return None
-        try:
-            data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return encoding
+        if _is_valid(data, encoding):
+            return encoding
     return None
 
 

@@ -7,12 +7,13 @@ the line of every row; what it cannot do (dialects, uneven rows, encodings) is d
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dln.data.columns import INPUT_NAMES, TARGET_NAMES
-from dln.data.files import STANDARD_INPUT, decoded, read_bytes, source_name
+from dln.data.files import STANDARD_INPUT, Text, decoded, read_bytes, source_name
 from dln.data.spec import DataSpec, suffix_format
 from dln.data.tables import PART_NAMES, Row, Table, columns_of, table_of_dicts, table_of_hf
 from dln.errors import InputError
@@ -50,6 +51,24 @@ def read_table(spec: DataSpec, path: str, *, columns: Sequence[str] = (), defaul
     Raises:
         InputError: the file cannot be read as this format; names file and line.
     """
+    with _uncollected():
+        return _read(spec, path, columns, default)
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Pause the collector of cycles, which would go through all rows again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _read(spec: DataSpec, path: str, columns: Sequence[str], default: str) -> Table:
     if path.startswith("hf/") and not Path(path).exists():
         return table_of_hf(path.removeprefix("hf/"), split=None)
     if path not in STANDARD_INPUT and Path(path).is_dir():
@@ -62,7 +81,6 @@ def read_table(spec: DataSpec, path: str, *, columns: Sequence[str] = (), defaul
     if kind == "parquet":
         return _parquet(data, name)
     text = decoded(data, path, spec.encoding)
-    del data
     facts = {"format": kind, "encoding": text.encoding}
     notes: list[str] = []
     if text.known_by == "guess":
@@ -70,12 +88,12 @@ def read_table(spec: DataSpec, path: str, *, columns: Sequence[str] = (), defaul
     elif text.known_by == "mark" or (text.known_by == "given" and text.encoding not in ("utf-8", "ascii")):
         notes.append(f"read as {text.encoding}")
     if kind in ("csv", "tsv"):
-        table = _csv(text.text, name, spec, kind, columns)
+        table = _csv(text, name, spec, kind, columns)
     elif kind == "lines":
         lines = text.text.replace("\r\n", "\n").rstrip("\n \t").split("\n")  # blank lines at the end are no rows
         table = Table(name, ("text",), tuple(Row(n, {"text": line}) for n, line in enumerate(lines, 1)))
     else:
-        table = _json(text.text, name) if kind == "json" else _json_lines(text.text, name)
+        table = _json(text, name) if kind == "json" else _json_lines(text, name)
     return replace(table, facts={**facts, **table.facts}, notes=(*notes, *table.notes))
 
 
@@ -88,20 +106,25 @@ def _format_of(data: bytes, default: str) -> str:
     return {b"[": "json", b"{": "jsonl"}.get(head[:1], default)
 
 
-def _csv(text: str, name: str, spec: DataSpec, kind: str, wanted: Sequence[str]) -> Table:
+def _csv(text: Text, name: str, spec: DataSpec, kind: str, wanted: Sequence[str]) -> Table:
     notes: list[str] = []
-    announced = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    stream = text.lines()
+    head, complete = stream.read(_SNIFFED), not stream.read(1)
+    announced = re.match(r'"?sep=(.)"?\r?\n', head, re.IGNORECASE)
     first = 1
     if announced:
-        text, first = text[announced.end() :], 2
-    elif spec.header is not False and (above := _lines_above(text, wanted)):
-        text, first = text.split("\n", above)[-1], above + 1
+        head, first = head[announced.end() :], 2
+    elif spec.header is not False and (above := _lines_above(head, wanted)):
+        head, first = head.split("\n", above)[-1], above + 1
         notes.append(f"{above} line{'s' * (above > 1)} above the header skipped")
+
+    def lines() -> Iterable[str]:
+        return text.lines(skipped=first - 1)
+
     with _any_cell_size():
         given = spec.delimiter or ("\t" if kind == "tsv" else announced[1] if announced else None)
-        delimiter, quote = _dialect_of(text, given, spec.quotechar, wanted)
-        records, escaped = _all_records(text, delimiter, quote, name, first, quote_given=spec.quotechar is not None)
-    del text
+        delimiter, quote = _dialect_of(head, given, spec.quotechar, wanted, complete=complete)
+        records, escaped = _all_records(lines, delimiter, quote, name, first, quote_given=spec.quotechar is not None)
     if escaped is None:
         notes.append("quote characters are read as text: they are not balanced, and every line has the same cells")
         quote = None
@@ -148,7 +171,7 @@ def _lines_above(text: str, wanted: Sequence[str]) -> int:
 
     0 unless the first line is a comment (#) or has one cell.
     """
-    lines = text[:_SNIFFED].split("\n", _MOST_ABOVE + 1)[: _MOST_ABOVE + 1]
+    lines = text.split("\n", _MOST_ABOVE + 1)[: _MOST_ABOVE + 1]
     if not lines[0].startswith("#") and any(d in lines[0] for d in DELIMITERS):
         return 0
     for number, line in enumerate(lines):
@@ -188,7 +211,7 @@ def _check_names(columns: tuple[str, ...], name: str, line: int) -> None:
 def _check_header(name: str, line: int, columns: tuple[str, ...], rows: Sequence[Row]) -> None:
     """Refuse a first line whose cells are values of their columns: the file has no header."""
     for column in columns:
-        if column and sum(row.cells[column] == column for row in rows) > 1:
+        if column and sum(row.cells[column] == column for row in rows[:20_000]) > 1:
             raise InputError(
                 "the first line looks like data, not like column names",
                 where=f"{name}, line {line}",
@@ -211,7 +234,7 @@ Records = list[tuple[int, list[str]]]
 
 
 def _records(
-    text: str, delimiter: str, quote: str | None, escape: str | None = None
+    lines: Iterable[str], delimiter: str, quote: str | None, escape: str | None = None
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, cells) of every record; a blank line has no cells."""
     options: dict[str, Any] = {"delimiter": delimiter, "strict": True}
@@ -219,7 +242,7 @@ def _records(
         options |= {"quoting": csv.QUOTE_NONE}
     else:
         options |= {"quotechar": quote, "escapechar": escape, "doublequote": escape is None}
-    reader = csv.reader(io.StringIO(text, newline=""), **options)
+    reader = csv.reader(lines, **options)
     start = 1
     for cells in reader:
         yield start, cells
@@ -227,7 +250,7 @@ def _records(
 
 
 def _all_records(
-    text: str, delimiter: str, quote: str | None, name: str, first: int, *, quote_given: bool
+    lines: Callable[[], Iterable[str]], delimiter: str, quote: str | None, name: str, first: int, *, quote_given: bool
 ) -> tuple[Records, bool | None]:
     """All records; and True if quotes are escaped by backslashes, None if quotes turned out to be text.
 
@@ -236,7 +259,7 @@ def _all_records(
     """
     records: Records = []
     try:
-        for line, cells in _records(text, delimiter, quote):
+        for line, cells in _records(lines(), delimiter, quote):
             records.append((line + first - 1, cells))
         return records, False
     except csv.Error as error:
@@ -244,18 +267,18 @@ def _all_records(
     start = records[-1][0] if records else first
     attempts: list[tuple[str | None, str | None, bool | None]] = []
     if quote is not None and not quote_given:
-        attempts = [(quote, "\\", True)] if f"\\{quote}" in text else []
+        attempts = [(quote, "\\", True)] if any(f"\\{quote}" in line for line in lines()) else []
         attempts += [(None, None, None)]
     for attempt, escape, verdict in attempts:
         try:
-            other = [(line + first - 1, cells) for line, cells in _records(text, delimiter, attempt, escape)]
+            other = [(line + first - 1, cells) for line, cells in _records(lines(), delimiter, attempt, escape)]
         except csv.Error:
             continue
         lengths = {len(cells) for _, cells in other if cells}
         # quotes are text only if that explains a table of several columns whose lines are all alike
         if len(lengths) == 1 and (escape or (max(lengths) > 1 and delimiter == "\t")):
             return other, verdict
-    line = _line_after(text, delimiter, quote, start - first + 1) + first - 1
+    line = _line_after(lines(), delimiter, quote, start - first + 1) + first - 1
     unclosed = "unexpected end of data" in str(failed)
     raise InputError(
         "a double quote is never closed" if unclosed else "there is text after a closing double quote",
@@ -266,9 +289,9 @@ def _all_records(
     ) from failed
 
 
-def _line_after(text: str, delimiter: str, quote: str | None, start: int) -> int:
+def _line_after(lines: Iterable[str], delimiter: str, quote: str | None, start: int) -> int:
     """The line on which the record begins that could not be read."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quotechar=quote or '"', strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or '"', strict=True)
     line = 1
     try:
         for _ in reader:
@@ -278,17 +301,26 @@ def _line_after(text: str, delimiter: str, quote: str | None, start: int) -> int
     return start
 
 
-def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Sequence[str]) -> tuple[str, str | None]:
-    """Delimiter and quote character: most wanted columns, then the most even rows, then the most columns."""
-    head = text[:_SNIFFED]
-    if len(text) > len(head):
+def _dialect_of(
+    head: str, delimiter: str | None, quote: str | None, wanted: Sequence[str], *, complete: bool
+) -> tuple[str, str | None]:
+    """Delimiter and quote character: most wanted columns, then the most even rows, then the most columns.
+
+    Args:
+        head: the first characters of the text.
+        delimiter: what is known of it.
+        quote: what is known of it.
+        wanted: columns that must exist.
+        complete: whether this is all of the text.
+    """
+    if not complete:
         head = head[: head.rfind("\n") + 1] or head
 
     def merit(dialect: tuple[str, str | None]) -> tuple[int, float, int]:
         lengths: list[int] = []
         header: list[str] = []
         try:
-            for _, cells in _records(head, *dialect):
+            for _, cells in _records(io.StringIO(head, newline=""), *dialect):
                 if not cells:
                     continue
                 header = header or [cell.strip() for cell in cells]
@@ -296,7 +328,7 @@ def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Seq
                 if len(lengths) > 200:
                     break
         except csv.Error as error:
-            if "unexpected end of data" not in str(error) or len(head) == len(text):
+            if "unexpected end of data" not in str(error) or complete:
                 lengths.append(0)  # malformed, perhaps only in this dialect; otherwise reading reports it
         if len(header) < 2:
             return (0, 0.0, 0)
@@ -317,34 +349,35 @@ def _dialect_of(text: str, delimiter: str | None, quote: str | None, wanted: Seq
     return single if enclosed or even else double
 
 
-def _json_lines(text: str, name: str) -> Table:
+def _json_lines(text: Text, name: str) -> Table:
     """One JSON object per line; blank lines are skipped. A file that is one JSON list is read as such."""
     rows: list[Row] = []
-    # splitlines() would also split at U+2028 and others, which JSON texts may contain
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        if not line.strip():
+    # only \n ends a line: JSON texts may contain U+2028 and others
+    for number, line in enumerate(text.lines("\n"), start=1):
+        line = line.strip()  # noqa: PLW2901
+        if not line:
             continue
         try:
             value = cast("object", json.loads(line, parse_constant=_refuse_constant))
         except (ValueError, RecursionError) as error:
-            whole = number == 1 and _whole(text)
+            whole = number == 1 and _whole(text.text)
             if whole:
                 return replace(_json(text, name), notes=("one JSON value, not JSON Lines",))
             reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise InputError(
                 "a line is not valid JSON",
                 where=f"{name}, line {number}",
-                got=f"{reason}: {line.strip()[:60]}",
+                got=f"{reason}: {line[:60]}",
                 expected="one JSON object on one line",
                 fix="the file looks like a JSON list: name its format, json" if line.startswith("[") else None,
             ) from error
         if not isinstance(value, dict):
-            if isinstance(value, list) and number == 1 and text.strip() == line.strip():
+            if isinstance(value, list) and number == 1 and text.text.strip() == line:
                 return replace(_json(text, name), notes=("a JSON list, not JSON Lines",))
             raise InputError(
                 "a line is JSON but not an object",
                 where=f"{name}, line {number}",
-                got=line.strip()[:60],
+                got=line[:60],
                 expected='an object such as {"input": "…", "target": "…"}',
                 fix="write each item of the list on its own line" if isinstance(value, list) else None,
             )
@@ -365,14 +398,15 @@ def _refuse_constant(constant: str) -> object:
     raise ValueError(f"{constant} is not a JSON value")
 
 
-def _json(text: str, name: str) -> Table:
+def _json(content: Text, name: str) -> Table:
     """A JSON list of objects, or an object that holds one, columns, or parts named train, dev and test."""
+    text = content.text
     try:
         value = cast("object", json.loads(text, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as error:
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) > 1 and _whole(lines[0]) and lines[0].lstrip().startswith("{"):
-            return replace(_json_lines(text, name), notes=("JSON Lines, not one JSON value",))
+            return replace(_json_lines(content, name), notes=("JSON Lines, not one JSON value",))
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise InputError(
             "the file is not valid JSON",
@@ -503,7 +537,8 @@ def _parquet(data: bytes, name: str) -> Table:
     except ImportError as error:
         raise InputError("reading Parquet files needs pyarrow", where=name, fix="pip install 'dln[parquet]'") from error
     try:
-        records = parquet.read_table(io.BytesIO(data)).to_pylist()
+        file = parquet.ParquetFile(io.BytesIO(data))
+        records = [record for batch in file.iter_batches() for record in batch.to_pylist()]
     except (arrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError("the Parquet file cannot be read", where=name, got=reason, fix="write it again") from error

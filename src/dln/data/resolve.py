@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
+from zlib import crc32
 
 from dln.data.columns import ColumnChoice, Unusable, choose_columns, input_text, require_column, text_of
 from dln.data.labels import (
@@ -28,10 +29,13 @@ from dln.data.labels import (
 )
 from dln.data.readers import LONG, read_table
 from dln.data.spec import DataSpec
-from dln.data.tables import PART_NAMES, Table, cell_of
+from dln.data.tables import PART_NAMES, Row, Table, cell_of
 from dln.errors import InputError
 
 __all__ = ["MAX_LABELS", "Item", "ReadReport", "Resolved", "read_items", "resolve", "row_hash", "text_key"]
+
+LEAST, NOT_SAMPLED = 500, "not in the sample"
+"""Rows that every label keeps in a sample of a large file, and why the others are not used."""
 
 MAX_LABELS = 100
 """Maximum number of distinct targets that are taken as labels, unless labels are given."""
@@ -56,10 +60,11 @@ def row_hash(text: str) -> str:
 class Item(NamedTuple):
     """A row as it is used: its place, its texts, and why it is not used ("" if it is).
 
-    `key` is the normalized input (see `text_key`), "" where rows are not compared.
+    `source` is what stands in messages before the number of its line or row, as "mail.csv, line". `key` is the
+    normalized input (see `text_key`), "" where rows are not compared.
     """
 
-    place: str
+    source: str
     row: int
     input: str
     target: str = ""
@@ -69,9 +74,9 @@ class Item(NamedTuple):
     key: str = ""
 
     @property
-    def line(self) -> str:
-        """The number in `place`, for lists of places."""
-        return self.place.rpartition(" ")[2]
+    def place(self) -> str:
+        """The place of the row, for messages."""
+        return f"{self.source} {self.row}"
 
 
 @dataclass(frozen=True)
@@ -148,12 +153,18 @@ class Resolved:
 
 
 def read_items(
-    spec: DataSpec, tables: Sequence[Table] | None = None, *, with_target: bool = True, default: str = "csv"
+    spec: DataSpec,
+    tables: Sequence[Table] | None = None,
+    *,
+    with_target: bool = True,
+    default: str = "csv",
+    most: int | None = None,
 ) -> tuple[DataSpec, list[Item], ReadReport]:
     """Read all rows of the files of a specification, with the problems of those that cannot be used.
 
     Returns:
-        The specification with its columns, one item per row in order, and a report in which nothing is dropped yet.
+        The specification with its columns, one item per row in order, and a report in which nothing is dropped yet
+        but the rows that are not in a sample of about `most` rows.
 
     Raises:
         InputError: a file cannot be read, a column is missing, or an option refuses a row.
@@ -172,11 +183,18 @@ def read_items(
     several = len(tables) > 1
     notes = [f"{table.source}: {text}" if several else text for table in tables for text in table.notes]
     notes += choice.notes
-    items: list[Item] = []
+    columns = dict.fromkeys(c for table in tables for c in table.columns if c)
     for table in tables:
         notes += [f"{table.source}: {n}" if several else n for n in _shape(table, spec)]
-        items += _items(table, choice, spec, with_target=with_target)
-    columns = dict.fromkeys(c for table in tables for c in table.columns if c)
+    total = sum(len(table.rows) for table in tables)
+    if most is not None and total > most:
+        tables = _sampled(tables, choice, spec, most)
+    items = [item for table in tables for item in _items(table, choice, spec, with_target=with_target)]
+    if len(items) < total:
+        notes.append(
+            f"a sample of {len(items):,} of {total:,} rows is used, chosen by content; every label keeps {LEAST} rows, "
+            "or all that it has"
+        )
     if with_target:
         spec = _with_split_column(spec, items, choice, list(columns), notes)
     extra = (spec.split_column, spec.group, spec.split_by)
@@ -186,17 +204,45 @@ def read_items(
     report = ReadReport(
         ", ".join(table.source for table in tables),
         first.facts,
-        rows=len(items),
+        rows=total,
         used=len(items),
         input=choice.input,
         target=choice.target,
         id=choice.id,
         unused=unused,
-        dropped={},
+        dropped={NOT_SAMPLED: total - len(items)} if len(items) < total else {},
         notes=tuple(notes),
     )
     chosen = spec.model_copy(update={"input": choice.input, "target": choice.target or spec.target, "id": choice.id})
     return chosen, items, report
+
+
+def _sampled(tables: Sequence[Table], choice: ColumnChoice, spec: DataSpec, most: int) -> list[Table]:
+    """The tables with about `most` of their rows, in order.
+
+    A row is in the sample if a hash of its input in [0, 1) is below the share of its label and part, so that rows of
+    equal input are in it together. Rows that cannot be used are counted in full.
+    """
+    parts = [c for c in tables[0].columns if c == spec.split_column or c.lower() in _SPLIT_COLUMNS]
+    total = sum(len(table.rows) for table in tables)
+    counts: Counter[tuple[str, ...]] = Counter()
+    named: list[str] = []
+    for named in ([*([choice.target] if choice.target else []), *parts], parts):
+        counts = Counter(_values(row, named) for table in tables for row in table.rows)
+        if len(counts) <= 10 * MAX_LABELS:  # else the targets are free texts
+            break
+    share = {values: max(most / total, min(1.0, LEAST / n)) for values, n in counts.items()}
+
+    def is_in(row: Row) -> bool:
+        text = "\n".join(str(cell_of(row.cells, column) or "").strip() for column in choice.input)
+        place = crc32(text.encode("utf-8", "surrogatepass")) / 2**32
+        return bool(row.problem) or not text.strip() or place < share[_values(row, named)]
+
+    return [replace(table, rows=tuple(filter(is_in, table.rows))) for table in tables]
+
+
+def _values(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(cell_of(row.cells, column)) for column in columns)
 
 
 def _shape(table: Table, spec: DataSpec) -> list[str]:
@@ -222,42 +268,49 @@ def _shape(table: Table, spec: DataSpec) -> list[str]:
 
 
 def _items(table: Table, choice: ColumnChoice, spec: DataSpec, *, with_target: bool) -> list[Item]:
-    missing = set(spec.missing)
+    missing, cut = set(spec.missing), spec.long_rows == "cut"
+    target_column = choice.target if with_target else None
+    no_input, no_target = f"empty {' and '.join(choice.input)}", f"empty {choice.target}"
+    keep_input = spec.empty == "keep"
+    keep_target = (keep_input and bool(spec.free_form)) or (isinstance(spec.labels, dict) and "" in spec.labels)
+    usual = f"{table.source}, {table.unit}"
     items: list[Item] = []
-    for row in table.rows:
-        place = table.where(row)
-        problem = "" if row.problem.startswith(LONG) and spec.long_rows == "cut" else row.problem
+    for line, cells, reason, own in table.rows:
+        source = f"{own}, {table.unit}" if own else usual
+        problem = "" if cut and reason.startswith(LONG) else reason
         text = target = identifier = ""
         if not problem:
             try:
-                text = input_text(row.cells, choice.input)
+                text = input_text(cells, choice.input)
                 if choice.id is not None:
-                    identifier = text_of(cell_of(row.cells, choice.id))
+                    identifier = text_of(cell_of(cells, choice.id))
             except Unusable as error:
-                problem = _unusable(place, choice.input, error, refuse=with_target)
-            if with_target and choice.target is not None and not problem:
+                problem = _unusable(f"{source} {line}", choice.input, error, refuse=with_target)
+            if target_column is not None and not problem:
                 try:
-                    target = _target_text(cell_of(row.cells, choice.target), spec)
+                    target = _target_text(cell_of(cells, target_column))
                 except Unusable as error:
-                    problem = _unusable(place, (choice.target,), error, refuse=True)
+                    problem = _unusable(f"{source} {line}", (target_column,), error, refuse=True)
         if missing:
             text, target = ("" if one in missing else one for one in (text, target))
-        if not problem and not text:
-            problem = "" if spec.empty == "keep" else f"empty {' and '.join(choice.input)}"
-        if with_target and not problem and not target:
-            mapped = isinstance(spec.labels, dict) and "" in spec.labels
-            problem = "" if (spec.empty == "keep" and spec.free_form) or mapped else f"empty {choice.target}"
-        if problem.startswith("empty") and spec.empty == "refuse" and with_target:
+        if not problem and not text and not keep_input:
+            problem = no_input
+        if with_target and not problem and not target and not keep_target:
+            problem = no_target
+        if with_target and spec.empty == "refuse" and problem.startswith("empty"):
             raise InputError(
                 f"column {problem.removeprefix('empty ')!r} is empty",
-                where=place,
+                where=f"{source} {line}",
                 got="no text",
                 expected="a text",
                 fix="fill the cell or remove the row",
             )
         key = text_key(text) if with_target and not problem else ""
-        items.append(Item(place, row.line, text, target, identifier, problem, row.cells, key))
+        items.append(Item(source, line, text, target, identifier, problem, cells, key))
     return items
+
+
+_SPLIT_COLUMNS = ("split", "fold", "part", "partition", "subset", "set")
 
 
 def _with_split_column(
@@ -273,7 +326,7 @@ def _with_split_column(
     if spec.group or spec.split_by or spec.test_file:
         return spec
     for column in columns:
-        if column.lower() not in ("split", "fold", "part", "partition", "subset", "set") or column in choice.input:
+        if column.lower() not in _SPLIT_COLUMNS or column in choice.input:
             continue
         said = {str(cell_of(item.cells, column) or "").strip().lower() for item in items if not item.problem}
         if (
@@ -304,7 +357,7 @@ _SEPARATOR = "\x1f"
 """Between the labels of one cell, until it is decided what several labels mean."""
 
 
-def _target_text(value: object, spec: DataSpec) -> str:
+def _target_text(value: object) -> str:
     if isinstance(value, str):
         return text_of(value)
     if isinstance(value, Mapping):
@@ -315,24 +368,28 @@ def _target_text(value: object, spec: DataSpec) -> str:
     return _SEPARATOR.join(texts)
 
 
-def resolve(spec: DataSpec, tables: Sequence[Table] | None = None, *, evaluation: bool = False) -> Resolved:
+def resolve(
+    spec: DataSpec, tables: Sequence[Table] | None = None, *, evaluation: bool = False, most: int | None = None
+) -> Resolved:
     """Read the examples of a specification, and decide what is a label and what is left out.
 
     Args:
         spec: what is read and how.
         tables: tables in memory instead of the files of `spec.path`.
         evaluation: keep repeated and contradictory rows: every row of the file counts.
+        most: rows from which on a sample of about this size is used; default all rows are.
 
     Raises:
         InputError: no rows, no such column, or a target that is not a label.
     """
-    chosen, items, report = read_items(spec, tables)
+    chosen, items, report = read_items(spec, tables, most=most)
     if not items:
         raise InputError("there are no rows", where=report.source, got="none", expected="at least one example")
     dropped = Counter(item.problem.partition(" (")[0].partition(":")[0] for item in items if item.problem)
+    dropped.update(report.dropped)
     notes = list(report.notes)
     notes += [
-        f"{_count(n, 'row')} with {reason} dropped ({_places([i.line for i in items if i.problem == reason])})"
+        f"{_count(n, 'row')} with {reason} dropped ({_places([str(i.row) for i in items if i.problem == reason])})"
         for reason, n in dropped.items()
         if reason.startswith(("empty", "no text"))
     ]
@@ -454,8 +511,12 @@ def _labelled(
         return items, None
     names, folds = _canonical([item.target for item in items], merge=bool(spec.merge_labels))
     distinct = label_order(list(dict.fromkeys(names.values())))
-    pairs = len({(item.key, names[item.target]) for item in items})
-    mostly_unique = len(distinct) > max(3, pairs / 2)
+    mostly_unique = (
+        len(distinct) > 3
+        and all(  # the first rows tell it of a large file
+            len(distinct) > len({(item.key, names[item.target]) for item in some}) / 2 for some in (items[:2000], items)
+        )
+    )
     if spec.free_form is None and (len(distinct) > MAX_LABELS or mostly_unique):
         told = f"{len(distinct)} distinct targets in {_count(len(items), 'row')}"
         notes.append(f"{told}: treated as free-form texts, not as labels")
@@ -538,19 +599,14 @@ def _distinct(
     items: list[Item], specs: tuple[str, ...] | None, dropped: Counter[str], notes: list[str], source: str
 ) -> list[Item]:
     """One row per input and target; of contradicting labels the majority, none if there is no majority."""
-    first: dict[tuple[str, str], Item] = {}
-    said: dict[str, str] = {}
-    counts: dict[str, Counter[str]] = {}
-    for item in items:
-        first.setdefault((item.key, item.target), item)
-        if said.setdefault(item.key, item.target) != item.target:
-            counts[item.key] = Counter()
+    first, contradicting = _first_rows(items)
     repeats = len(items) - len(first)
     if specs is None:
         if repeats:
             dropped["repeated input and target"] += repeats
             notes.append(f"{_count(repeats, 'repeated row')} (same input, same target) dropped")
-        return list(first.values())
+        return first
+    counts: dict[str, Counter[str]] = {key: Counter() for key in contradicting}
     for item in items if counts else ():
         if item.key in counts:
             counts[item.key][item.target] += 1
@@ -558,7 +614,7 @@ def _distinct(
     for key, count in counts.items():
         ranked = count.most_common(2)
         winners[key] = None if ranked[0][1] == ranked[1][1] else ranked[0][0]
-    kept = [item for (key, target), item in first.items() if winners.get(key, target) == target]
+    kept = [item for item in first if winners.get(item.key, item.target) == item.target]
     decided = [(c, winner) for key, c in counts.items() if (winner := winners[key]) is not None]
     outvoted = sum(n for c, winner in decided for target, n in c.items() if target != winner)
     undecided = sum(sum(c.values()) for key, c in counts.items() if winners[key] is None)
@@ -577,12 +633,28 @@ def _distinct(
     return kept
 
 
+def _first_rows(items: Sequence[Item]) -> tuple[list[Item], list[str]]:
+    """The first row of every input and target, and the inputs with several targets."""
+    first: list[Item] = []
+    said: dict[str, str] = {}
+    others: dict[tuple[str, str], None] = {}
+    for item in items:
+        known = said.get(item.key)
+        if known is None:
+            said[item.key] = item.target
+            first.append(item)
+        elif known != item.target and (item.key, item.target) not in others:
+            others[item.key, item.target] = None
+            first.append(item)
+    return first, list(dict.fromkeys(key for key, _ in others))
+
+
 def _conflicts(keys: Sequence[str], items: Sequence[Item], decision: str) -> str:
     """A note on inputs with contradicting labels, with the lines of the first of them."""
     lines: dict[str, list[str]] = {key: [] for key in keys[:5]}
     for item in items:
         if item.key in lines:
-            lines[item.key].append(item.line)
+            lines[item.key].append(str(item.row))
     listed = ", ".join("/".join(places) for places in lines.values())
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return f"{_count(len(keys), 'input')} with contradicting labels: {decision} (lines {listed}{more})"

@@ -156,6 +156,9 @@ class Task:
 MOST: Mapping[str, int] = {"train": 4000, "dev": 1000, "test": 2000}
 """Rows of a part that are used of a large file, unless a size is given."""
 
+SAMPLED = 50_000
+"""Rows of a file from which on a sample of about this size is divided into parts."""
+
 
 def task_from_spec(
     spec: DataSpec,
@@ -190,7 +193,8 @@ def task_from_spec(
         InputError: the data cannot be read or divided.
     """
     _check_fractions(dev_fraction, test_fraction, name)
-    main = resolve(spec, tables)
+    given = dict(sizes or {})
+    main = resolve(spec, tables, most=max(SAMPLED, 8 * max([0, *(size for size in given.values() if size)])))
     spec = main.spec
     specs, notes = main.labels, list(main.report.notes)
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
@@ -233,7 +237,6 @@ def task_from_spec(
         notes += [f"split by {by} with seed {seed}", *more]
     notes += _separate(parts)
     chosen: dict[str, Dataset] = {}
-    given = dict(sizes or {})
     for part in PARTS:
         ordered = [parts[part][i] for i in content_order([item.key for item in parts[part]], seed)]
         most = max(given.get(part) or MOST[part], 1)
