@@ -74,9 +74,9 @@ def log_softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
 
 def softmax(values: npt.ArrayLike, axis: int = -1) -> Floats:
     """exp(v) / Σ exp(v) along `axis`."""
-    from scipy import special
-
-    return np.asarray(special.softmax(np.asarray(values, dtype=np.float64), axis=axis), dtype=np.float64)
+    v = np.asarray(values, dtype=np.float64)
+    powers = np.exp(v - v.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)
 
 
 def entropy(weights: npt.ArrayLike) -> float:

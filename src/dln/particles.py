@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from dln.errors import InputError
-from dln.numerics import Floats, effective_sample_size, entropy, softmax
+from dln.numerics import Floats, effective_sample_size, entropy, frozen, softmax
 
 __all__ = ["Particles"]
 
@@ -56,10 +57,10 @@ class Particles(Generic[T]):
     def __len__(self) -> int:
         return len(self.values)
 
-    @property
+    @cached_property
     def weights(self) -> Floats:
         """w^k = softmax_k(log w^k); they sum to one."""
-        return softmax(self.log_weights)
+        return frozen(softmax(self.log_weights))
 
     @property
     def ess(self) -> float:

@@ -165,9 +165,8 @@ class PenalisedLikelihood:
             misfit = (weights * (onehot * rows).sum(axis=2)).sum(axis=1)
             return 0.5 * (penalty * np.square(theta - prior)).sum(axis=1) - misfit, np.exp(rows)
 
-        theta, live = np.tile(prior, (problems, 1)), np.ones(problems, dtype=np.bool_)
-        value, p = at(theta)
-        for _ in range(100):
+        def towards(theta: Floats, p: Floats) -> tuple[Floats, Floats]:
+            """[K, C + 1] the gradient, and how far to go against it."""
             excess, weighted, mean = column * (p - onehot), column * p, (p * masses).sum(axis=2, keepdims=True)
             gradient = penalty * (theta - prior)
             gradient[:, :-1] += excess.sum(axis=1)
@@ -181,17 +180,22 @@ class PenalisedLikelihood:
             free, bent = solved[:, :, 0], solved[:, :, 1]
             down = (gradient[:, -1] - (across * free).sum(axis=1)) / (along - (across * bent).sum(axis=1))
             down = theta[:, -1] - np.clip(theta[:, -1] - down, *SLOPES)
-            move = np.column_stack([free - bent * down[:, None], down])
-            last = live & ((gradient * move).sum(axis=1) < 1e-9)  # half of it is what is left to gain
+            return gradient, np.column_stack([free - bent * down[:, None], down])
+
+        theta, live = np.tile(prior, (problems, 1)), np.ones(problems, dtype=np.bool_)
+        value, p = at(theta)
+        for _ in range(100):
+            gradient, move = towards(theta, p)
+            last: Flags = live & ((gradient * move).sum(axis=1) < 1e-9)  # half of it is what is left to gain
             theta[last] -= move[last]
             live &= ~last
             if not live.any():
                 break
-            size = np.ones((problems, 1))
+            size: Floats = np.ones((problems, 1))
             while True:
                 step = theta - size * move
                 lower, moved = at(step)
-                worse = live & ~(lower <= value)
+                worse: Flags = live & ~(lower <= value)
                 if not worse.any() or size.min() < 1e-6:
                     break
                 size[worse] /= 2
@@ -435,19 +439,24 @@ class _Regression:
         )
         return value, (self.weights[:, None] * (p - self.onehot)).T @ self.design + self.penalty * u, p
 
+    def _hessian(self, p: Floats) -> Floats:
+        """[CR, CR] second derivatives where the probabilities are p [P, C]."""
+        _, count = p.shape
+        curvature = -p[:, :, None] * p[:, None, :]
+        curvature[:, range(count), range(count)] += p
+        weighted = (self.weights[:, None, None] * curvature)[..., None] * self.design[:, None, None, :]
+        blocks = np.einsum("pcdi,pj->cidj", weighted, self.design)
+        size = count * self.design.shape[1]
+        return blocks.reshape(size, size) + np.diag(np.tile(self.penalty, count))
+
     def _newton(self, start: Floats) -> Floats:
         """Newton's method with step halving; the objective is strictly convex."""
-        u, count = start, len(start)
+        u = start
         value, gradient, p = self._at(u)
         for _ in range(50):
             if np.abs(gradient).max() < 1e-6:
                 break
-            curvature = -p[:, :, None] * p[:, None, :]
-            curvature[:, range(count), range(count)] += p
-            weighted = (self.weights[:, None, None] * curvature)[..., None] * self.design[:, None, None, :]
-            blocks = np.einsum("pcdi,pj->cidj", weighted, self.design)
-            hessian: Floats = blocks.reshape(start.size, start.size) + np.diag(np.tile(self.penalty, count))
-            move = np.asarray(np.linalg.solve(hessian, gradient.ravel()), dtype=np.float64).reshape(start.shape)
+            move = np.linalg.solve(self._hessian(p), gradient.ravel()).reshape(start.shape)
             size = 1.0
             while (step := self._at(u - size * move))[0] > value and size > 1e-6:
                 size /= 2

@@ -248,4 +248,7 @@ def _variables(text: str) -> frozenset[str]:
 
 @cache
 def _compiled(text: str) -> CompiledTemplate:
-    return _environment().from_string(text)
+    template = _environment().from_string(text)
+    # a chain of mappings takes several times as long to copy, as every rendering does
+    template.globals = dict(template.globals)
+    return template
