@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cli_fake_engine import FakeLM
 from cli_shell import Shell, mail_csv
 from dln.cli.config import RunConfig
 from dln.cli.estimate import within_budget
@@ -74,6 +75,7 @@ KINDS: dict[str, tuple[int, bool, dict[str, Any]]] = {
     "label words": (1, True, {"inference": {"output_layer": "fitted"}}),
     "fixed output layer": (1, True, {"inference": {"output_layer": "fixed"}, "steps": 3}),
     "word readout": (1, True, {}),
+    "words are not told": (1, True, {}),
     "ensemble": (1, True, {"ensemble": 3, "val_every": 1}),
     "free answers": (1, True, {"answers": "free", "inference": {"output_layer": "fixed"}}),
     "texts": (1, False, {}),
@@ -95,7 +97,8 @@ def compared(kind: str) -> dict[str, tuple[float, float, float]]:
     data = Dataset.from_pairs(pairs, LABELS if labelled else None)
     train, dev, test = data[:32], data[32:44], data[44:56]
     meter = Meter()
-    lm = Metered(TableLM.random([*(f" {label}" for label in LABELS), *THOUGHTS], seed=3), meter=meter)
+    table = TableLM.random([*(f" {label}" for label in LABELS), *THOUGHTS], seed=3)
+    lm = Metered(FakeLM("fake/3", LABELS, 3, 0.0) if kind == "words are not told" else table, meter=meter)
     short = Sampling(max_tokens=8)
     hidden = [LanguageLayer(lm, "think", "Think first:", short)] * (depth - 1)
     if labelled:
@@ -115,7 +118,7 @@ def compared(kind: str) -> dict[str, tuple[float, float, float]]:
     }
 
 
-QUICK = ("label words", "ensemble", "two layers of texts")
+QUICK = ("label words", "ensemble", "words are not told", "two layers of texts")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,11 @@ def test_the_likely_cost_is_within_a_factor_of_two_in_the_median(kinds: tuple[st
         ratios = [likely / used for used, likely, _ in (compared(kind)[name] for kind in kinds)]
         assert 0.5 <= median(ratios) <= 2, (name, ratios)
         assert all(0.25 <= ratio <= 4 for ratio in ratios), (name, ratios)
+
+
+def test_no_networks_are_expected_beside_the_best_where_words_are_not_told():
+    used, likely, _ = compared("words are not told")["tokens"]
+    assert used / 1.5 <= likely <= 1.5 * used
 
 
 def test_shared_prefixes_are_evaluated_once_and_the_time_of_an_engine_that_does_so_follows_them():

@@ -110,6 +110,7 @@ class LayerSize:
         labels: all labels together, which every context is scored on; None for a layer that writes text.
         prompt: the initial instruction.
         shared: the part of a context that is the same for every input.
+        words: whether the model tells the probabilities of words, which a word readout needs.
     """
 
     context: float
@@ -118,6 +119,7 @@ class LayerSize:
     labels: float | None = None
     prompt: float = 20.0
     shared: float = 0.0
+    words: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,8 @@ def _judging(options: Options, train_size: int) -> int:
 
 def wide_readout(layers: Sequence[LayerSize], options: Options) -> bool:
     """Whether the output layer reads many words."""
-    return layers[-1].labels is not None and options.inference.output_layer == "words"
+    last = layers[-1]
+    return last.labels is not None and last.words and options.inference.output_layer == "words"
 
 
 def _fitted(layers: Sequence[LayerSize], options: Options, train_size: int, dev_size: int, test_size: int) -> Cost:
@@ -475,6 +478,7 @@ def layer_sizes(
                 labels=sum(layer.lm.count_tokens(layer.target_prefix + word) for word in words) if words else None,
                 prompt=layer.lm.count_tokens(layer.prompt.instruction),
                 shared=layer.lm.count_tokens(_shared(contexts)) if len(contexts) > 1 else 0.0,
+                words=layer.lm.capabilities.next_tokens != "none",
             )
         )
     return sizes
