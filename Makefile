@@ -72,7 +72,7 @@ test: $(STAMP)  ## lint, types and tests
 	exit $$(( tests ? tests : types ))
 
 test-all: $(STAMP)  ## the same, with the tests that take minutes each
-	$(BIN)/python tools/install.py --no-deps -r requirements-dspy.lock
+	$(BIN)/python tools/install.py --no-deps -r requirements-dspy.lock -r requirements-clusters.lock
 	$(PYTEST) -m 'slow or not slow' --hypothesis-profile=thorough
 
 lint: $(STAMP)  ## ruff and pyright

@@ -23,6 +23,7 @@ from dln.lm import workers
 from dln.lm.base import LanguageModel, Sampling
 from dln.lm.laws import LAWS, Law, LawCase
 from dln.lm.load import load_lm
+from dln.lm.local.engine import TokenLevel
 from dln.lm.pool import Loading, Pooled, cut
 from dln.lm.table import TableLM
 from dln.lm.workers import LOSSES, Processes, run_items, workers_of
@@ -270,3 +271,24 @@ def test_an_item_that_kills_every_worker_ends_in_an_error() -> None:
     with Processes(1) as one, pytest.raises(RunFailed, match="all workers were lost"):
         run_items(one, fatal, numbered(1))
     assert LOSSES
+
+
+def test_token_ids_on_workers_are_as_in_process(tiny_folder: Path) -> None:
+    here = load_lm(f"hf/{tiny_folder}:chat", threads=1)
+    with ThreadPoolExecutor(2) as threads:
+        lm = load_lm(f"hf/{tiny_folder}:chat", executor=threads, item_tokens=32)
+        assert isinstance(here, TokenLevel)
+        assert isinstance(lm, TokenLevel)
+        ids = [here.context_ids(context) for context in CONTEXTS]
+        assert [lm.context_ids(context) for context in CONTEXTS] == ids
+        assert (lm.encode("a b"), lm.token_text(ids[0][3])) == (here.encode("a b"), here.token_text(ids[0][3]))
+        assert lm.decode(ids[0]) == here.decode(ids[0])
+        drawn = lm.sample_ids(ids, WARM, range(24))
+        assert [draw.token_ids for draw in drawn] == [d.token_ids for d in here.sample_ids(ids, WARM, range(24))]
+        for one, two in zip(
+            [*lm.score_ids(ids, [3] * 24, 2), *lm.next_log_probs(ids, (5, 6))],
+            [*here.score_ids(ids, [3] * 24, 2), *here.next_log_probs(ids, (5, 6))],
+            strict=True,
+        ):
+            np.testing.assert_allclose(one.log_probs, two.log_probs, atol=1e-4)
+        assert lm.first_token("a b") == here.first_token("a b")

@@ -150,7 +150,7 @@ class ServerConfig(Section):
     @field_validator("options")
     @classmethod
     def _no_doubles(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in ("base_url", "api_key", "batch_tokens", "threads"):
+        for name in ("base_url", "api_key", "batch_tokens", "threads", "workers", "executor"):
             if name in options:
                 raise ValueError(f"{name} is a setting of its own, not one of the options")
         return options
@@ -202,7 +202,16 @@ class ModelConfig(ServerConfig):
         None, ge=1, description="Tokens per batch of the in-process engine."
     )
     threads: Annotated[int | None, Flag("--threads", MODEL, env="DLN_THREADS")] = Field(
-        None, ge=1, description="CPU threads of in-process models (default: measured at loading)."
+        None, ge=1, description="CPU threads of in-process models (default: measured at loading; 1 in each worker)."
+    )
+    workers: Annotated[int | None, Flag("--workers", MODEL, env="DLN_WORKERS")] = Field(
+        None, ge=1, description="Number of processes that compute in-process models (default: this one)."
+    )
+    dask: Annotated[str | None, Flag("--dask", MODEL, "ADDRESS", env="DLN_DASK")] = Field(
+        None, description="Dask scheduler whose workers compute the models, as tcp://10.0.0.1:8786."
+    )
+    ray: Annotated[str | None, Flag("--ray", MODEL, "ADDRESS", env="DLN_RAY")] = Field(
+        None, description="Ray cluster whose actors compute the models: its address, or auto."
     )
     cache: Annotated[bool, Flag(" /--no-cache", MODEL, help="Disable the cache.")] = Field(
         True, description="Cache model responses on disk."
@@ -505,7 +514,7 @@ TASK = (
 )
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"
-SERVER = "base_url api_key_env lm_option threads"
+SERVER = "base_url api_key_env lm_option threads workers dask ray"
 ENGINE = f"connections {SERVER}"
 SIDE_MODELS = " ".join(f"{kind}_{name}" for kind in ("prompt", "hidden") for name in ("lm", "base_url", "api_key_env"))
 CACHE, PRICES = "cache no_cache", "prices price"

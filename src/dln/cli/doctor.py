@@ -20,16 +20,18 @@ from rich.table import Table
 
 from dln import extensions
 from dln.cli import flags
-from dln.cli.config import ENGINE, PRICES, RunConfig
+from dln.cli.config import ENGINE, PRICES, ModelConfig, RunConfig
 from dln.cli.flags import Json
 from dln.cli.models import Wanted, price_table, remote, wanted_models
 from dln.cli.output import examples, out, print_record, safe
 from dln.cli.sources import configured
+from dln.cli.workers import shown_workers
 from dln.errors import DlnError, InputError, ProviderError
 from dln.io import cache_directory
 from dln.lm.base import LanguageModel, Sampling, ScoringMode
 from dln.lm.load import ENGINES, load_lm
 from dln.lm.local.threads import chosen_threads
+from dln.lm.pool import Pooled
 from dln.lm.prices import PriceTable
 from dln.lm.remote.call import AuthenticationFailed, ModelNotFound, QuotaExhausted
 from dln.lm.remote.engine import RemoteLM
@@ -113,12 +115,12 @@ def extension_checks() -> Iterator[Check]:
             yield Check(name, "ok", says)
 
 
-def model_checks(wanted: Wanted, prices: PriceTable) -> Iterator[Check]:
+def model_checks(wanted: Wanted, prices: PriceTable, config: ModelConfig) -> Iterator[Check]:
     """One model: availability, abilities, speed and price."""
     spec = wanted.spec
     try:
         lm = load_lm(spec, **wanted.options)
-        checks = list(_served(lm) if isinstance(lm, RemoteLM) else _in_process(lm))
+        checks = list(_served(lm) if isinstance(lm, RemoteLM) else _in_process(lm, config))
     except DlnError as error:
         yield Check(_culprit(error, spec), "failed", _said(error), error.fix, spec)
         return
@@ -182,11 +184,13 @@ def _scoring_modes(report: ProbeReport) -> Iterator[Check]:
         yield Check("what still works", "warning", line)
 
 
-def _in_process(lm: LanguageModel) -> Iterator[Check]:
+def _in_process(lm: LanguageModel, config: ModelConfig) -> Iterator[Check]:
     """Identity, a self-test (a text scored in two ways), and speed."""
     yield Check("model", "ok", lm.fingerprint())
     threads = chosen_threads()
-    if threads is not None:
+    if isinstance(lm, Pooled):
+        yield Check("workers", "ok", shown_workers(config, lm.workers))
+    elif threads is not None:
         yield Check("threads", "ok", str(threads))
     length = lm.capabilities.context_length
     yield Check("context length", "ok", "no limit" if length is None else f"{length} tokens")
@@ -249,7 +253,7 @@ def doctor(config: RunConfig, as_json: flags.Json = False) -> None:
     found = [_show(check, as_json) for check in (*environment_checks(), *extension_checks())]
     table = price_table(config.lm)
     for wanted in wanted_models(config.lm):
-        found += [_show(check, as_json) for check in model_checks(wanted, table)]
+        found += [_show(check, as_json) for check in model_checks(wanted, table, config.lm)]
     if not as_json:
         out().print(_summary(found))
     if any(check.state == "failed" for check in found):

@@ -26,6 +26,7 @@ from dln.cli.config import (
     parse_config,
     shown_url,
 )
+from dln.cli.workers import executor_of, with_workers
 from dln.errors import InputError
 from dln.io import cache_directory
 from dln.lm.base import Capabilities, Completion, LanguageModel, NextTokens, Sampling, Target, Token, TokenLogProbs
@@ -52,6 +53,9 @@ __all__ = [
     "with_secrets",
     "with_server_of",
 ]
+
+WORKERS_CHUNK = 2048
+"""Requests per call of a model that workers compute, and per transaction of the cache."""
 
 IN_PROCESS = ("smollm2", "hf", "gguf")
 """Engines that run in this process: they have no server."""
@@ -100,6 +104,13 @@ def wanted_models(config: ModelConfig) -> list[Wanted]:
             )
         server = _server(config, side)
         found.append(Wanted(purpose, side.spec, _options(server, side.spec, config, f"lm.{name}")))
+    if with_workers(config) and all(remote(one.spec) for one in found):
+        raise InputError(
+            "a model on a server is not computed by workers",
+            where="lm.workers",
+            got=config.spec,
+            fix="leave out --workers; the server's requests are concurrent (--lm-option max_concurrency=N)",
+        )
     return found
 
 
@@ -208,6 +219,10 @@ def _options(server: ServerConfig, spec: str, shared: ModelConfig, where: str) -
                 )
         given = {"batch_tokens": shared.batch_tokens, "threads": shared.threads}
         options |= {name: value for name, value in given.items() if value is not None}
+    executor = None if engine in DIALECTS else executor_of(shared)
+    if executor is not None:
+        options["executor"] = executor
+    if engine in IN_PROCESS:
         return options
     if server.base_url:
         options["base_url"] = list(server.base_url)
@@ -272,7 +287,10 @@ def build_models(config: RunConfig, stack: ExitStack, meter: Meter | None = None
         quote = quotes[wanted.spec]
         price = FREE if quote is None else quote.price
         metered = Metered(load_lm(wanted.spec, **wanted.options), budget, meter, purpose=wanted.purpose, price=price)
-        return metered if store is None else Cached(metered, store)
+        if store is None:
+            return metered
+        # with workers, a call must be large enough for all of them
+        return Cached(metered, store, chunk=WORKERS_CHUNK) if "executor" in wanted.options else Cached(metered, store)
 
     models = {wanted.purpose: load(wanted) for wanted in chosen}
     notes = tuple(store.notes) if store is not None else ()

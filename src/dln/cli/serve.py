@@ -14,14 +14,14 @@ import typer
 
 from dln.cli import flags
 from dln.cli.build import ensemble_line, open_network
-from dln.cli.config import RunConfig
-from dln.cli.models import Loader
+from dln.cli.config import ModelConfig, RunConfig, engine_of
+from dln.cli.models import IN_PROCESS, Loader
 from dln.cli.output import duration, examples, note, out, print_record, safe
 from dln.cli.sources import configured
+from dln.cli.workers import executor_of
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
-from dln.lm.local.threads import use_threads
 from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.batching import Batcher
@@ -39,7 +39,7 @@ SERVE_EPILOG = examples(
 KEY_VARIABLE = "DLN_SERVE_API_KEY"
 
 
-@configured("lm", "threads")
+@configured("lm", "threads workers dask ray")
 def serve(
     config: RunConfig,
     given: dict[str, Any],
@@ -73,8 +73,6 @@ def serve(
     """Serve a model or trained network behind an OpenAI-compatible API."""
     key = _key(client_key_env)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    if config.lm.threads is not None:
-        use_threads(config.lm.threads)
     check_address(host, port, key)  # an invalid one is reported before a model is loaded
     with ExitStack() as stack:
         began = time.perf_counter()
@@ -115,7 +113,7 @@ def _load(
     prefix = model.partition("/")[0].partition(":")[0]
     if prefix not in ENGINES and not model.removesuffix(":chat").endswith(".gguf"):
         try:
-            return load_lm(model), None
+            return _loaded(model, config.lm), None
         except DlnError as error:
             raise InputError(
                 "there is no such run, network file or model",
@@ -126,7 +124,13 @@ def _load(
     if override is not None:
         note("note: --lm is the model of a network's layers; it has no effect on a model that is served itself")
     note(f"loading the model {model} …")
-    return load_lm(model), None
+    return _loaded(model, config.lm), None
+
+
+def _loaded(model: str, config: ModelConfig) -> LanguageModel:
+    """The model itself, with the threads and workers that are set."""
+    options = {} if config.threads is None or engine_of(model) not in IN_PROCESS else {"threads": config.threads}
+    return load_lm(model, executor=executor_of(config), **options)
 
 
 def greet(url: str, name: str, served_one: LanguageModel | AnyNetwork, with_key: bool) -> None:

@@ -85,6 +85,8 @@ def load_lm(
     spec = spec.strip()
     engine, rest = _engine(spec)
     if executor is None and workers is None:
+        if item_tokens is not None:
+            raise InputError("items are for workers", where="load_lm", got="item_tokens", fix="workers=2")
         return engine.load(rest, spec, options)
     if executor is not None and workers is not None:
         raise InputError("workers are given twice", where="load_lm", got="executor and workers", fix="leave out one")
@@ -120,26 +122,21 @@ def _load_pooled(
     executor: Executor | int | None,
     item_tokens: int | None,
 ) -> LanguageModel:
-    from dln.lm.pool import ITEM_TOKENS, Loading, Pooled
+    from dln.lm.pool import ITEM_TOKENS, Loading, Pooled, PooledTokens
     from dln.lm.workers import Processes
 
-    counter = None
-    if engine.in_process:
-        from dln.lm.local.checkpoint import load_codec
-        from dln.lm.smollm2 import embedded_location
-
-        location = rest.removesuffix(":chat")
-        counter = load_codec(location or embedded_location())
-        # a number that does not depend on the machine: it decides the last bits of every answer
-        options = {"threads": 1, **options}
     own = isinstance(executor, int)
-    return Pooled(
-        Loading(load_lm, spec, options, alone=engine.in_process),
-        Processes(executor) if isinstance(executor, int) else cast("Executor", executor),
-        item_tokens=item_tokens or ITEM_TOKENS,
-        counter=counter,
-        own=own,
-    )
+    chosen = Processes(executor) if isinstance(executor, int) else cast("Executor", executor)
+    size = item_tokens or ITEM_TOKENS
+    if not engine.in_process:
+        return Pooled(Loading(load_lm, spec, options), chosen, item_tokens=size, own=own)
+    from dln.lm.local.checkpoint import load_codec
+    from dln.lm.smollm2 import embedded_location
+
+    # the number of threads must not depend on the machine: it decides the last bits of every answer
+    loading = Loading(load_lm, spec, {"threads": 1, **options}, alone=True)
+    codec = load_codec(rest.removesuffix(":chat") or embedded_location())
+    return PooledTokens(loading, chosen, codec, item_tokens=size, own=own)
 
 
 def _registered(prefix: str) -> Engine | None:

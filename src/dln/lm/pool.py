@@ -35,11 +35,14 @@ from dln.lm.base import (
     check_counts,
     text_of,
 )
+from dln.lm.local.engine import TokenScores
 from dln.lm.local.plan import common_prefix
+from dln.lm.local.query import Ids
+from dln.lm.local.tokenizer import Codec
 from dln.lm.workers import process_number, run_items, workers_of
 from dln.numerics import Floats
 
-__all__ = ["ITEM_TOKENS", "Loading", "Pooled", "TokenCounter", "cut"]
+__all__ = ["ITEM_TOKENS", "Loading", "Pooled", "PooledTokens", "TokenCounter", "cut"]
 
 ITEM_TOKENS = 2048
 """Tokens of an item, about: several forwards on a CPU, and little beside the prefixes that two items compute twice."""
@@ -48,13 +51,13 @@ CHARACTERS = 4
 """Of a token, about: items are cut before any text is tokenised."""
 
 
-def cut(contexts: Sequence[str], own: Sequence[int], size: int) -> list[list[int]]:
+def cut(contexts: Sequence[Any], own: Sequence[int], size: int) -> list[list[int]]:
     """Cut requests into items: runs of the sorted contexts of about `size` characters, shared prefixes counted once.
 
     An item that is full ends, within its second half, where the fewest characters are shared with what follows.
 
     Args:
-        contexts: of the requests.
+        contexts: of the requests, as texts or token ids, of which one then counts as a character.
         own: characters of each request behind its context.
         size: characters of an item.
 
@@ -142,7 +145,7 @@ def describe(loading: Loading) -> Facts:
 
 
 def answer(
-    loading: Loading, verb: str, numbers: Sequence[int], contexts: Sequence[str], arguments: Mapping[str, Any]
+    loading: Loading, verb: str, numbers: Sequence[int], contexts: Sequence[Any], arguments: Mapping[str, Any]
 ) -> tuple[str, list[Any]]:
     """(fingerprint, one answer per request); runs in a worker. `numbers` are the requests', for messages."""
     lm = loading.model()
@@ -209,7 +212,7 @@ class Pooled:
         return self
 
     def __repr__(self) -> str:
-        return f"Pooled({self.name!r}, {workers_of(self._executor)} workers)"
+        return f"Pooled({self.name!r}, {self.workers} workers)"
 
     def __enter__(self) -> Self:
         return self
@@ -235,6 +238,11 @@ class Pooled:
     def fingerprint(self) -> str:
         """As the workers' model: distribution changes no more than the last bits, as any other batch does."""
         return self._facts.fingerprint
+
+    @property
+    def workers(self) -> int:
+        """The number of workers now."""
+        return workers_of(self._executor)
 
     def count_tokens(self, text: str) -> int:
         """As the workers' model counts, in this process."""
@@ -277,13 +285,14 @@ class Pooled:
     def _answers(
         self,
         verb: str,
-        contexts: Sequence[str],
+        contexts: Sequence[Any],
         own: Sequence[int],
         common: Mapping[str, Any],
         columns: Mapping[str, Sequence[Any]],
+        size: int | None = None,
     ) -> list[Any]:
-        """One answer per request, in their order."""
-        items = cut(contexts, own, self._size)
+        """One answer per request, in their order; contexts are texts, or ids with `size` in tokens."""
+        items = cut(contexts, own, size or self._size)
         work: list[tuple[Any, ...]] = []
         for item in items:
             arguments = {**common, **{name: [column[i] for i in item] for name, column in columns.items()}}
@@ -301,3 +310,65 @@ class Pooled:
             for i, row in zip(item, rows, strict=True):
                 answers[i] = row
         return answers
+
+
+class PooledTokens(Pooled):
+    """The same, below the level of texts too; see `dln.lm.local.engine.TokenLevel`.
+
+    Args:
+        loading: how a worker gets the model.
+        executor: runs the items.
+        codec: the model's tokenizer.
+        item_tokens: as for `Pooled`.
+        own: as for `Pooled`.
+    """
+
+    def __init__(
+        self,
+        loading: Loading,
+        executor: Executor,
+        codec: Codec,
+        *,
+        item_tokens: Count = ITEM_TOKENS,
+        own: bool = False,
+    ) -> None:
+        super().__init__(loading, executor, item_tokens=item_tokens, counter=codec, own=own)
+        self._codec = codec
+        self._tokens = item_tokens
+
+    def encode(self, text: str) -> Ids:
+        """Ids of `text` as a target."""
+        return self._codec.target_ids(text)
+
+    def context_ids(self, context: str) -> Ids:
+        """Ids of `context`, as one user turn for a chat model."""
+        return self._codec.context_ids(context, self.capabilities.chat)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that `ids` add."""
+        return self._codec.text(ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token."""
+        return self._codec.token_bytes(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        """The bytes of one token as text."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def sample_ids(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One draw per prompt of ids."""
+        check_counts("seeds", prompts, seeds)
+        own = [sampling.max_tokens] * len(prompts)
+        return self._answers("sample_ids", prompts, own, {"sampling": sampling}, {"seeds": seeds}, self._tokens)
+
+    def score_ids(self, sequences: Sequence[Ids], start: Sequence[int], top: int = 0) -> list[TokenScores]:
+        """log p of the tokens from `start` on, with the `top` most probable."""
+        check_counts("start", sequences, start)
+        own = [0] * len(sequences)
+        return self._answers("score_ids", sequences, own, {"top": top}, {"start": start}, self._tokens)
+
+    def next_log_probs(self, prompts: Sequence[Ids], tokens: Sequence[int] = (), top: int = 0) -> list[TokenScores]:
+        """log p of `tokens` and the `top` most probable after each prompt."""
+        common = {"tokens": tuple(tokens), "top": top}
+        return self._answers("next_log_probs", prompts, [0] * len(prompts), common, {}, self._tokens)
