@@ -42,10 +42,10 @@ CASES = [
     pytest.param(1, "default", {}, marks=pytest.mark.slow),
     pytest.param(2, "default", {}, marks=pytest.mark.slow),
     pytest.param(3, "default", {"inference": {"num_hidden": 2}}, marks=pytest.mark.slow),
-    (2, "paper", {"steps": 2, "inference": {"num_prompts": 2, "num_hidden": 2}}),
     pytest.param(2, "paper", {"inference": {"num_prompts": 3}}, marks=pytest.mark.slow),
     pytest.param(2, "paper", {"inference": {"num_prompts": 6}}, marks=pytest.mark.slow),
     pytest.param(2, "default", {"inference": {"layer_steps": [1, 0]}}, marks=pytest.mark.slow),
+    (2, "paper", {"steps": 2, "inference": {"num_prompts": 2, "num_hidden": 2}}),
     (1, "default", {"val_every": 1, "inference": {"prompt_proposals": {"demonstrations": 1}, "demonstrations": [3]}}),
 ]
 

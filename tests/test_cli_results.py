@@ -20,8 +20,9 @@ from dln.train.events import StepDone, Validated
 from dln.train.run import current, of_kind, read_events
 
 TRAIN = [
-    *("train", "--csv", "mail.csv", "--lm", "fake/1", "--layers", 2, "--steps", 2, "--dev-size", 8, "--test-size", 8),
+    *("train", "--csv", "mail.csv", "--lm", "fake/1", "--layers", 2, "--steps", 2, "--dev-size", 6, "--test-size", 6),
     *("--set", "batch_size=4", "--set", "val_every=1", "--set", "inference.num_prompts=2", "--hidden", "think"),
+    *("--set", "inference.num_hidden=2"),
 ]
 
 

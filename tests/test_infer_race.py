@@ -141,8 +141,8 @@ class Compared:
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
-        ("fixed", 20),
-        ("fitted", 10),
+        ("fixed", 15),
+        ("fitted", 6),
         pytest.param("fixed", 150, marks=pytest.mark.slow),
         pytest.param("fitted", 60, marks=pytest.mark.slow),
     ],

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import build_tiny_model
 from dln.lm.local import model as causal_model
 from dln.lm.local import query as stream_module
 from dln.lm.local import scoring as packed
@@ -224,9 +223,9 @@ def peak_bytes(lm: TransformersLM, count: int) -> tuple[int, dict[str, int]]:
 
 
 @pytest.fixture
-def counting_lm(tmp_path) -> TransformersLM:
+def counting_lm(tiny_folder) -> TransformersLM:
     """A tiny model whose counters nobody else has moved."""
-    return TransformersLM.load(Source(str(build_tiny_model(tmp_path)), "cpu"), name="tiny")
+    return TransformersLM.load(Source(str(tiny_folder), "cpu"), name="tiny")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_many_pairs_stream_through_in_the_memory_of_a_few(counting_lm, batch_tok
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("count", "chat"),
-    [(8, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, False), (1000, False), (1000, True)))],
+    [(4, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, False), (1000, False), (1000, True)))],
 )
 def test_random_pairs_are_scored_as_plain_transformers_scores_them(smollm2, chat, count):
     """Questions of the bundled task, cut at random, half of them behind a common beginning; float32, 1e-4.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import ContextLengthError, InputError, ProviderError
@@ -65,7 +65,6 @@ def test_the_probe_finds_the_scoring_modes(form: Form):
     assert can.chat == form.chat
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from(CONTEXTS), st.lists(st.sampled_from([*TEXTS, " nowhere"]), max_size=4))
 @pytest.mark.parametrize("form", [form for form in FORMS if form.texts != "accuracy"], ids=repr)
 def test_scores_are_the_tables(form: Form, seed: int, context: str, targets: list[str]):
@@ -81,7 +80,6 @@ def test_scores_are_the_tables(form: Form, seed: int, context: str, targets: lis
     )
 
 
-@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**64), st.sampled_from([0.0, 0.6, 1.0, 1.5]), st.integers(1, 4), st.sampled_from(CONTEXTS))
 @pytest.mark.parametrize("form", [form for form in FORMS if form.kind == "vllm"], ids=repr)
 def test_draws_are_the_tables_draws(form: Form, seed: int, temperature: float, tokens: int, context: str):
@@ -250,6 +248,11 @@ def served_tiny(request: pytest.FixtureRequest, tiny_lm: TransformersLM) -> Iter
         cast("HttpSender", lm.sender).close()
 
 
+@pytest.mark.parametrize(
+    "served_tiny",
+    [pytest.param(False, id="completion"), pytest.param(True, id="chat", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_a_served_model_says_what_it_says_in_process(served_tiny: tuple[RemoteLM, TransformersLM]):
     lm, local = served_tiny
     can = lm.capabilities

@@ -30,7 +30,7 @@ def next_remote(form: Form, lm: TableLM, **changes: Any) -> tuple[RemoteLM, Any]
 WORDS = (" yes", " no", " sir", " never")
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 1000))
 @pytest.mark.parametrize("form", FORMS, ids=repr)
 def test_next_tokens_are_the_tables_or_censored(form: Form, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,18 @@ MAX_STEP_FILES = 60
 
 @pytest.fixture(scope="module")
 def numbers() -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(TOOL), "--json"], capture_output=True, text=True, timeout=120, check=True
-    )
-    return json.loads(done.stdout)
+    return json.loads(json.dumps(runpy.run_path(str(TOOL))["measured"]()))
+
+
+@pytest.mark.slow
+def test_the_tool_prints_what_it_measures(numbers: dict[str, Any]) -> None:
+    command = [sys.executable, str(TOOL), "--json"]
+    printed = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    # a process of its own imports what it needs during the step, and those files count
+    for depth, files in printed.pop("step_files").items():
+        assert set(files) >= set(numbers["step_files"][depth])
+        assert len(files) <= MAX_STEP_FILES
+    assert printed == {name: value for name, value in numbers.items() if name != "step_files"}
 
 
 def test_there_are_no_import_circles(numbers: dict[str, Any]) -> None:
