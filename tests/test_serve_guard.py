@@ -237,3 +237,39 @@ def test_too_much_waiting_is_refused():
         batcher.submit("double", lambda items: items, [1, 2, 3])
     assert (refusal.value.status, refusal.value.retry_after) == (503, 1)
     batcher.close()
+
+
+def text_of(url: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    status, text = answer.status, answer.read().decode()
+    connection.close()
+    return status, text
+
+
+def test_metrics_count_what_was_answered_and_need_the_key() -> None:
+    with serving(served(TableLM.random(["yes", "no"], 3), "t"), key=KEY) as url:
+        with client_of(url, KEY) as client:
+            client.completions.create(model="t", prompt="a", max_tokens=4)
+        refused(client_of(url, "wrong").completions.create, model="t", prompt="a")
+        assert text_of(url, "/metrics")[0] == 401
+        status, text = text_of(url, "/metrics", {"Authorization": f"Bearer {KEY}"})
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert status == 200
+    assert values['dln_requests_total{path="/v1/completions",status="200"}'] == "1"
+    assert values['dln_requests_total{path="/v1/completions",status="401"}'] == "1"
+    assert values['dln_requests_total{path="other",status="401"}'] == "1"
+    assert (values["dln_requests_in_flight"], values["dln_workers"]) == ("1", "0")
+    assert values["dln_request_seconds_count"] == values['dln_request_seconds_bucket{le="+Inf"}'] == "3"
+    assert float(values["dln_request_seconds_sum"]) > 0
+    assert int(values["dln_model_items_total"]) >= int(values["dln_model_calls_total"]) >= 1
+
+
+def test_a_server_is_ready_until_its_queue_is_full_or_it_stops() -> None:
+    batcher = Batcher(most_waiting=0)
+    with serving(served(TableLM.random(["yes", "no"], 3), "t", batcher=batcher), key=KEY) as url:
+        assert text_of(url, "/health")[0] == 200
+        assert text_of(url, "/ready")[0] == 503
+    with serving(served(TableLM.random(["yes", "no"], 3), "t"), key=KEY) as url:
+        assert text_of(url, "/ready") == (200, "{}")

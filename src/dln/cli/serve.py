@@ -22,11 +22,12 @@ from dln.cli.workers import executor_of
 from dln.errors import DlnError, InputError
 from dln.lm.base import LanguageModel
 from dln.lm.load import ENGINES, load_lm
+from dln.lm.workers import workers_of
 from dln.nn import Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.serve.batching import Batcher
 from dln.serve.models import served
-from dln.serve.server import check_address, run_server
+from dln.serve.server import STOP_SECONDS, check_address, run_server
 
 __all__ = ["SERVE_EPILOG", "greet", "serve"]
 
@@ -68,6 +69,9 @@ def serve(
         float, typer.Option("--batch-window", min=0, max=1000, help="Milliseconds to wait for more requests.")
     ] = 5.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=4096, help="Maximum batch size.")] = 64,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, max=3600, help="Seconds for running requests to finish at SIGTERM.")
+    ] = STOP_SECONDS,
     as_json: flags.Json = False,
 ) -> None:
     """Serve a model or trained network behind an OpenAI-compatible API."""
@@ -79,6 +83,8 @@ def serve(
         loaded, own_name = _load(model, config, given.get("lm", {}).get("spec"), stack)
         note(f"loaded in {duration(time.perf_counter() - began)}; starting the server on {host}, port {port or 'any'}")
         worker = Batcher(window=batch_window / 1000, largest=batch_size)
+        executor = executor_of(config.lm)
+        count = 0 if executor is None else workers_of(executor)
         answering = served(loaded, name or own_name, batcher=worker)
 
         def ready(url: str) -> None:
@@ -88,7 +94,7 @@ def serve(
             greet(url, answering.name, loaded, key is not None)
 
         with suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM are how a server ends
-            run_server(answering, host=host, port=port, key=key, on_ready=ready)
+            run_server(answering, host=host, port=port, key=key, on_ready=ready, drain=drain, workers=lambda: count)
         note("stopped")
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, ParamSpec, TypeVar, cast
 
 from dln.arguments import Count
@@ -40,7 +39,7 @@ LOSSES = 4
 """Losses of workers without a result in between that end a call."""
 
 SLOW = 3.0
-"""An item that takes this many times the median is given to an idle worker too."""
+"""An item that takes this many times the mean is given to an idle worker too."""
 
 PATIENCE = 30.0
 """Seconds to wait for a cluster that has no workers."""
@@ -83,7 +82,8 @@ class _Call:
     items: Sequence[tuple[Any, ...]]
     found: dict[int, Any] = field(default_factory=dict[int, Any])
     flying: dict[Future[Any], tuple[int, float]] = field(default_factory=dict[Future[Any], tuple[int, float]])
-    taken: list[float] = field(default_factory=list[float])
+    done: queue.SimpleQueue[Future[Any]] = field(default_factory=queue.SimpleQueue["Future[Any]"])
+    seconds: float = 0.0
     losses: int = 0
     seen: tuple[float, int] | None = None
     alone_since: float | None = None
@@ -97,20 +97,22 @@ class _Call:
                 self._submit(waiting.popleft())
             if not waiting:
                 self._steal(workers)
-            done, _ = wait_for(self.flying, timeout=self._pause(bool(waiting)), return_when=FIRST_COMPLETED)
-            for future in done:
-                number, began = self.flying.pop(future)
-                if number in self.found:
-                    continue  # an item that two workers had
-                error = CancelledError() if future.cancelled() else future.exception()
-                if error is None:
-                    self.found[number] = future.result()
-                    self.losses = 0
-                    self.taken.append(time.monotonic() - began)
-                    continue
-                self._lost(error)
-                if all(other != number for other, _ in self.flying.values()):
-                    waiting.appendleft(number)
+            try:
+                future = self.done.get(timeout=self._pause(bool(waiting)))
+            except queue.Empty:
+                continue
+            number, began = self.flying.pop(future)
+            if number in self.found:
+                continue  # an item that two workers had
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                self.found[number] = future.result()
+                self.losses = 0
+                self.seconds += time.monotonic() - began
+                continue
+            self._lost(error)
+            if all(other != number for other, _ in self.flying.values()):
+                waiting.appendleft(number)
         return [self.found[number] for number in range(len(self.items))]
 
     def _submit(self, number: int) -> None:
@@ -119,24 +121,27 @@ class _Call:
         except RuntimeError as error:  # it is broken for good, or shut down
             raise _none_left(error) from error
         self.flying[future] = (number, time.monotonic())
+        future.add_done_callback(self.done.put)
 
     def _steal(self, workers: int) -> None:
-        """Give slow items to idle workers too."""
-        for number in self._slow()[: max(0, workers - len(self.flying))]:
+        """Give slow items to idle workers too: items that are with one worker, the longest first."""
+        idle = workers - len(self.flying)
+        if idle <= 0 or not self.found:
+            return
+        numbers = [number for number, _ in self.flying.values()]
+        limit = time.monotonic() - SLOW * self._usual()
+        late = sorted((began, number) for number, began in self.flying.values() if began < limit)
+        slow = [number for _, number in late if numbers.count(number) == 1 and number not in self.found]
+        for number in slow[:idle]:
             self._submit(number)
 
-    def _slow(self) -> list[int]:
-        """Items that are with one worker and take long, the longest first."""
-        if not self.taken:
-            return []
-        numbers = [number for number, _ in self.flying.values()]
-        limit = time.monotonic() - SLOW * median(self.taken)
-        late = [(began, number) for number, began in self.flying.values() if began < limit]
-        return [number for _, number in sorted(late) if numbers.count(number) == 1 and number not in self.found]
+    def _usual(self) -> float:
+        """Mean seconds from handing an item out to its result."""
+        return self.seconds / max(1, len(self.found))
 
     def _pause(self, more: bool) -> float:
         """Seconds after which to look again."""
-        return TICK if more or not self.taken else min(TICK, max(0.01, SLOW * median(self.taken) / 2))
+        return TICK if more or not self.found else min(TICK, max(0.01, SLOW * self._usual() / 2))
 
     def _workers(self) -> int:
         """The number of workers; a cluster may have none for `PATIENCE` seconds."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dln.errors import DlnError
 from dln.serve.batching import Answer, Served
 from dln.serve.fields import ChatRequest, Common, CompletionRequest, Refusal, check, refusal_of
+from dln.serve.observe import Observed, Observer
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_BODY", "Guard", "answer_refusal", "build_app", "is_loopback"]
 
 LARGEST_BODY = 16 * 2**20
-OPEN = {"/health"}
+OPEN = {"/health", "/ready"}
 LOG = logging.getLogger("dln.serve")
 
 Handler = Callable[["Request"], Coroutine[Any, Any, "Response"]]
@@ -41,6 +42,7 @@ def build_app(
     key: str | None = None,
     hosts: frozenset[str] | None = None,
     largest_body: int = LARGEST_BODY,
+    workers: Callable[[], int] = lambda: 0,
 ) -> Starlette:
     """Build the ASGI application of a model.
 
@@ -49,15 +51,19 @@ def build_app(
         key: API key of the clients; None for none.
         hosts: allowed host names; None for any.
         largest_body: maximum size of a request body in bytes.
+        workers: number of the model's workers; 0 where it is computed in this process.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.routing import Route
 
-    paths = _Paths(served)
+    observer = Observer()
+    paths = _Paths(served, observer, workers)
     routes = [
         Route("/health", paths.health),
+        Route("/ready", paths.ready),
+        Route("/metrics", paths.metrics),
         Route("/v1/models", paths.models),
         Route("/v1/models/{name:path}", paths.model),
         Route("/v1/completions", paths.completions, methods=["POST"]),
@@ -67,18 +73,33 @@ def build_app(
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, key=key, hosts=hosts, largest_body=largest_body)],
+        middleware=[
+            Middleware(Observed, observer=observer),
+            Middleware(Guard, key=key, hosts=hosts, largest_body=largest_body),
+        ],
         exception_handlers={Refusal: _failed, DlnError: _failed, HTTPException: _no_such_path},
     )
 
 
 class _Paths:
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, observer: Observer, workers: Callable[[], int]) -> None:
         self._served = served
+        self._observer = observer
+        self._workers = workers
         self._started = int(time.time())
 
     async def health(self, request: Request) -> Response:
         return _json({})
+
+    async def ready(self, request: Request) -> Response:
+        self._served.batcher.check_room()
+        return _json({})
+
+    async def metrics(self, request: Request) -> Response:
+        from starlette.responses import PlainTextResponse
+
+        text = self._observer.text(self._served.batcher, self._workers())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._card()]})

@@ -69,13 +69,26 @@ class Batcher:
         """
         work = [_Work(key, run, item) for item in items]
         with self._changed:
-            if self._closed:
-                raise Refusal(503, "the server is stopping", None, "stopping")
-            if len(self._waiting) + len(work) > self._most_waiting:
-                raise Refusal(503, "too many requests are waiting; try again later", None, "overloaded", retry_after=1)
+            self.check_room(len(work))
             self._waiting.extend(work)
             self._changed.notify()
         return [one.done for one in work]
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._waiting)
+
+    def check_room(self, more: int = 1) -> None:
+        """Check that `more` items would be taken.
+
+        Raises:
+            Refusal: 503, the queue is full or the server is stopping.
+        """
+        if self._closed:
+            raise Refusal(503, "the server is stopping", None, "stopping")
+        if len(self._waiting) + more > self._most_waiting:
+            raise Refusal(503, "too many requests are waiting; try again later", None, "overloaded", retry_after=1)
 
     def close(self) -> None:
         """Drop the queue and end the thread after the running call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -16,9 +17,10 @@ from dln.serve.batching import Served
 if TYPE_CHECKING:
     from uvicorn import Server
 
-__all__ = ["bind", "check_address", "need_serve_extra", "run_server", "serving"]
+__all__ = ["STOP_SECONDS", "bind", "check_address", "need_serve_extra", "run_server", "serving"]
 
-STOP_SECONDS = 5
+STOP_SECONDS = 5.0
+"""Seconds that running requests get to finish when the server is stopped."""
 
 
 def run_server(
@@ -28,8 +30,10 @@ def run_server(
     port: int = 8000,
     key: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
+    drain: float = STOP_SECONDS,
+    workers: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; running requests get a few seconds to finish.
+    """Serve until SIGINT or SIGTERM; then accept nothing more and finish the running requests.
 
     Args:
         served: the model.
@@ -37,11 +41,13 @@ def run_server(
         port: 0 = any free port.
         key: API key of the clients; required for non-local hosts.
         on_ready: called with the base URL ("http://127.0.0.1:8000/v1") once requests are accepted.
+        drain: seconds that running requests get to finish.
+        workers: number of the model's workers, for the metrics.
 
     Raises:
         InputError: the port is in use, the host is invalid, or a key is missing.
     """
-    server, bound, url = _prepare(served, host, port, key)
+    server, bound, url = _prepare(served, host, port, key, drain, workers)
     with bound:
         watch = threading.Thread(target=_tell, args=(server, url, on_ready), daemon=True)
         watch.start()
@@ -111,7 +117,14 @@ def _check_key(host: str, key: str | None) -> None:
         raise InputError("the API key must be printable ASCII without blanks", where="the server's key")
 
 
-def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Server, socket.socket, str]:
+def _prepare(
+    served: Served,
+    host: str,
+    port: int,
+    key: str | None,
+    drain: float = STOP_SECONDS,
+    workers: Callable[[], int] = lambda: 0,
+) -> tuple[Server, socket.socket, str]:
     need_serve_extra()
     import uvicorn
 
@@ -120,13 +133,13 @@ def _prepare(served: Served, host: str, port: int, key: str | None) -> tuple[Ser
     shown = bound.getsockname()[1]
     names = frozenset({"localhost", "127.0.0.1", "::1", host.lower()}) if is_loopback(host) else None
     config = uvicorn.Config(
-        build_app(served, key=key, hosts=names),
+        build_app(served, key=key, hosts=names, workers=workers),
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=math.ceil(drain),
     )
     address = f"[{host}]" if ":" in host else host
     return uvicorn.Server(config), bound, f"http://{address}:{shown}/v1"
