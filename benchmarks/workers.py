@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 
 @contextmanager
-def _dask() -> Iterator[Executor]:
+def _dask() -> Generator[Executor]:
     distributed: Any = import_module("distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
@@ -44,7 +44,7 @@ def _dask() -> Iterator[Executor]:
 
 
 @contextmanager
-def _ray() -> Iterator[Executor]:
+def _ray() -> Generator[Executor]:
     ray: Any = import_module("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     with RayExecutor(workers=2) as executor:
