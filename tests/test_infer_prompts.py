@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dln.errors import ContextLengthError, InputError, ProviderError, RequestFailed
-from dln.infer.memory import Feedback
+from dln.infer.memory import Feedback, Opinion
 from dln.infer.prompts import (
     DemonstrationProposal,
     MixturePrompts,
@@ -116,6 +116,22 @@ def test_a_rewrite_shows_what_was_right_and_wrong_and_the_present_instruction(te
         for i in range(SIZE):
             assert f"wanted{i}." in context
             assert (f"said{i}." in context) == (i % 2 == 1)  # an own output is news only where it was wrong
+
+
+@pytest.mark.parametrize("template", [name for name in template_names("backward") if name != "program_parameter"])
+def test_a_rewrite_shows_what_a_person_thinks_and_leaves_out_the_oldest_where_room_is_short(template):
+    opinions = (Opinion("old words", False, "too\nlong " + "word " * 1000), Opinion("new words", True))
+    told = {}
+    for length in (None, 600):
+        lm = Writer("better", context_length=length)
+        shown_to = replace(feedback(), opinions=opinions)
+        RewriteProposal(template=template, sampling=Sampling(max_tokens=8))(Key(0), layer(lm), shown_to, 1)
+        (told[length],) = lm.contexts
+    assert 'dislikes the instruction "old words": too long word' in told[None]
+    assert shown(told[None]) == set(range(SIZE))
+    assert 'likes the instruction "new words".' in told[600]
+    assert "old words" not in told[600]
+    assert shown(told[600]) == set(range(SIZE))  # what is too long alone takes no examples with it
 
 
 # the template of `dln.optimize` is told of a step of a program, not of a layer

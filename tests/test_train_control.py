@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dln.data import Dataset
 from dln.errors import InputError
+from dln.infer.memory import Opinion
+from dln.infer.prompts import Proposal
 from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit
-from dln.train.control import CONTROLS, LONGEST, Request, request
+from dln.train.control import CONTROLS, LONGEST, Controls, Request, request
+from dln.train.control import OPINIONS as SHOWN
 from dln.train.events import Backtracked, Controlled, Finished, StepDone, Validated
 from dln.train.run import current, of_kind, read_events
 
@@ -173,6 +177,7 @@ def test_a_paused_run_waits_and_takes_prompts(tmp_path: Path):
         (b'{"action":"explode"}', "not a request"),
         (b'{"action":"prompt","layer":7,"text":"a"}', "there is no layer 7"),
         (b'{"action":"prompt","layer":0,"text":"  "}', "empty"),
+        (b'{"action":"like","layer":9,"text":"a"}', "there is no layer 9"),
         (b'{"action":"prompt","layer":0,"text":"' + b"a" * (LONGEST + 1) + b'"}', "longer than"),
     ],
 )
@@ -209,3 +214,83 @@ def test_requests_of_several_writers_are_all_there(tmp_path: Path):
 def test_a_request_needs_a_run(tmp_path: Path):
     with pytest.raises(InputError, match="no run here"):
         request(tmp_path, Request(action="pause"))
+
+
+LIKED = Request(action="like", layer=0, text="Think about\nthe number.", comment="names what matters")
+OPINIONS = {
+    1: [
+        Request(action="dislike", layer=0, text="Say something.", comment="vague"),
+        Request(action="dislike", layer=0, text=LIKED.text),
+        LIKED,
+        Request(action="like", layer=1, text="Decide."),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Proposes what it was told."""
+
+    def __call__(self, key, layer, feedback, num):
+        told = " / ".join(f"{'+' if o.liked else '-'} {o.text} ({o.comment})" for o in feedback.opinions)
+        return [Proposal(layer.prompt.with_instruction(f"told: {told}"), "telling")]
+
+
+TELLING = {**OPTIONS["inference"], "num_prompts": 1, "prompt_proposals": Telling()}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("judged") / "run"
+    train(path, steps=3, inference=TELLING, callbacks=[Asking(path, OPINIONS)])
+    return path
+
+
+def told(run_dir: Path) -> dict[tuple[int, int], str]:
+    return {
+        (event.step, layer.layer): candidate.prompt["instruction"]
+        for event in of_kind(read_events(run_dir / "events.jsonl"), StepDone)
+        for layer in event.layers
+        for candidate in layer.candidates
+        if candidate.source == "telling"
+    }
+
+
+def test_proposals_are_shown_the_opinions_on_their_layer_from_the_next_step_on(judged: Path):
+    first = f"told: - Say something. (vague) / + {LIKED.text} (names what matters)"
+    shown = told(judged)
+    assert {key: text for key, text in shown.items() if key[0] == 1} == {(1, 0): "told: ", (1, 1): "told: "}
+    assert shown[2, 0] == first
+    assert shown[2, 1] == "told: + Decide. ()"
+    assert set(shown.values()) <= {"told: ", first, "told: + Decide. ()"}  # one that won is no proposal again
+    assert not any(
+        "human" in (c.source for c in layer.candidates)
+        for e in of_kind(read_events(judged / "events.jsonl"), StepDone)
+        for layer in e.layers
+    )
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_killed_run_with_opinions_resumes_to_the_same_result(tmp_path: Path, judged: Path, count: int):
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(path, steps=3, inference=TELLING, callbacks=[Asking(path, OPINIONS, kill_after=count)])
+    train(path, steps=3, inference=TELLING, resume=True)
+    assert truth(path) == truth(judged)
+
+
+def test_a_run_with_opinions_repeated_from_its_start_needs_no_file(tmp_path: Path, judged: Path):
+    path = tmp_path / "run"
+    shutil.copytree(judged, path)
+    (path / "checkpoint.json").unlink()
+    (path / CONTROLS).unlink()
+    train(path, steps=3, inference=TELLING, resume=True)
+    assert truth(path) == truth(judged)
+    assert told(path) == told(judged)
+
+
+def test_only_the_newest_opinions_are_shown():
+    events = [Controlled(step=i // 2, request=i, action="like", layer=0, text=f"text {i % 20}") for i in range(1, 31)]
+    opinions = Controls(None, events, 1, events.append).opinions
+    assert opinions(0)[0] == (Opinion("text 1", True),)
+    assert [o.text for o in opinions(99)[0]] == [f"text {i % 20}" for i in range(31 - SHOWN, 31)]

@@ -323,6 +323,17 @@ def test_a_prompt_arrives_as_it_was_written(tmp_path: Path):
     assert [json.loads(line)["text"] for line in lines] == [words] * 2
 
 
+def test_an_opinion_arrives_with_its_comment_and_is_on_the_page_once_the_training_has_read_it(tmp_path: Path):
+    body = {"action": "dislike", "layer": 0, "text": "Say <i>yes</i>.", "comment": "too short"}
+    with running_run(tmp_path):
+        assert client(tmp_path).post(address("live", "/control"), json=body).status_code == 202
+        written = json.loads((tmp_path / "live" / CONTROLS).read_text("utf-8"))
+        add_events(tmp_path / "live", [Controlled(step=2, request=1, **written)])
+        page = client(tmp_path).get(address("live")).json()
+    assert page["state"] == "running"
+    assert {**body, "layer": 1}.items() <= page["turns"][-1].items()
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -138,6 +138,10 @@ def test_a_person_watches_pauses_edits_and_resumes_a_run(browser: Any, tmp_path:
         page.click(".edit:not([hidden]) button.strong")
         page.wait_for_selector("text=a person proposed for layer 2")
         assert len(of_kind(read_events(folder / "events.jsonl"), StepDone)) == steps
+        page.locator(".opinion .why").first.fill("names <b>nothing</b>")
+        page.locator("[data-action=dislike]").first.click()
+        page.wait_for_selector("text=a person dislikes for layer 1")
+        page.wait_for_selector("text=disliked: names <b>nothing</b>")
         page.click("[data-action=resume]")
         page.wait_for_selector(".pill.human", timeout=60_000)
         row = page.locator("tr", has=page.locator(".pill.human")).last
@@ -148,7 +152,14 @@ def test_a_person_watches_pauses_edits_and_resumes_a_run(browser: Any, tmp_path:
         watched.close()
     thread.join(30)
     events = read_events(folder / "events.jsonl")
-    assert [event.action for event in of_kind(events, Controlled)] == ["pause", "prompt", "resume", "stop"]
+    asked_for = [(event.action, event.comment) for event in of_kind(events, Controlled)]
+    assert asked_for == [
+        ("pause", ""),
+        ("prompt", ""),
+        ("dislike", "names <b>nothing</b>"),
+        ("resume", ""),
+        ("stop", ""),
+    ]
     scored = [
         candidate
         for event in of_kind(events, StepDone)

@@ -52,6 +52,7 @@ T = TypeVar("T")
 __all__ = [
     "Earlier",
     "Feedback",
+    "Opinion",
     "Replay",
     "Reservoir",
     "Snapshot",
@@ -129,6 +130,21 @@ class Reservoir:
 
 
 @dataclass(frozen=True)
+class Opinion:
+    """What a person thinks of an instruction.
+
+    Attributes:
+        text: the instruction.
+        liked: False where it is disliked.
+        comment: why; may be empty.
+    """
+
+    text: str
+    liked: bool
+    comment: str = ""
+
+
+@dataclass(frozen=True)
 class Feedback:
     """What a layer saw, wrote and should have written, per example of the batch.
 
@@ -142,6 +158,7 @@ class Feedback:
         comments: [B] what the metric says of each prediction; empty where it says nothing.
         answers: [B] the network's predictions, and `targets` what they should have been.
         targets: [B] likewise.
+        opinions: of a person about instructions of this layer, the newest last.
     """
 
     inputs: tuple[LayerInput, ...]
@@ -153,6 +170,7 @@ class Feedback:
     comments: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
 
     def subset(self, members: Sequence[int]) -> Feedback:
         """The same for some of the examples; the pool stays whole."""
@@ -170,6 +188,7 @@ class Feedback:
             comments=some(self.comments),
             answers=some(self.answers),
             targets=some(self.targets),
+            opinions=self.opinions,
         )
 
 

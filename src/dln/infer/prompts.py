@@ -13,13 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Protocol
 
 import numpy as np
 
 from dln.errors import ContextLengthError, InputError, RequestFailed
 from dln.infer.constraints import Constraint
-from dln.infer.memory import Feedback
+from dln.infer.memory import Feedback, Opinion
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.layers import LanguageLayer, LayerInput, PromptedLayer
 from dln.nn.prompt import Demonstration, Prompt
@@ -483,17 +484,18 @@ def _context(
     message: str,
     count: int,
 ) -> str:
-    """The backward prompt, with examples left out from the end until it fits the model's context."""
+    """The backward prompt; examples, from the end, are left out until it fits, and the oldest opinion where none do."""
     limit = lm.capabilities.context_length
     students_of = _students(layer, feedback)
-    for size in range(len(chosen), -1, -1):
+    told = [feedback.opinions[i:] for i in range(len(feedback.opinions) + 1)]
+    for opinions, size in product(told, range(len(chosen), -1, -1)):
         students = [(feedback.correct[i], students_of[i]) for i in chosen[:size] if _tells(feedback, i)]
         text = template.render(
             prompt=layer.prompt.instruction,
             examples=[student for _, student in students],
             successes=[student for right, student in students if right],
             failures=[student for right, student in students if not right],
-            message=message,
+            message="\n".join([*map(_told, opinions), message]),
             count=count,
         )
         # the chat frame around the text is not counted by count_tokens: 64 tokens are left for it
@@ -506,6 +508,13 @@ def _context(
         expected=f"at most {limit} tokens altogether",
         fix="a shorter instruction, or --set inference.max_prompt_tokens=…",
     )
+
+
+def _told(opinion: Opinion) -> str:
+    """A line of the backward prompt: part of its message, so that every template shows it."""
+    says = " ".join(opinion.comment.split())
+    verb = "likes" if opinion.liked else "dislikes"
+    return f'A person {verb} the instruction "{" ".join(opinion.text.split())}"' + (f": {says}" if says else ".")
 
 
 def _tells(feedback: Feedback, example: int) -> bool:

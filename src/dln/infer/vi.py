@@ -22,7 +22,15 @@ from dln.infer.calibrate import Calibrator, FixedOutput
 from dln.infer.constraints import Constraint
 from dln.infer.estep import EStep, Posterior, Weigher, Weighting
 from dln.infer.hidden import HiddenProposal, LabelledPriorProposal, MixtureProposal, PriorProposal
-from dln.infer.memory import Replay, Reservoir, Snapshot, labelled_examples, layer_feedback, worked_examples
+from dln.infer.memory import (
+    Opinion,
+    Replay,
+    Reservoir,
+    Snapshot,
+    labelled_examples,
+    layer_feedback,
+    worked_examples,
+)
 from dln.infer.mstep import Best, LayerInfo, MStep, Penalty, Selector
 from dln.infer.objective import Bound, Candidates, ExpectedLogProb, Objective, elbo
 from dln.infer.prompts import DemonstrationProposal, MixturePrompts, PromptProposal, RewriteProposal
@@ -52,12 +60,14 @@ class Batch:
         y: wanted outputs.
         pool: other labelled (input, output) pairs, which the output layer may show as demonstrations.
         tried: instructions that a person wants tried, by layer (see `Candidates.row`); candidates like any others.
+        opinions: what a person thinks of instructions, by layer likewise; shown to the proposals.
     """
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     pool: tuple[tuple[str, str], ...] = ()
     tried: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    opinions: Mapping[int, tuple[Opinion, ...]] = field(default_factory=dict[int, tuple[Opinion, ...]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +269,7 @@ def update(state: State, batch: Batch, key: Key, vi: VariationalInference) -> tu
         labelled = _labelled(key, network, l, batch, vi)
         for b in range(len(layer.branches)):
             present = replace(state, network=network)
-            step = _Step(key, present, trace, posterior, correct, rewards, labelled, batch.tried)
+            step = _Step(key, present, trace, posterior, correct, rewards, labelled, batch)
             best, infos = step.improve(vi.m_step, l, b)
             improved = improved.with_layer(l, improved.layers[l].with_branch(b, best))
             steps.extend(infos)
@@ -297,7 +307,7 @@ class _Step:
     correct: list[bool]
     rewards: tuple[Reward, ...]
     labelled: tuple[Demonstration, ...]
-    tried: Mapping[int, tuple[str, ...]]
+    batch: Batch
 
     def improve(self, m_step: MStep, position: int, branch: int) -> tuple[Layer, tuple[LayerInfo, ...]]:
         """One layer, or one of several side by side, and its M-steps; a layer without a prompt stays as it is."""
@@ -336,9 +346,10 @@ class _Step:
             count,
             [reward.feedback for reward in self.rewards],
         )
+        feedback = replace(feedback, opinions=self.batch.opinions.get(incumbent.row, ()))
         others = (snapshot.network.layers[position].branches[branch].prompted for snapshot in self.state.memory)
         remembered = tuple(other.prompt for other in others if other is not None)
-        tried = tuple(present.prompt.with_instruction(text) for text in self.tried.get(incumbent.row, ()))
+        tried = tuple(present.prompt.with_instruction(text) for text in self.batch.tried.get(incumbent.row, ()))
         return m_step(self.key, present, self.state.replay.joined(incumbent), feedback, remembered, tried)
 
 

@@ -1,8 +1,8 @@
-"""What a person asks of a running training: pause, resume, stop after this step, and instructions to try.
+"""What a person asks of a running training: pause, resume, stop after this step, instructions to try, and opinions.
 
 Requests are lines of `controls.jsonl` in the run directory, which any process may append (`request`). The training loop
 reads them between two steps and records each as an event, so that a resumed or repeated run tries the same
-instructions in the same steps without the file.
+instructions and shows the same opinions in the same steps without the file.
 """
 
 from __future__ import annotations
@@ -17,29 +17,36 @@ from typing import Literal
 from pydantic import ValidationError
 
 from dln.errors import InputError
+from dln.infer.memory import Opinion
 from dln.train.events import Controlled, Event, Record
 from dln.train.run import of_kind
 
-__all__ = ["CONTROLS", "Controls", "Request", "request"]
+__all__ = ["CONTROLS", "ON_TEXTS", "Controls", "Request", "request"]
 
 CONTROLS = "controls.jsonl"
 POLL_SECONDS = 0.2
 LONGEST = 100_000
-"""Characters of an instruction."""
+"""Characters of an instruction, or of a comment."""
+OPINIONS = 8
+"""The newest opinions on a layer that its proposals are shown."""
+ON_TEXTS = ("prompt", "like", "dislike")
 
 
 class Request(Record):
     """A line of the file.
 
     Attributes:
-        action: "prompt" makes `text` a candidate of the next step.
+        action: "prompt" makes `text` a candidate of the next step; "like" and "dislike" are opinions on `text`, which
+            the models that write instructions read in all steps from then on.
         layer: 0-based number of the layer whose instruction `text` is.
         text: the instruction; the layer's present demonstrations are shown with it.
+        comment: why it is liked or disliked.
     """
 
-    action: Literal["pause", "resume", "stop", "prompt"]
+    action: Literal["pause", "resume", "stop", "prompt", "like", "dislike"]
     layer: int | None = None
     text: str = ""
+    comment: str = ""
 
 
 def request(run_dir: str | Path, wanted: Request) -> int:
@@ -83,9 +90,7 @@ class Controls:
         self._num_layers = num_layers
         taken = of_kind(before, Controlled)
         self._read = max((event.request for event in taken), default=0)
-        self._tried: dict[int, list[Controlled]] = {}
-        for event in taken:
-            self._keep(event)
+        self._kept = [event for event in taken if not event.refused]
 
     def stop(self, step: int) -> bool:
         """Whether to stop after `step` updates; returns when the run is not paused any more."""
@@ -93,12 +98,12 @@ class Controls:
         while True:
             for event in self._new(step):
                 self._emit(event)
-                self._keep(event)
                 if event.refused:
                     continue
+                self._kept.append(event)
                 if event.action == "stop":
                     return True
-                if event.action != "prompt":
+                if event.action not in ON_TEXTS:
                     paused = event.action == "pause"
             if not paused:
                 return False
@@ -107,14 +112,20 @@ class Controls:
     def tried(self, step: int) -> Mapping[int, tuple[str, ...]]:
         """By layer, the instructions to try in the update after `step` ones."""
         found: dict[int, tuple[str, ...]] = {}
-        for event in self._tried.get(step, ()):
-            if event.layer is not None:
+        for event in self._kept:
+            if event.action == "prompt" and event.step == step and event.layer is not None:
                 found[event.layer] = (*found.get(event.layer, ()), event.text)
         return found
 
-    def _keep(self, event: Controlled) -> None:
-        if event.action == "prompt" and not event.refused:
-            self._tried.setdefault(event.step, []).append(event)
+    def opinions(self, step: int) -> Mapping[int, tuple[Opinion, ...]]:
+        """By layer, the newest opinions up to the update after `step` ones; of two on one instruction the later."""
+        found: dict[int, dict[str, Opinion]] = {}
+        for event in self._kept:
+            if event.action in ("like", "dislike") and event.step <= step and event.layer is not None:
+                row = found.setdefault(event.layer, {})
+                row.pop(event.text, None)
+                row[event.text] = Opinion(event.text, event.action == "like", event.comment)
+        return {layer: tuple(row.values())[-OPINIONS:] for layer, row in found.items()}
 
     def _new(self, step: int) -> list[Controlled]:
         """The complete lines that were not read yet."""
@@ -137,14 +148,15 @@ class Controls:
             action=asked.action,
             layer=asked.layer,
             text=asked.text[:LONGEST],
+            comment=asked.comment[:LONGEST],
             refused=self._refused(asked),
         )
 
     def _refused(self, asked: Request) -> str:
-        if asked.action != "prompt":
+        if asked.action not in ON_TEXTS:
             return ""
         if asked.layer is None or not 0 <= asked.layer < self._num_layers:
             return f"there is no layer {asked.layer}: this network has {self._num_layers}"
         if not asked.text.strip():
             return "the instruction is empty"
-        return f"longer than {LONGEST} characters" if len(asked.text) > LONGEST else ""
+        return f"longer than {LONGEST} characters" if max(len(asked.text), len(asked.comment)) > LONGEST else ""

@@ -395,17 +395,20 @@ class Controlled(Event):
 
     Attributes:
         request: line number in controls.jsonl.
-        action: "prompt" made `text` a candidate of the next step; "unknown" is a line that is no request.
+        action: "prompt" made `text` a candidate of the next step; "like" and "dislike" are shown to the proposals from
+            then on; "unknown" is a line that is no request.
         layer: 0-based number of the layer whose instruction `text` is.
+        comment: why it is liked or disliked.
         refused: why it had no effect; empty where it had one.
     """
 
     kind: Literal["control"] = "control"
     step: int
     request: int
-    action: Literal["pause", "resume", "stop", "prompt", "unknown"]
+    action: Literal["pause", "resume", "stop", "prompt", "like", "dislike", "unknown"]
     layer: int | None = None
     text: str = ""
+    comment: str = ""
     refused: str = ""
 
 

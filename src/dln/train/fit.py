@@ -234,7 +234,8 @@ def _loop(
                 reason = "stopped"
                 break
             started = time.perf_counter()
-            current, events = advance(current, recipe, controls.tried(current.state.step))
+            step = current.state.step
+            current, events = advance(current, recipe, controls.tried(step), controls.opinions(step))
             _commit(current, events, run, emit, time.perf_counter() - started)
         current, pool = settle(current, recipe)
     except BudgetReached:

@@ -18,7 +18,7 @@ from dln.data import Dataset, Grader, batch_indices, split
 from dln.data.dataset import text_key
 from dln.infer import vi
 from dln.infer.calibrate import fit_pool
-from dln.infer.memory import Replay, Reservoir, Snapshot, answering, remember
+from dln.infer.memory import Opinion, Replay, Reservoir, Snapshot, answering, remember
 from dln.io import dump, parse
 from dln.nn import LayerInput, Sequential, load_state_dict
 from dln.nn.ensemble import AnyNetwork, Ensemble
@@ -167,12 +167,15 @@ def begin(network: Sequential, recipe: Recipe) -> Progress:
 
 
 def advance(
-    progress: Progress, recipe: Recipe, tried: Mapping[int, tuple[str, ...]] | None = None
+    progress: Progress,
+    recipe: Recipe,
+    tried: Mapping[int, tuple[str, ...]] | None = None,
+    opinions: Mapping[int, tuple[Opinion, ...]] | None = None,
 ) -> tuple[Progress, list[Event]]:
-    """One update, and a validation where one is due; everything is derived from (seed, step) and `tried`."""
+    """One update, and a validation where one is due; all is derived from (seed, step), `tried` and `opinions`."""
     options, state = recipe.options, progress.state
     key = Key(options.seed).child("step", state.step)
-    batch = replace(_batch(recipe, key), tried=tried or {})
+    batch = replace(_batch(recipe, key), tried=tried or {}, opinions=opinions or {})
     state, info = vi.update(state, batch, key, recipe.algorithm)
     events: list[Event] = [step_event(state, info, batch.y)]
     progress = replace(progress, state=state)

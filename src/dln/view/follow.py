@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 from pydantic_core import from_json
 
 from dln.errors import CorruptDataError
+from dln.train.control import ON_TEXTS
 from dln.train.events import Controlled, Event, ExampleRecord, Resumed, Started, StepDone
 from dln.train.run import of_kind, parse_line
 from dln.view.summary import holding, layers_of
@@ -273,5 +274,5 @@ def paused(events: Sequence[Event]) -> bool:
         for event in events
         if isinstance(event, Started | Resumed) or (isinstance(event, Controlled) and not event.refused)
     ]
-    last = [e for e in turns if not (isinstance(e, Controlled) and e.action == "prompt")][-1:]
+    last = [e for e in turns if not (isinstance(e, Controlled) and e.action in ON_TEXTS)][-1:]
     return any(event.action == "pause" for event in of_kind(last, Controlled))

@@ -234,6 +234,7 @@ def _turn(event: Event) -> dict[str, Any] | None:
             "action": event.action,
             "layer": None if event.layer is None else event.layer + 1,
             "text": event.text,
+            "comment": event.comment,
             "refused": event.refused,
         }
     else:

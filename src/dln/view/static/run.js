@@ -17,6 +17,7 @@ export async function runPage(main, id, wanted, signal) {
   let step = /^\d+$/.test(wanted) ? Math.min(Number(wanted), last()) : last();
   let follow = !/^\d+$/.test(wanted);
   const known = new Map();
+  let drawn = ""; // the step whose candidates are on the page, and in which state of the run
 
   // --- parts ---
   const head = el("div", {});
@@ -90,6 +91,7 @@ export async function runPage(main, id, wanted, signal) {
   async function loadStep() {
     const at = step;
     if (at === 0 && !run.original) {
+      drawn = "";
       fill(choices, el("p", { class: "m" }, "The initial network: nothing was proposed yet."));
       fill(batchTable);
       batch.set([]);
@@ -104,7 +106,10 @@ export async function runPage(main, id, wanted, signal) {
     if (known.size > 50) known.delete(known.keys().next().value);
     if (at !== step) return;
     const page = known.get(at) ?? (await get(`/api/runs/${id}/steps/${at}`, signal));
-    fill(choices, candidates(page));
+    const now = JSON.stringify([at, run.state, run.turns.length]);
+    if (now === drawn) return; // a redraw would take the cursor out of a comment
+    drawn = now;
+    fill(choices, candidates(page, run));
     batch.set(page.examples.map((e) => ({ ...e, turn: turn(e.before, e.correct), was: e.before && `${e.before.prediction} (step ${e.before.step})` })));
     fill(batchTable, el("h3", {}, "Confusion"), batchConfusion(page.examples, run.labels) ?? el("p", { class: "m" }, "Only for up to 30 labels."));
   }
@@ -135,8 +140,8 @@ export async function runPage(main, id, wanted, signal) {
 
   function turnLine(line) {
     if (!line.human) return el("li", {}, text(line.text, 400));
-    const did = line.refused ? `refused: ${line.refused}` : line.action === "prompt" ? `a person proposed for layer ${line.layer}: ` : `a person: ${line.action}`;
-    return el("li", { class: "human" }, `after step ${line.step}, ${did}`, line.action === "prompt" ? text(line.text, 200) : null);
+    const did = line.refused ? `refused: ${line.refused}` : line.action === "prompt" ? `a person proposed for layer ${line.layer}: ` : line.layer ? `a person ${line.action}s for layer ${line.layer}: ` : `a person: ${line.action}`;
+    return el("li", { class: "human" }, `after step ${line.step}, ${did}`, line.layer ? text(line.text, 200) : null, line.comment ? [" (", text(line.comment, 200), ")"] : null);
   }
 
   const figure = (name, result, kind = "") =>
