@@ -12,7 +12,7 @@ from scipy import optimize
 import dln
 from dln.infer.calibrate import PenalisedLikelihood, PenalisedWords, fit_pool
 from dln.lm.base import NextTokens, Token, Wrapper
-from dln.nn.readout import LabelReadout, WordReadout, choose_words, explained, label_weights, readout_from_state
+from dln.nn.readout import LabelReadout, WordReadout, choose_words, label_weights, readout_from_state
 from dln.numerics import log_softmax
 
 TEXTS = [" yes", " no", " good", " bad", " film"]
@@ -266,11 +266,11 @@ def test_an_own_readout_that_cannot_be_read_says_why(state, said):
 def test_the_evidence_of_a_label_is_its_largest_weights_per_standard_deviation():
     weights, scale = [[0.5, -1.0, 0.2], [-0.5, 1.0, 0.2]], [1.0, 3.0, 9.0]
     words = WordReadout([Token(" fine"), Token(" dull"), Token(" the")], [[0], [1]], weights, None, scale)
-    good, bad = explained(words, ["good", "bad"])
+    good, bad = words.evidence(["good", "bad"])
     assert [(w.word, w.weight) for w in good.speaking] == [(" fine", 0.5)]
     assert [(w.word, w.weight) for w in good.against] == [(" dull", -3.0)]
     assert [w.word for w in bad.speaking] == [" dull"]
-    assert explained(LabelReadout([0.0, 0.0]), ["good", "bad"]) == ()
+    assert LabelReadout([0.0, 0.0]).evidence(["good", "bad"]) == ()
 
 
 def test_a_product_of_experts_weighs_them_by_what_they_know():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
@@ -249,3 +249,40 @@ def first_words_agree(answer: str, wanted: str) -> bool:
         return answer.strip() == wanted.strip()
     said = words_of(answer, digits=any(word != word.strip("0123456789") for word in expected))
     return said[: len(expected)] == expected
+
+
+JOIN = ", "
+"""Between the single labels in the name of a set of labels."""
+EMPTY = ("none", "[]")
+"""Names of the empty set of labels."""
+
+
+def single_labels(names: Sequence[str]) -> list[str]:
+    """The single labels of which sets like "a, b" are made, sorted; the set "none" is empty.
+
+    >>> single_labels(["billing, refund", "none", "refund"])
+    ['billing', 'refund']
+    """
+    return sorted({part for name in names for part in parts_of(name)})
+
+
+def parts_of(name: str) -> list[str]:
+    """The single labels of a set.
+
+    >>> parts_of("billing, refund"), parts_of("none")
+    (['billing', 'refund'], [])
+    """
+    return [] if name in EMPTY else name.split(JOIN)
+
+
+def marginals(probabilities: Mapping[str, float]) -> dict[str, float]:
+    """p(k ∈ S) of each single label, from the probabilities of sets.
+
+    >>> marginals({"a": 0.5, "a, b": 0.25, "none": 0.25})
+    {'a': 0.75, 'b': 0.25}
+    """
+    found = dict.fromkeys(single_labels(list(probabilities)), 0.0)
+    for name, p in probabilities.items():
+        for part in parts_of(name):
+            found[part] += p
+    return found

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 
-from dln.cli.config import RunConfig, parse_config
+from dln.cli.config import RunConfig, parse_config, training_options
 from dln.cli.models import with_server_of
 from dln.cli.output import in_flags, note, note_in_flags
 from dln.data import Task, bundled_names, load_task
@@ -73,7 +73,12 @@ def _sizes(config: RunConfig) -> dict[str, int | None]:
 
 
 def with_columns(config: RunConfig, task: Task) -> RunConfig:
-    """The configuration with the columns of the task, guessed ones too, for the record of a run."""
+    """The configuration with the columns of the task, guessed ones too, and the output layer that suits its labels."""
+    chosen = training_options(config).inference.output_layer
+    inner: dict[str, Any] = dict(config.options.get("inference", {}))
+    if task.output_layer != chosen == "words" and "output_layer" not in inner:
+        inner["output_layer"] = task.output_layer
+        config = config.model_copy(update={"options": {**config.options, "inference": inner}})
     if task.spec is None:
         return config
     found = {

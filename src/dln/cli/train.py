@@ -64,7 +64,6 @@ from dln.lm.meter import Meter, Usage
 from dln.lm.remote.engine import RemoteLM
 from dln.nn import Ensemble, Sequential
 from dln.nn.ensemble import best_of, members_of
-from dln.nn.readout import explained
 from dln.nn.saving import load_network
 from dln.train import FitResult, Options, Run, conclude, fit, fitted_initial
 from dln.train.callbacks import Listener
@@ -72,6 +71,7 @@ from dln.train.estimate import check_room, layer_sizes
 from dln.train.evaluate import run_grader
 from dln.train.events import Evaluated, Finished, Interrupted, StepDone
 from dln.train.grades import GradeFile
+from dln.train.options import READ_WORDS
 from dln.train.progress import NOTHING_TO_GAIN
 from dln.train.run import GRADES, current, extend_run, of_kind, read_events, read_meta
 from dln.view.report import write_report
@@ -290,7 +290,7 @@ def tell_result(
 def _words_of(network: Sequential) -> list[tuple[str, str]]:
     """The words behind the first two labels of a word readout, as rows of a table; `dln show` has all of them."""
     last = network.layers[-1].classifier
-    evidence = () if last is None else explained(last.readout, last.names, most=4)
+    evidence = () if last is None else last.readout.evidence(last.names, most=4)
     return [("words", safe(str(label))) for label in evidence[:2]]
 
 
@@ -445,7 +445,7 @@ def _train(
 def _label_words(initial: Sequential, options: Options) -> Sequential | None:
     """The initial network where its label words are a baseline: where training fits a word readout instead."""
     last = initial.layers[-1].classifier
-    if last is None or options.inference.output_layer != "words" or last.lm.capabilities.next_tokens == "none":
+    if last is None or options.inference.output_layer not in READ_WORDS or last.lm.capabilities.next_tokens == "none":
         return None
     return initial
 

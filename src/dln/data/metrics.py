@@ -37,7 +37,7 @@ from dln import extensions
 from dln.answers import begins_with, first_words_agree, labels_said, number_of, numbers_in, tokens, words_of
 from dln.arguments import checked, shown
 from dln.data.labels import spelling_map
-from dln.data.set_metrics import SET_METRICS, SetMetric
+from dln.data.set_metrics import LABEL_METRICS, SET_METRICS, SetMetric
 from dln.errors import InputError
 from dln.numerics import Floats
 
@@ -62,8 +62,8 @@ __all__ = [
 ]
 
 METRIC_NAMES = (
-    *("exact", "normalized", "numeric", "json", "token_f1", "contains", "paper"),
-    *("exact_match", "number_presence", *SET_METRICS),
+    *("exact", "normalized", "numeric", "json", "json_fields", "token_f1", "contains", "paper"),
+    *("exact_match", "number_presence", *SET_METRICS, *LABEL_METRICS),
 )
 """The built-in metrics."""
 
@@ -349,6 +349,29 @@ def json_match(prediction: str, target: str) -> float:
     return float(any(_same_json(value, wanted) for value in _json_values(prediction)))
 
 
+def json_fields(prediction: str, target: str) -> Score:
+    """The part of the target's fields that the prediction has with the same value; the feedback names the others.
+
+    A target that is no object is compared as a whole. The value may stand in a fenced block or within other text.
+
+    Raises:
+        InputError: the target is not JSON.
+    """
+    if json_match(prediction, target):
+        return Score(1.0)
+    wanted = json.loads(target)
+    values = _json_values(prediction)
+    if not values:
+        return Score(0.0, "this is not JSON")
+    if not isinstance(wanted, dict) or not isinstance(values[0], dict):
+        return Score(0.0, "this is another JSON value")
+    said, fields = cast("dict[str, object]", values[0]), cast("dict[str, object]", wanted)
+    wrong = [name for name, value in fields.items() if name not in said or not _same_json(said[name], value)]
+    more = [name for name in said if name not in fields]
+    told = [f"wrong or missing: {', '.join(wrong)}"] * bool(wrong) + [f"not wanted: {', '.join(more)}"] * bool(more)
+    return Score((len(fields) - len(wrong)) / max(1, len(fields) + len(more)), "; ".join(told))
+
+
 def _json_values(text: str) -> list[object]:
     """The JSON value that a text is, or the first object or list within it."""
     fenced = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
@@ -390,6 +413,14 @@ def token_f1(prediction: str, target: str) -> float:
     return 2 * shared / (len(said) + len(wanted))
 
 
+def token_f1_with_feedback(prediction: str, target: str) -> Score:
+    """`token_f1`, with the tokens that are missing and those that are too many as feedback."""
+    said, wanted = Counter(tokens(prediction)), Counter(tokens(target))
+    parts = (("missing", wanted - said), ("too much", said - wanted))
+    told = [f"{name}: {' '.join(map(str, list(found.elements())[:12]))}" for name, found in parts if found]
+    return Score(token_f1(prediction, target), "; ".join(told))
+
+
 def contains(prediction: str, target: str) -> float:
     """1 if the tokens of the target occur in the prediction one after another."""
     wanted, said = tokens(target), tokens(prediction)
@@ -399,12 +430,13 @@ def contains(prediction: str, target: str) -> float:
     return float(any(said[i : i + n] == wanted for i in range(len(said) - n + 1)))
 
 
-_NAMED: dict[str, Callable[[str, str], float]] = {
+_NAMED: dict[str, Callable[[str, str], float | Score]] = {
     "exact": exact,
     "normalized": normalized,
     "numeric": numeric,
     "json": json_match,
-    "token_f1": token_f1,
+    "json_fields": json_fields,
+    "token_f1": token_f1_with_feedback,
     "contains": contains,
 }
 
@@ -467,7 +499,7 @@ def load_metric(metric: Metric | str, labels: Sequence[str] | None = None) -> Na
 def _built_in(name: str, labels: tuple[str, ...]) -> NamedMetric:
     if name in _NAMED:
         return FunctionMetric(_NAMED[name], name, own=False)
-    if name in SET_METRICS:
+    if name in SET_METRICS or name in LABEL_METRICS:
         return SetMetric(name, labels)
     return (
         NumberPresence() if name == "number_presence" else (ExactMatch if name == "exact_match" else PaperMatch)(labels)

@@ -15,7 +15,7 @@ import yaml
 from dln import extensions
 from dln.arguments import Seed, checked, unknown_name
 from dln.data.dataset import Dataset, Example
-from dln.data.metrics import ExactMatch, Metric
+from dln.data.metrics import Metric
 from dln.data.paper import PAPER_TASKS, paper_task
 from dln.data.spec import FORMATS, DataSpec, suffix_format
 from dln.data.tasks import Task, task_from_spec
@@ -33,7 +33,7 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of tasks."""
 
-_BUNDLED = ("questions", "asked", "corrected")
+_BUNDLED = ("questions", "asked", "corrected", "topics", "stars", "orders", "fields")
 
 
 def task_names() -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def load_task(
     """Load a task by name, or from a file.
 
     Args:
-        name: "questions", "asked" or "corrected" (bundled), one of the paper's nine tasks or "gsm8k" (or their short
+        name: one of `bundled_names`, one of the paper's nine tasks or "gsm8k" (or their short
             names, `ALIASES`), a registered name (see `dln.extensions`), or the path of a file (`task_from_file`).
         data: for the paper's tasks and gsm8k, the directory with the files, in the layout of
             microsoft/deep-language-networks; default the environment variable DLN_PAPER_DATA.
@@ -164,7 +164,8 @@ def _bundled(name: str) -> Task:
     folder = resources.files("dln.data") / "bundled"
     about: dict[str, Any] = yaml.safe_load((folder / "tasks.yaml").read_text(encoding="utf-8"))[name]
     sizes: list[int] = about["splits"]
-    source, labels = folder / f"{name}.jsonl", tuple(about["labels"])
+    source = folder / f"{name}.jsonl"
+    labels = None if about["labels"] is None else tuple(about["labels"])
     try:
         records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         examples = [Example(r["input"], r["target"], f"{name}:{i}") for i, r in enumerate(records, start=1)]
@@ -185,8 +186,9 @@ def _bundled(name: str) -> Task:
         train=train,
         dev=dev,
         test=test,
-        metric=ExactMatch(labels),
+        metric=about.get("metric", "exact_match"),
         notes=tuple(about["notes"]),
         input_name=about["input_name"],
         stages=tuple(about.get("stages", ())),
+        output_layer=about.get("output_layer", "words"),
     )

@@ -6,6 +6,8 @@ answers that are no label. With n_i· and n_·j the sums of rows and columns and
     balanced_accuracy    mean_i n_ii / n_i·                                     over the labels that occur as targets
     macro_f1             mean_i 2 n_ii / (n_i· + n_·i)                          over the labels that occur at all
     mcc                  (n Σ n_ii − Σ n_i· n_·i) / √((n² − Σ n_·j²)(n² − Σ n_i·²))
+    label_micro_f1       2 TP / (2 TP + FP + FN), summed over the single labels    labels are sets, as "billing, refund"
+    label_macro_f1       mean_k 2 TP_k / (2 TP_k + FP_k + FN_k)                    over the single labels that occur
     qwk                  1 − Σ_ij (i − j)² n_ij / Σ_ij (i − j)² n_i· n_·j / n    labels in their order
 
 (Matthews' correlation after Gorodkin, 2004; quadratic weighted kappa after Cohen, 1968.) An answer that is no label is
@@ -21,13 +23,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dln.answers import parts_of, single_labels
 from dln.arguments import checked
 from dln.data.labels import spelling_map
 from dln.errors import InputError
 from dln.numerics import Floats
 from dln.random import Key
 
-__all__ = ["SET_METRICS", "SetMetric"]
+__all__ = ["LABEL_METRICS", "SET_METRICS", "SetMetric"]
 
 _RESAMPLES = 2000
 
@@ -70,6 +73,24 @@ def _qwk(counts: Floats) -> Floats:
     return np.where(expected > 0, 1 - _ratio(seen, expected), 0.0)
 
 
+def _label_f1(counts: Floats, members: Floats) -> tuple[Floats, Floats]:
+    """[..., K] 2 TP and 2 TP + FP + FN of the single labels, with [C, K] which of them a set has."""
+    answered = np.vstack([members, np.zeros_like(members[:1])])  # an answer that is no label says none of them
+    hits = np.einsum("...ij,ik,jk->...k", counts, members, answered)
+    wanted, said = counts.sum(axis=-1) @ members, counts.sum(axis=-2) @ answered
+    return 2 * hits, wanted + said
+
+
+def _label_micro_f1(counts: Floats, members: Floats) -> Floats:
+    hits, both = _label_f1(counts, members)
+    return _ratio(hits.sum(axis=-1), both.sum(axis=-1))
+
+
+def _label_macro_f1(counts: Floats, members: Floats) -> Floats:
+    hits, both = _label_f1(counts, members)
+    return _ratio(_ratio(hits, both).sum(axis=-1), (both > 0).sum(axis=-1).astype(np.float64))
+
+
 SET_METRICS: dict[str, Callable[[Floats], Floats]] = {
     "macro_f1": _macro_f1,
     "mcc": _mcc,
@@ -78,6 +99,12 @@ SET_METRICS: dict[str, Callable[[Floats], Floats]] = {
 }
 """By name, from [..., C, C + 1] counts to [...] values."""
 
+LABEL_METRICS: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "label_micro_f1": _label_micro_f1,
+    "label_macro_f1": _label_macro_f1,
+}
+"""Those of sets of labels: by name, from counts and [C, K] the single labels of each set."""
+
 
 @checked
 @dataclass(frozen=True, slots=True)
@@ -85,10 +112,10 @@ class SetMetric:
     """A metric of all predictions together.
 
     Called with one prediction and its target it gives 1 for the right label and 0 for another; of qwk, it gives
-    1 − (i − j)² / (C − 1)².
+    1 − (i − j)² / (C − 1)², and of the metrics of sets of labels, F1 of the single labels that both have.
 
     Args:
-        name: one of `SET_METRICS`.
+        name: one of `SET_METRICS` or `LABEL_METRICS`.
         labels: label specifications ("yes|Yes"), for qwk in their order; empty for the targets of the data, sorted (as
             numbers, if all of them are).
     """
@@ -101,6 +128,9 @@ class SetMetric:
         names = spelling_map(self.labels) if self.labels else {}
         said, wanted = names.get(prediction.strip(), prediction.strip()), names.get(target, target)
         order = tuple(dict.fromkeys(names.values()))
+        if self.name in LABEL_METRICS:
+            one, other = set(parts_of(said)), set(parts_of(wanted))
+            return 2 * len(one & other) / (len(one) + len(other)) if one or other else 1.0
         if self.name != "qwk" or said not in order or wanted not in order:
             return float(said == wanted)
         return 1.0 - (order.index(said) - order.index(wanted)) ** 2 / max(1, len(order) - 1) ** 2
@@ -113,15 +143,23 @@ class SetMetric:
         Raises:
             InputError: the lengths differ, or there is nothing to measure.
         """
-        counts = self._counts(predictions, targets)
-        function = SET_METRICS[self.name]
+        names, counts = self._counts(predictions, targets)
+        function = self._function(names)
         n = int(counts.sum())
         drawn = Key(seed).child("bootstrap").generator().multinomial(n, counts.ravel() / n, size=resamples)
         values = function(drawn.reshape(resamples, *counts.shape).astype(np.float64))
         low, high = np.quantile(values, [0.025, 0.975])
         return float(function(counts)), float(low), float(high)
 
-    def _counts(self, predictions: Sequence[str], targets: Sequence[str]) -> Floats:
+    def _function(self, names: Sequence[str]) -> Callable[[Floats], Floats]:
+        if self.name in SET_METRICS:
+            return SET_METRICS[self.name]
+        singles = single_labels(names)
+        members = np.array([[part in parts_of(name) for part in singles] for name in names], dtype=np.float64)
+        return lambda counts: LABEL_METRICS[self.name](counts, members)
+
+    def _counts(self, predictions: Sequence[str], targets: Sequence[str]) -> tuple[tuple[str, ...], Floats]:
+        """The labels, and how often each was answered by each."""
         if len(predictions) != len(targets) or not targets:
             raise InputError(
                 "there must be one prediction per target, and at least one",
@@ -136,7 +174,7 @@ class SetMetric:
             if wanted not in place:
                 raise InputError("a target is not one of the labels", got=repr(target), expected=", ".join(place))
             counts[place[wanted], len(place) if said is None else place[said]] += 1
-        return counts
+        return tuple(place), counts
 
 
 def _sorted(labels: set[str]) -> list[str]:

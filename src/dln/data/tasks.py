@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from dln.answers import single_labels
 from dln.arguments import Seed, checked
 from dln.data.columns import Unusable, text_of
 from dln.data.dataset import Dataset, examples_of
@@ -40,6 +42,8 @@ class Task:
             previous one, the last one gives the label. They are the initial prompts of a network of this depth.
         hidden_instruction: the initial prompt of hidden layers that generate a thought; None for the default.
         wording: field names of input and label in the language of the data; None for those of the template.
+        output_layer: the option `inference.output_layer` that suits the labels: "ordinal" if they are in an order,
+            lowest first, "sets" if each is a set of labels ("billing, refund"), else "words".
         spec: how the data was read, completed with what was guessed; None if it was not read from a file or frame.
         report: what was read, guessed, folded and dropped.
     """
@@ -56,6 +60,7 @@ class Task:
     stages: tuple[str, ...] = ()
     hidden_instruction: str | None = None
     wording: tuple[str, str] | None = None
+    output_layer: Literal["words", "ordinal", "sets"] = "words"
     spec: DataSpec | None = field(default=None, repr=False, compare=False)
     report: ReadReport | None = field(default=None, repr=False, compare=False)
 
@@ -292,6 +297,7 @@ def _made(
     if len(missing) > 6:
         missing = [*missing[:5], f"and {len(missing) - 5} more labels without an example in a part"]
     said: list[str] = []
+    several = specs is not None and spec is not None and spec.several == "combine"
     language = language_of(train.inputs) if instruction is None and input_name == "input" else ENGLISH
     if language is not ENGLISH:
         notes = (*notes, f"the default instruction is in {language.name}, the language of the inputs")
@@ -302,7 +308,7 @@ def _made(
         name=name,
         instruction=instruction
         if instruction is not None
-        else default_instruction(train.labels, input_name, language=language),
+        else default_instruction(train.labels, input_name, language=language, several=several),
         wording=None if language is ENGLISH else language.wording,
         labels=specs,
         train=train,
@@ -311,6 +317,7 @@ def _made(
         metric=load_metric("exact_match" if metric is None else metric, specs),
         notes=(*notes, *missing, *said),
         input_name=input_name,
+        output_layer="sets" if several else "words",
         spec=spec,
         report=report,
     )
@@ -403,17 +410,25 @@ def _check_classes(names: Sequence[str], where: str) -> None:
 
 
 def default_instruction(
-    labels: Sequence[str] | None, input_name: str = "input", *, language: Language = ENGLISH
+    labels: Sequence[str] | None, input_name: str = "input", *, language: Language = ENGLISH, several: bool = False
 ) -> str:
     """Return an instruction that names the labels; the name of an input is for English only.
+
+    Args:
+        labels: None for free texts.
+        input_name: in one word.
+        language: of the instruction.
+        several: whether labels are sets ("billing, refund"), of which the single labels are named.
 
     >>> default_instruction(("no", "yes"), "sentence")
     'Read the following sentence, then choose whether it is no or yes.'
     """
     if labels is None:
         text = language.answer
+    elif several and language is ENGLISH:
+        text = f"Read the following input, then name all that apply of {', '.join(single_labels(labels))}."
     else:
-        *others, last = labels
+        *others, last = single_labels(labels) if several else labels
         text = language.choose.format(
             choice=f"{language.comma.join(others)}{language.either}{last}" if others else last
         )

@@ -14,7 +14,7 @@ import yaml
 
 from dln.nn import LayerInput, PromptedLayer, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
-from dln.nn.readout import Readout, explained, readout_from_state
+from dln.nn.readout import Readout, readout_from_state
 from dln.train.events import Evaluated, Event, ResultRecord, Started
 from dln.train.run import of_kind
 
@@ -126,7 +126,7 @@ def readable(trained: AnyNetwork) -> str:
 
 def _readout_text(labels: Mapping[str, float], readout: Readout) -> str:
     """The labels with the words that speak for and against them, or with their bias."""
-    evidence = "\n".join(map(str, explained(readout, list(labels))))
+    evidence = "\n".join(map(str, readout.evidence(list(labels))))
     if evidence:
         return f"---- labels, with the words whose probability speaks for and against them ----\n{evidence}"
     fitted = [f"{name} {bias:+.2f}" for name, bias in labels.items()]

@@ -8,6 +8,7 @@ from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.readout import LabelReadout, Readout, WordReadout
 from dln.nn.saving import load_network, load_state_dict, save_network
 from dln.nn.sequential import AnyLayer, Prediction, Sequential, Trace
+from dln.nn.structured import OrdinalReadout, SetReadout
 from dln.nn.template import Template, load_template, template_names
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "LanguageLayer",
     "Layer",
     "LayerInput",
+    "OrdinalReadout",
     "Parallel",
     "Prediction",
     "Prompt",
     "PromptedLayer",
     "Readout",
     "Sequential",
+    "SetReadout",
     "Template",
     "Trace",
     "WordReadout",

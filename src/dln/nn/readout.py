@@ -36,11 +36,13 @@ __all__ = [
     "LabelEvidence",
     "LabelReadout",
     "Readout",
+    "WordFeatures",
     "WordReadout",
     "WordWeight",
     "choose_words",
-    "explained",
     "readout_from_state",
+    "short",
+    "strongest",
 ]
 
 MASS_TOLERANCE = 0.05
@@ -50,6 +52,43 @@ FLOOR = -30.0
 """Least log-probability of a word that a `WordReadout` uses, in nats: a word that the model excludes has this."""
 
 Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class WordWeight:
+    """A word that speaks for or against a label.
+
+    Attributes:
+        word: its text.
+        weight: A_yw − mean over labels, per standard deviation of log p(w|x) where it is known, else per nat.
+    """
+
+    word: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """The words that speak for a label and against it, strongest first."""
+
+    label: str
+    speaking: tuple[WordWeight, ...]
+    against: tuple[WordWeight, ...]
+
+    def __str__(self) -> str:
+        def row(words: Sequence[WordWeight]) -> str:
+            return ", ".join(f"{one.word.strip() or repr(one.word)} {one.weight:+.2f}" for one in words) or "none"
+
+        return f"{self.label}: for {row(self.speaking)}; against {row(self.against)}"
+
+
+def strongest(label: str, words: Sequence[Token], strengths: Floats, most: int) -> LabelEvidence:
+    """The `most` words of the largest strength for a label and of the largest against it, strongest first."""
+    pairs = [WordWeight(word.text, float(value)) for word, value in zip(words, strengths, strict=True)]
+    ordered = sorted(pairs, key=lambda pair: -pair.weight)
+    speaking = [pair for pair in ordered if pair.weight > 0]
+    against = [pair for pair in reversed(ordered) if pair.weight < 0]
+    return LabelEvidence(label, tuple(speaking[:most]), tuple(against[:most]))
 
 
 class Readout(ABC):
@@ -92,6 +131,11 @@ class Readout(ABC):
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """`kind` and what training changes, as plain data; `from_state` is the inverse."""
+
+    def evidence(self, labels: Sequence[str], most: int = 8) -> tuple[LabelEvidence, ...]:
+        """The words behind the labels, for reports; nothing where the readout reads none."""
+        del labels, most
+        return ()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], where: str) -> Readout:
@@ -181,26 +225,65 @@ class LabelReadout(Readout):
         return {"kind": self.kind, "bias": self.bias.tolist(), "temperature": self.temperature}
 
 
-@dataclass(frozen=True)
-class WordWeight:
-    """A word that speaks for or against a label.
+class WordFeatures(Readout):
+    """A readout whose features are the log-probabilities of W words at the answer position, [N, W].
+
+    A word that a server did not tell has the upper bound that the server's answer gives; one that the model excludes
+    has the log-probability −30.
 
     Attributes:
-        word: its text.
-        weight: A_yw − mean over labels, per standard deviation of log p(w|x) where it is known, else per nat.
+        words: [W] the words that are read, each once.
+        label_words: for each label the positions of its words in `words` (the first token of a longer one).
     """
 
-    word: str
-    weight: float
+    wide = True
+    words: tuple[Token, ...]
+    label_words: tuple[tuple[int, ...], ...]
+
+    def set_words(self, words: Sequence[Token], label_words: Sequence[Sequence[int]]) -> None:
+        """Set both, for constructors.
+
+        Raises:
+            InputError: fewer than two labels, no word or the same word twice, or a position that does not exist.
+        """
+        object.__setattr__(self, "words", tuple(Token(*word) for word in words))
+        object.__setattr__(self, "label_words", tuple(tuple(positions) for positions in label_words))
+        classes, size = len(self.label_words), len(self.words)
+        if classes < 2 or not size or len(set(self.words)) != size:
+            raise InputError(
+                "a word readout needs two labels or more, and different words",
+                where=type(self).__name__,
+                got=f"{classes} labels, {size} words, {len(set(self.words))} of them different",
+            )
+        if any(not 0 <= at < size for positions in self.label_words for at in positions):
+            where = f"{type(self).__name__}, argument 'label_words'"
+            raise InputError("no such word", where=where, got=self.label_words)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.words)} words, {self.size} labels)"
+
+    def features(self, lm: LanguageModel, contexts: Sequence[str], words: Sequence[Sequence[str]]) -> Floats:
+        """[N, W] log p_LM(w | context) at one position per context; a row with a positive or unknown value is all NaN.
+
+        A row of which the server told no word of this readout is all NaN too.
+        """
+        told = lm.next_token_log_probs(contexts, self.words)
+        values = np.asarray(told.log_probs, dtype=np.float64)
+        unknown = np.isnan(values)
+        values = np.where(unknown, np.asarray(told.bounds)[:, None], values)
+        nothing: Flags = np.asarray(unknown.all(axis=1) | (values > MASS_TOLERANCE).any(axis=1), dtype=np.bool_)
+        return np.where(nothing[:, None], np.nan, np.maximum(values, FLOOR))
+
+    def label_mass(self, features: Floats) -> Floats:
+        """The log of the summed probabilities of the label words; of all words where no label word is read."""
+        positions = sorted({at for positions in self.label_words for at in positions})
+        return logsumexp(features[..., positions] if positions else features, axis=-1)
 
 
 @checked
 @dataclass(frozen=True, eq=False, init=False)
-class WordReadout(Readout):
+class WordReadout(WordFeatures):
     """Multinomial logistic regression on the log-probabilities of W words at the answer position.
-
-    Features are [N, W]. A word that a server did not tell has the upper bound that the server's answer gives; one that
-    the model excludes has the log-probability −30.
 
     Args:
         words: [W] the words that are read, each once.
@@ -215,9 +298,6 @@ class WordReadout(Readout):
     """
 
     kind = "words"
-    wide = True
-    words: tuple[Token, ...]
-    label_words: tuple[tuple[int, ...], ...]
     weights: Floats
     bias: Floats
     scale: Floats
@@ -230,28 +310,12 @@ class WordReadout(Readout):
         bias: Sequence[float] | Floats | None = None,
         scale: Sequence[float] | Floats | None = None,
     ) -> None:
-        for name, value in (
-            ("words", tuple(Token(*word) for word in words)),
-            ("label_words", tuple(tuple(positions) for positions in label_words)),
-        ):
-            object.__setattr__(self, name, value)
-        self._check_words()
+        self.set_words(words, label_words)
         prior = label_weights(self.label_words, len(self.words)) if weights is None else weights
         object.__setattr__(self, "weights", frozen(prior))
         object.__setattr__(self, "bias", frozen(np.zeros(len(self.label_words)) if bias is None else bias))
         object.__setattr__(self, "scale", frozen(np.ones(len(self.words)) if scale is None else scale))
         self._check()
-
-    def _check_words(self) -> None:
-        classes, size = len(self.label_words), len(self.words)
-        if classes < 2 or not size or len(set(self.words)) != size:
-            raise InputError(
-                "a word readout needs two labels or more, and different words",
-                where="WordReadout",
-                got=f"{classes} labels, {size} words, {len(set(self.words))} of them different",
-            )
-        if any(not 0 <= at < size for positions in self.label_words for at in positions):
-            raise InputError("no such word", where="WordReadout, argument 'label_words'", got=self.label_words)
 
     def _check(self) -> None:
         classes, size = len(self.label_words), len(self.words)
@@ -266,51 +330,27 @@ class WordReadout(Readout):
         if not all(np.isfinite(values).all() for values in (self.weights, self.bias, self.scale)):
             raise InputError("a word readout needs finite numbers", where="WordReadout, arguments 'weights' and 'bias'")
 
-    def __repr__(self) -> str:
-        return f"WordReadout({len(self.words)} words, {self.size} labels)"
-
     @property
     def size(self) -> int:
         """C, the number of labels."""
         return len(self.label_words)
 
-    def features(self, lm: LanguageModel, contexts: Sequence[str], words: Sequence[Sequence[str]]) -> Floats:
-        """[N, W] log p_LM(w | context) at one position per context; a row with a positive or unknown value is all NaN.
-
-        A row of which the server told no word of this readout is all NaN too.
-        """
-        told = lm.next_token_log_probs(contexts, self.words)
-        values = np.asarray(told.log_probs, dtype=np.float64)
-        unknown = np.isnan(values)
-        values = np.where(unknown, np.asarray(told.bounds)[:, None], values)
-        nothing: Flags = np.asarray(unknown.all(axis=1) | (values > MASS_TOLERANCE).any(axis=1), dtype=np.bool_)
-        return np.where(nothing[:, None], np.nan, np.maximum(values, FLOOR))
-
     def log_probs(self, features: Floats) -> Floats:
         """log softmax_y(Σ_w A_yw log p(w) + b_y), over the last axis."""
         return log_softmax(features @ self.weights.T + self.bias)
 
-    def label_mass(self, features: Floats) -> Floats:
-        """The log of the summed probabilities of the label words; of all words where no label word is read."""
-        positions = sorted({at for positions in self.label_words for at in positions})
-        return logsumexp(features[..., positions] if positions else features, axis=-1)
-
     def with_fit(self, weights: Floats, bias: Floats, scale: Floats) -> WordReadout:
         """The same words under other weights, all numbers with six significant digits, as a file has them."""
-        return WordReadout(self.words, self.label_words, _short(weights), _short(bias), _short(scale))
+        return WordReadout(self.words, self.label_words, short(weights), short(bias), short(scale))
 
-    def explain(self, label: int, most: int = 8) -> tuple[list[WordWeight], list[WordWeight]]:
-        """The words with the largest weights for a label and those with the largest against it, strongest first.
+    def evidence(self, labels: Sequence[str], most: int = 8) -> tuple[LabelEvidence, ...]:
+        """For each label the words with the largest weights for it, and against it.
 
         A weight is (A_yw − mean_y A_yw) · s_w: the change of the logit, against the other labels, when log p(w|x)
         rises by its standard deviation s_w.
         """
-        strength = (self.weights[label] - self.weights.mean(axis=0)) * self.scale
-        pairs = [WordWeight(word.text, float(value)) for word, value in zip(self.words, strength, strict=True)]
-        ordered = sorted(pairs, key=lambda pair: -pair.weight)
-        speaking = [pair for pair in ordered if pair.weight > 0]
-        against = [pair for pair in reversed(ordered) if pair.weight < 0]
-        return speaking[:most], against[:most]
+        strengths = (self.weights - self.weights.mean(axis=0)) * self.scale
+        return tuple(strongest(label, self.words, row, most) for label, row in zip(labels, strengths, strict=True))
 
     def state(self) -> dict[str, Any]:
         """Words, weights and bias."""
@@ -324,30 +364,8 @@ class WordReadout(Readout):
         }
 
 
-@dataclass(frozen=True)
-class LabelEvidence:
-    """The words that speak for a label and against it, strongest first."""
-
-    label: str
-    speaking: tuple[WordWeight, ...]
-    against: tuple[WordWeight, ...]
-
-    def __str__(self) -> str:
-        def row(words: Sequence[WordWeight]) -> str:
-            return ", ".join(f"{one.word.strip() or repr(one.word)} {one.weight:+.2f}" for one in words) or "none"
-
-        return f"{self.label}: for {row(self.speaking)}; against {row(self.against)}"
-
-
-def explained(readout: Readout, labels: Sequence[str], most: int = 8) -> tuple[LabelEvidence, ...]:
-    """The evidence of each label, of a `WordReadout`; nothing of another readout."""
-    if not isinstance(readout, WordReadout):
-        return ()
-    sides = [readout.explain(index, most) for index in range(len(labels))]
-    return tuple(LabelEvidence(label, *map(tuple, side)) for label, side in zip(labels, sides, strict=True))
-
-
-def _short(values: Floats) -> Floats:
+def short(values: Floats) -> Floats:
+    """The same with six significant digits, as a file has them."""
     return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
 
 

@@ -43,6 +43,7 @@ from dln.infer.prompts import (
 from dln.infer.race import BehindLeader, Race
 from dln.infer.rewards import Correctness, RewardFunction
 from dln.infer.scoring_modes import ScoringModes
+from dln.infer.structured import PenalisedOrder, PenalisedSets
 from dln.lm.base import LanguageModel, Sampling
 from dln.nn.sequential import Sequential
 from dln.nn.template import Template, load_template
@@ -153,6 +154,8 @@ def calibrator(options: InferenceOptions) -> Calibrator:
     """How the output layer's numbers follow a prompt."""
     known: dict[str, Callable[[], Calibrator]] = {
         "words": lambda: PenalisedWords(PenalisedLikelihood(options.bias_scale), size=options.words),
+        "ordinal": lambda: PenalisedOrder(PenalisedLikelihood(options.bias_scale), size=options.words),
+        "sets": lambda: PenalisedSets(PenalisedLikelihood(options.bias_scale), size=options.words),
         "fitted": lambda: PenalisedLikelihood(options.bias_scale),
         "fixed": FixedOutput,
     }

@@ -20,7 +20,7 @@ from dln.errors import ContextLengthError
 from dln.nn import ChoiceLayer, Demonstration, LayerInput, Prompt, PromptedLayer, Sequential
 from dln.nn.layers import FREE_TOKENS
 from dln.train.evaluate import READ_BY
-from dln.train.options import Options
+from dln.train.options import READ_WORDS, Options
 
 __all__ = [
     "Cost",
@@ -270,7 +270,7 @@ def _judging(options: Options, train_size: int) -> int:
 def wide_readout(layers: Sequence[LayerSize], options: Options) -> bool:
     """Whether the output layer reads many words."""
     last = layers[-1]
-    return last.labels is not None and last.words and options.inference.output_layer == "words"
+    return last.labels is not None and last.words and options.inference.output_layer in READ_WORDS
 
 
 def _fitted(layers: Sequence[LayerSize], options: Options, train_size: int, dev_size: int, test_size: int) -> Cost:

@@ -153,6 +153,12 @@ class Strict(BaseModel):
         return value
 
 
+READ_WORDS = ("words", "ordinal", "sets")
+"""Output layers that read many words."""
+
+OUTPUT_LAYERS = (*READ_WORDS, "fitted", "fixed")
+
+
 class InferenceOptions(Strict):
     """What happens within one step."""
 
@@ -275,10 +281,11 @@ class InferenceOptions(Strict):
     hidden_objective: Annotated[str | Objective, Strategy("objective", ("log_prob", "nce"))] = Field(
         "log_prob", description="ranks hidden-layer candidates"
     )
-    output_layer: Annotated[str | Calibrator, Strategy("output_layer", ("words", "fitted", "fixed"))] = Field(
+    output_layer: Annotated[str | Calibrator, Strategy("output_layer", OUTPUT_LAYERS)] = Field(
         "words",
-        description="what is fitted with each candidate: the weights of many words, the bias and temperature of the "
-        "label words (also where a model does not tell the probabilities of words), or nothing",
+        description="what is fitted with each candidate: the weights of many words; of ordered labels (ordinal) or of "
+        "several labels per input (sets) the same; the bias and temperature of the label words (also where a model "
+        "does not tell the probabilities of words); or nothing",
     )
     words: int = Field(1000, ge=1, description="W: words that the output layer reads, with output_layer=words")
     bias_scale: float = Field(3.0, gt=0, description="expected size of a label's bias, in nats (prior scale)")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from dln.nn.prompt import Prompt
-from dln.nn.readout import LabelEvidence, explained, readout_from_state
+from dln.nn.readout import LabelEvidence, readout_from_state
 from dln.nn.template import Template
 from dln.train.events import (
     Backtracked,
@@ -189,7 +189,7 @@ def _layer(number: int, data: dict[str, Any], now: Parameters, then: Parameters)
         labels=labels,
         parameters=now,
         initial=then.prompt,
-        evidence=() if readout is None else explained(readout, labels),
+        evidence=() if readout is None else readout.evidence(labels),
     )
 
 
