@@ -62,6 +62,14 @@ CASES: dict[str, tuple[str, str | bytes]] = {
     "repeated rows": ("t.csv", lines("2 tiles broke,return")),
     "a split column": ("t.csv", lines(header="text,label,split", rows=PARTS)),
     "answers instead of labels": ("t.csv", lines(rows=[(x, f"answer {i}") for i, (x, _) in enumerate(ROWS)])),
+    "a table in a text file": ("t.txt", lines(header="text;label", delimiter=";")),
+    "spaces before quotes": ("t.csv", "text, label\n" + "".join(f'"{x}, now", "{y}"\n' for x, y in ROWS)),
+    "a Markdown table": ("t.md", "| text | label |\n|---|---|\n" + "".join(f"| {x} | {y} |\n" for x, y in ROWS)),
+    "a JSON list of lists": ("t.json", json.dumps([["text", "label"], *ROWS])),
+    "JSON objects by name": ("t.json", json.dumps({f"r{i}": {"text": x, "label": y} for i, (x, y) in enumerate(ROWS)})),
+    "NaN in JSON": ("t.jsonl", objects(lambda x, y: {"text": x, "label": y}) + '\n{"text": "x", "label": NaN}'),
+    "JSON Lines with commas": ("t.jsonl", objects(lambda x, y: {"text": x, "label": y}).replace("\n", ",\n") + ","),
+    "a PDF document": ("t.csv", b"%PDF-1.4\n"),
     "an empty file": ("t.csv", ""),
 }  # fmt: skip
 """What stands in a file, its name and its content."""

@@ -166,6 +166,105 @@ def test_every_text_format_gives_the_same_examples(tmp_path: Path, name: str, co
     assert data.content_hash() == Dataset.from_dicts(records()).content_hash()
 
 
+LISTS = [["text", "label"], *map(list, ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said_too"),
+    [
+        ("t.txt", lambda: "text;label\n" + "\n".join(f"{x};{y}" for x, y in ROWS), "a table, not lines of text"),
+        ("t.txt", lambda: "\n".join(map(json.dumps, records())), "a table, not lines of text"),
+        ("t.json", lambda: json.dumps(LISTS), "a list of lists, whose first list names the columns"),
+        ("t.jsonl", lambda: "\n".join(map(json.dumps, LISTS)), "a list of lists"),
+        ("t.jsonl", lambda: ",\n".join(map(json.dumps, records())) + ",", "have commas between them"),
+        ("t.jsonl", lambda: "".join(json.dumps(r, indent=1) for r in records()), "not one per line"),
+        ("t.json", lambda: json.dumps({f"r{i}": r for i, r in enumerate(records())}), ""),
+        ("t.csv", lambda: "text, label\n" + "\n".join(f'"{x}", "{y}"' for x, y in ROWS), ""),
+        ("t.md", lambda: "| text | label |\n|---|:--|\n" + "\n".join(f"| {x} | {y} |" for x, y in ROWS), "Markdown"),
+        ("t.csv", lambda: ("text,label\n" + "\n".join(f"{x},{y}" for x, y in ROWS)).replace("\n", "\r\n", 9), ""),
+    ],
+)
+def test_looser_forms_give_the_same_examples_and_are_said(
+    tmp_path: Path, name: str, content: Callable[[], str], said_too: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content(), encoding="utf-8", newline="")
+    data = Dataset.from_file(path)
+    assert list(zip(data.inputs, data.targets, strict=True)) == ROWS
+    assert said_too in said(data)
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl"])
+def test_numbers_that_json_does_not_have_are_empty_cells(tmp_path: Path, name: str) -> None:
+    rows = [*records(), {"text": "x", "label": float("nan")}, {"text": float("-inf"), "label": "order"}]
+    (tmp_path / name).write_text(json.dumps(rows) if name == "t.json" else "\n".join(map(json.dumps, rows)))
+    task = task_from_file(tmp_path / name)
+    counted(task)
+    assert task.report is not None and task.report.dropped == {"empty label": 1, "empty text": 1}
+    assert "2 values NaN or Infinity" in said(task)
+
+
+def test_lists_of_lists_have_headers_as_csv_files_do(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(LISTS[1:]))
+    with pytest.raises(InputError, match="looks like data"):
+        Dataset.from_file(path)
+    data = Dataset.from_file(path, header=False)
+    assert list(zip(data.inputs, data.targets, strict=True)) == ROWS
+    path.write_text(json.dumps([*LISTS, ["one"], ["a", "b", "c"]]))
+    assert sum(resolve(DataSpec(path=str(path))).report.dropped.values()) == 2
+    path.write_text("[]")
+    with pytest.raises(InputError, match="the file is empty"):
+        Dataset.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"%PDF-1.4\n", "a PDF document"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "an Office file"),
+        (b"\x89PNG\r\n", "a picture"),
+        (b"a.csv" + bytes(252) + b"ustar", "a tar archive"),
+        (b"\x80\x04\x95", "a pickle"),
+    ],
+)
+def test_files_that_are_no_tables_are_named(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "t.csv").write_bytes(start + bytes(600))
+    with pytest.raises(InputError, match=kind):
+        Dataset.from_file(tmp_path / "t.csv")
+
+
+def test_a_zst_file(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    plain = write(tmp_path / "t.csv")
+    with arrow.output_stream(str(tmp_path / "t.csv.zst"), compression="zstd") as stream:
+        stream.write(plain.read_bytes())
+    assert Dataset.from_file(tmp_path / "t.csv.zst").content_hash() == Dataset.from_file(plain).content_hash()
+
+
+def test_sheets_merged_cells_and_formulas(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["about", "this"])
+    sheet = book.create_sheet("mail")
+    sheet.append(["A long title"])
+    sheet.merge_cells("A1:B1")
+    sheet.append(["text", "label"])
+    for i, (x, y) in enumerate(sorted(ROWS, key=lambda row: row[1])):
+        sheet.append([x, y if i in (0, 20) else None])
+    sheet.merge_cells("B3:B22")
+    sheet.merge_cells("B23:B42")
+    sheet.append(["one more", '=IF(A3="","order","return")'])
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match="there is no sheet 'mial'"):
+        Dataset.from_file(tmp_path / "t.xlsx", sheet="mial")
+    data = Dataset.from_file(tmp_path / "t.xlsx", sheet="mail")
+    assert set(zip(data.inputs, data.targets, strict=True)) == set(ROWS)
+    assert "2 merged cells: each of their rows has the value" in said(data)
+    assert "1 formula without a saved value" in said(data)
+    assert "1 row above the header skipped" in said(data)
+
+
 def test_excel_parquet_frames_and_a_folder_give_the_same_examples(tmp_path: Path) -> None:
     openpyxl, pandas = pytest.importorskip("openpyxl"), pytest.importorskip("pandas")
     wanted = Dataset.from_dicts(records()).content_hash()

@@ -288,6 +288,7 @@ class TaskConfig(DataSpec, Section):
         "delimiter": Flag("--delimiter", DATA, "CHARACTER"),
         "quotechar": Flag("--quotechar", DATA, "CHARACTER"),
         "header": Flag("--header/--no-header", DATA),
+        "sheet": Flag("--sheet", DATA, "NAME"),
         "missing": Flag("--missing", DATA, "TEXT"),
         "empty": Flag("--empty", DATA, "drop|keep|refuse"),
         "long_rows": Flag("--long-rows", DATA, "skip|cut|refuse"),
@@ -507,10 +508,10 @@ def _section(section: type[Section], place: tuple[str, ...]) -> Iterator[Setting
 SETTINGS = {setting.flag.parameter: setting for setting in _settings()}
 """Settings with a flag, by the name of the command's parameter."""
 
-READ = "file_format encoding delimiter quotechar header input id missing empty long_rows"
+READ = "file_format encoding delimiter quotechar header sheet input id missing empty long_rows"
 TASK = (
     "task csv jsonl dev_file test_file input target id free_form merge_labels several split_column group split_by "
-    "file_format encoding delimiter quotechar header missing empty long_rows metric"
+    "file_format encoding delimiter quotechar header sheet missing empty long_rows metric"
 )
 SIZES = "train_size dev_size test_size"
 LAYERS = "layers prompt prompts_from template hidden hidden_tokens freeze"

@@ -187,7 +187,7 @@ def file_spec(config: RunConfig, recorded: RunConfig | None, explicit: Mapping[s
 
 _SPLITTING = ("split_column", "group", "split_by")
 _READ = frozenset(DataSpec.model_fields)
-_DIALECT = ("encoding", "delimiter", "quotechar", "header")
+_DIALECT = ("encoding", "delimiter", "quotechar", "header", "sheet")
 
 
 def read_again(own: DataSpec, below: DataSpec, read: Callable[[DataSpec], T]) -> T:

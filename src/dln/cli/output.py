@@ -207,7 +207,7 @@ _WORDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bheader=True", "--header"),
     (r"\bmerge_labels=True", "--merge-labels"),
     (
-        r"\b(encoding|delimiter|quotechar|long_rows|missing|several|split_column|format)=[\"']?([\w./-]+|…)[\"']?",
+        r"\b(encoding|delimiter|quotechar|sheet|long_rows|missing|several|split_column|format)=[\"']?([\w./-]+|…)[\"']?",
         _flag_of,
     ),
 )

@@ -193,8 +193,6 @@ def _inputs(
     own = own.model_copy(update={"path": paths})
     plain = own.format is None and not own.input and (suffix_format(paths[0]) or "lines") == "lines"
     default = "lines" if plain else "csv"
-    if plain and not Path(paths[0]).is_dir() and not paths[0].startswith("hf/"):
-        own = own.model_copy(update={"format": "lines"})
 
     def read(spec: DataSpec) -> tuple[list[Item], ReadReport, Table]:
         return _read(spec, own, paths, default)

@@ -16,7 +16,9 @@ import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
 from dln.errors import InputError
 
@@ -101,6 +103,8 @@ def _decompressed(data: bytes, path: str) -> bytes:
         return bz2.decompress(data)
     if data.startswith(b"\xfd7zXZ\x00"):
         return lzma.decompress(data)
+    if data.startswith(b"\x28\xb5\x2f\xfd"):
+        return _zstandard(data, path)
     if not data.startswith(b"PK\x03\x04") or not path.lower().endswith(".zip"):  # .xlsx is an archive as well
         return data
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -120,6 +124,14 @@ def _decompressed(data: bytes, path: str) -> bytes:
                 fix="unpack it and name the file",
             )
         return archive.read(names[0])
+
+
+def _zstandard(data: bytes, path: str) -> bytes:
+    try:
+        arrow = cast("Any", import_module("pyarrow"))
+    except ImportError as error:
+        raise InputError("reading .zst files needs pyarrow", where=path, fix="pip install 'dln[parquet]'") from error
+    return arrow.input_stream(io.BytesIO(data), compression="zstd").read()
 
 
 def decoded(data: bytes, path: str, encoding: str | None = None) -> Text:

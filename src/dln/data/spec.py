@@ -46,7 +46,7 @@ FORMATS: Mapping[str, Format] = {
 }
 """Suffixes of files with their formats; compressed files have a second suffix (`.csv.gz`)."""
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Suffixes of compressed files."""
 
 
@@ -152,6 +152,7 @@ class DataSpec(BaseModel):
     header: bool | None = Field(
         default=None, description="Whether the first line names the columns (default: yes; else they are 1, 2, …)."
     )
+    sheet: str | None = Field(default=None, description="Sheet of an Excel file (default: the first with rows).")
     input: Texts = Field(default=(), description="Column with the inputs; several are joined (default: guessed).")
     target: str | None = Field(default=None, description="Column with the targets (default: guessed).")
     id: str | None = Field(default=None, description="Column with the identifiers of the rows.")

@@ -330,7 +330,7 @@ def _sizes(parts: Mapping[str, Dataset]) -> str:
 def _other_file(main: Resolved, path: Sequence[str], part: str) -> tuple[list[Item], list[str]]:
     """The examples of a separate file, read with the columns and labels of the main one."""
     names = None if main.labels is None else label_names(main.labels)
-    dialect = {"format": None, "encoding": None, "delimiter": None, "quotechar": None}
+    dialect = dict.fromkeys(("format", "encoding", "delimiter", "quotechar", "sheet"))
     free = {
         "free_form": names is None,
         "labels": main.spec.labels or (None if names is None else list(main.labels or ())),
