@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -515,3 +516,35 @@ def test_twelve_shapes_train_evaluate_and_predict_with_one_command_each(cli: She
     records = ok(cli("predict", "runs/a", "--file", file, "--json")).records
     assert len(records) == report["rows"]
     assert all(record["label"] is not None or record["reason"] for record in records)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json"])
+def test_a_table_on_standard_input_is_read_as_one(cli: Shell, form: str, monkeypatch: pytest.MonkeyPatch):
+    table(cli.folder / "mail.csv", "memo,kind", ROWS)
+    cli.trained("train", "--csv", "mail.csv", "--input", "memo", *TINY, run_dir="runs/memo")
+    rows = [{"memo": x, "n": i} for i, (x, _) in enumerate(ROWS[:3])]
+    text = {
+        "csv": "memo,n\n" + "".join(f'"{r["memo"]}",{r["n"]}\n' for r in rows),
+        "jsonl": "\n".join(map(json.dumps, rows)),
+        "json": json.dumps(rows, indent=1),
+    }[form]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    done = ok(cli("predict", "runs/memo", "-", "--json"))
+    assert [record["input"] for record in done.records] == [row["memo"] for row in rows]
+    assert "a table, not lines of text (--file-format lines reads it as lines)" in done.err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    lines = ok(cli("predict", "runs/memo", "-", "--file-format", "lines", "--json")).records
+    assert [record["input"] for record in lines] == [line.strip() for line in text.rstrip().split("\n")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--sheet", "one"), "a file of this format has no sheet"),
+        (("--file-format", "jsonl", "--delimiter", ";"), "a file of this format has no delimiter"),
+    ],
+)
+def test_an_option_that_a_format_does_not_have_is_refused(cli: Shell, words: tuple[str, ...], said: str):
+    table(cli.folder / "mail.csv", "memo,kind", ROWS)
+    refused = cli("train", "--csv", "mail.csv", *words, *TINY)
+    assert (refused.code, said in refused.err) == (2, True), refused.err

@@ -295,6 +295,41 @@ def test_excel_parquet_frames_and_a_folder_give_the_same_examples(tmp_path: Path
             Dataset.from_file(tmp_path / name)
 
 
+def test_frames_in_other_forms_give_the_same_examples() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(records())
+    wanted = Dataset.from_frame(frame).content_hash()
+    others = [
+        frame.set_index("text"),
+        frame.set_index(frame.index + 100),
+        frame.assign(label=frame["label"].astype("category")),
+        frame.astype("string"),
+        frame.assign(text=[x.encode() for x, _ in ROWS]),
+    ]
+    assert [Dataset.from_frame(other, "text", "label").content_hash() for other in others] == [wanted] * len(others)
+    days = frame.assign(label=pandas.to_datetime(["2026-01-01", "2026-01-02"] * 20))
+    assert Dataset.from_frame(days).labels == ("2026-01-01", "2026-01-02")
+    holes = frame.assign(label=pandas.array([0, 1, None, 1] * 10, dtype="Int64"))
+    assert "10 rows with empty label dropped (rows 3, 7, 11, 15, 19 and 5 more)" in said(Dataset.from_frame(holes))
+    with pytest.raises(InputError, match="bytes that are no UTF-8"):
+        Dataset.from_dicts([{"text": b"\xff\xfe", "label": "a"}])
+
+
+def test_a_task_of_a_frame_has_groups_times_and_parts() -> None:
+    rows = [{**record, "who": f"c{i % 9}", "day": i, "part": "train"} for i, record in enumerate(records())]
+    task = Task.from_frame(rows, group="who")
+    who = {row["text"]: row["who"] for row in rows}
+    assert not {who[x] for x in task.train.inputs} & {who[x] for x in task.test.inputs}
+    assert len(Task.from_frame(rows, split_by="day", split_column=None).train) == 20
+    datasets = pytest.importorskip("datasets")
+    parts = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(rows[:30]), "test": datasets.Dataset.from_list(rows[30:])}
+    )
+    task = Task.from_frame(parts, "text", "label")
+    assert set(task.test.inputs) == {row["text"] for row in rows[30:]}
+    assert Dataset.from_hf(parts, "text", "label", split=None).report.rows == 40
+
+
 class Polars:
     """The two members of a polars frame that are used."""
 

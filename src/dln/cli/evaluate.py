@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from dln.cli.output import err, evaluation_table, examples, in_flags, note, note
 from dln.cli.sources import configured
 from dln.data import Dataset, Metric, NamedMetric
 from dln.data.dataset import examples_of
+from dln.data.files import STANDARD_INPUT
 from dln.data.metrics import METRIC_NAMES, load_metric, suggested_metric
 from dln.data.registry import is_file
 from dln.data.resolve import ReadReport, Resolved, resolve, row_hash
@@ -162,6 +164,14 @@ def _part(config: RunConfig, recorded: RunConfig | None, given: Mapping[str, Any
     own = recorded is not None and (not named or named == {"name": recorded.task.name})
     if recorded is not None and own:
         task = recorded.task.model_copy(update=_fields(given.get("task", {})))
+        if set(task.spec.path) & set(STANDARD_INPUT) and sys.stdin.isatty():
+            raise InputError(
+                "the run's data came from standard input",
+                where="eval",
+                got="a terminal",
+                expected="the same data on standard input, or a file",
+                fix="dln eval RUN --csv FILE, or dln eval RUN < FILE",
+            )
         sizes = {key: value for key, value in given.get("data", {}).items() if key in SIZES.split()}
         data = recorded.data.model_copy(update=sizes)
         options = recorded.options

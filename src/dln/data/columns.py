@@ -86,6 +86,11 @@ def text_of(value: object) -> str:
         text = ""
     elif isinstance(value, float):
         text = str(int(value)) if value.is_integer() else repr(value)
+    elif isinstance(value, bytes):
+        try:
+            text = value.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise Unusable(f"bytes that are no UTF-8 text: {value[:20]!r}") from error
     elif isinstance(value, list | tuple | Mapping):
         kind = "object" if isinstance(value, Mapping) else "list"
         raise Unusable(f"a {kind}, not a text: {_json(cast('object', value))[:60]}")

@@ -160,11 +160,20 @@ class Dataset(Sequence[Example]):
         input: str | Sequence[str] | None = None,  # noqa: A002
         target: str | None = None,
         *,
-        split: str = "train",
+        split: str | None = "train",
         subset: str | None = None,
         **options: Any,
     ) -> Dataset:
-        """Convert a Hugging Face dataset, loaded by name or in memory (extra `hf`); see `from_file`."""
+        """Convert a Hugging Face dataset, loaded by name or in memory (extra `hf`); see `from_file`.
+
+        Args:
+            name_or_dataset: its name, or the dataset, with or without splits.
+            input: the input column, or several.
+            target: the target column.
+            split: the split to read, if there are several; None reads all.
+            subset: the configuration of a hub dataset.
+            options: further fields of `dln.DataSpec`.
+        """
         spec = DataSpec.make((), "Dataset.from_hf", input=_columns(input), target=target, **options)
         return cls._read(spec, table_of_hf(name_or_dataset, split=split, subset=subset))
 

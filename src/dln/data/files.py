@@ -147,7 +147,8 @@ def decoded(data: bytes, path: str, encoding: str | None = None) -> Text:
     """
     name = source_name(path)
     if not data.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise InputError("the file is empty", where=name, got=f"{len(data)} bytes", expected="at least one example")
+        fix = "pipe the examples in again, or name their file" if path in STANDARD_INPUT else None
+        raise InputError("the file is empty", where=name, got=f"{len(data)} bytes", expected="an example", fix=fix)
     marked = _mark(data)
     if encoding is None and marked is None:
         marked = _wide_without_mark(data)

@@ -65,6 +65,7 @@ def _read(spec: DataSpec, path: str, columns: Sequence[str], default: str) -> Ta
     _check_kind(data, source_name(path))
     kind = spec.format or suffix_format(path) or _format_of(data, default)
     name = source_name(path)
+    _check_options(spec, kind, name)
     if kind == "xlsx":
         return _xlsx(data, name, spec.sheet)
     if kind == "parquet":
@@ -117,6 +118,21 @@ def _check_kind(data: bytes, name: str) -> None:
         )
 
 
+_OF_TEXT = ("csv", "tsv", "lines")
+_OPTIONS = {"delimiter": _OF_TEXT, "quotechar": _OF_TEXT, "sheet": ("xlsx",), "encoding": (*_OF_TEXT, "json", "jsonl")}
+"""Options that only some formats have."""
+
+
+def _check_options(spec: DataSpec, kind: str, name: str) -> None:
+    """Refuse an option that would have no effect."""
+    for option, kinds in _OPTIONS.items():
+        if getattr(spec, option) is not None and kind not in kinds:
+            raise InputError(
+                f"a file of this format has no {option}", where=name, got=f"{kind}, {option}={getattr(spec, option)!r}",
+                fix=f"leave out {option}",
+            )  # fmt: skip
+
+
 def _format_of(data: bytes, default: str) -> str:
     """The format of a file without a suffix that tells it."""
     if data.startswith(b"PAR1"):
@@ -131,18 +147,26 @@ def _format_of(data: bytes, default: str) -> str:
     return "json" if re.match(rb'\[\s*([\[{"\]]|$)', head) else default
 
 
+def _fields_of(text: str) -> set[str] | None:
+    """The fields of a JSON object, or of the first of a list; None of another text."""
+    try:
+        value = cast("object", json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+    first = next(iter(cast("list[object]", value)), None) if isinstance(value, list) else value
+    return set(columns_of([cast("dict[str, object]", first)])) if isinstance(first, dict) else None
+
+
 def _format_of_lines(text: Text, columns: Sequence[str], default: str) -> str:
     """What a file of lines is: a table if it has the wanted columns, or several columns where lines are of no use."""
     stream = text.lines()
     head, complete = stream.read(SNIFFED), not stream.read(1)
     first = head.lstrip().split("\n", 1)[0]
-    if first.startswith(("{", "[")):
-        try:
-            value = cast("object", json.loads(first))
-        except ValueError:
-            value = None
-        if isinstance(value, dict) and (set(columns) <= set(columns_of([cast("dict[str, object]", value)]))):
-            return "jsonl" if columns or default != "lines" else "lines"
+    if columns or default != "lines":
+        for kind, start, one in (("jsonl", "{", first), ("json", "[", text.text if head.lstrip()[:1] == "[" else "")):
+            fields = _fields_of(one) if one.lstrip().startswith(start) else None
+            if fields is not None and set(columns) <= fields:
+                return kind
     delimiter, quote, _ = dialect = dialect_of(head, None, None, columns, complete=complete)
     header = next(csv.reader([first.rstrip("\r")], delimiter=delimiter, quotechar=quote or '"'), [])
     names = {cell.strip() for cell in header}

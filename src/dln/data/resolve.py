@@ -10,7 +10,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 from zlib import crc32
@@ -251,7 +251,7 @@ def _shape(table: Table, spec: DataSpec) -> list[str]:
     notes = [f"{_count(table.blank, 'blank line')} skipped"] if table.blank else []
     if not long:
         return notes
-    lines = _places([str(row.line) for row in long])
+    lines = _places([Item(f"{table.source}, {table.unit}", row.line, "") for row in long])
     if spec.long_rows == "cut":
         return [*notes, f"{_count(len(long), 'row')} with more cells than columns cut ({lines})"]
     if spec.long_rows == "refuse" or (spec.long_rows is None and len(long) > 0.2 * len(table.rows)):
@@ -389,7 +389,7 @@ def resolve(
     dropped.update(report.dropped)
     notes = list(report.notes)
     notes += [
-        f"{_count(n, 'row')} with {reason} dropped ({_places([str(i.row) for i in items if i.problem == reason])})"
+        f"{_count(n, 'row')} with {reason} dropped ({_places([i for i in items if i.problem == reason])})"
         for reason, n in dropped.items()
         if reason.startswith(("empty", "no text"))
     ]
@@ -656,8 +656,9 @@ def _conflicts(keys: Sequence[str], items: Sequence[Item], decision: str) -> str
         if item.key in lines:
             lines[item.key].append(str(item.row))
     listed = ", ".join("/".join(places) for places in lines.values())
+    unit = items[0].source.rpartition(" ")[2]
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return f"{_count(len(keys), 'input')} with contradicting labels: {decision} (lines {listed}{more})"
+    return f"{_count(len(keys), 'input')} with contradicting labels: {decision} ({unit}s {listed}{more})"
 
 
 def _announced(
@@ -704,7 +705,8 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _places(lines: Iterable[str]) -> str:
-    listed = list(lines)
+def _places(items: Sequence[Item]) -> str:
+    """The numbers of rows, with what they count: lines of a file, rows of a table."""
+    listed, unit = [str(item.row) for item in items], items[0].source.rpartition(" ")[2]
     shown = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-    return f"line{'s' * (len(listed) > 1)} {shown}"
+    return f"{unit}{'s' * (len(listed) > 1)} {shown}"

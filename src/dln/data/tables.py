@@ -208,11 +208,18 @@ class _Polars(Protocol):
 def table_of_frame(frame: object, name: str = "data frame") -> Table:
     """Read the rows of a pandas or polars data frame, or of an Arrow table, numbered from 1 whatever the index.
 
+    An index with a name is a column. A Hugging Face dataset is read as one (see `table_of_hf`).
+
     Raises:
         InputError: not a data frame, or a column name occurs twice.
     """
     if hasattr(frame, "collect") and not hasattr(frame, "iter_rows"):  # a lazy polars frame
         frame = cast("object", cast(Any, frame).collect())
+    if hasattr(frame, "features") and hasattr(frame, "column_names"):
+        return table_of_hf(frame, split=None)
+    if hasattr(frame, "reset_index") and any(one is not None for one in cast(Any, frame).index.names):
+        named = cast(Any, frame)
+        frame = named if set(named.index.names) & set(named.columns) else cast("object", named.reset_index())
     if isinstance(frame, _Pandas):
         columns, values = frame.columns, frame.itertuples(index=False, name=None)
     elif isinstance(frame, _Polars):
@@ -325,7 +332,9 @@ def _plain(value: object) -> object:
         return None
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    return str(cast(Any, value).isoformat()) if hasattr(value, "isoformat") else value
+    if hasattr(value, "isoformat"):  # a date at midnight is a date
+        return str(cast(Any, value).isoformat()).removesuffix("T00:00:00")
+    return value
 
 
 def _named(value: object, names: list[str] | None) -> object:

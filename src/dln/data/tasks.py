@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from dln.answers import single_labels
 from dln.arguments import Seed, checked
@@ -16,7 +16,7 @@ from dln.data.metrics import Metric, load_metric, suggested_metric
 from dln.data.resolve import Item, ReadReport, Resolved, resolve, text_key
 from dln.data.spec import DataSpec
 from dln.data.splits import PARTS, assign, by_time, content_order, thinned
-from dln.data.tables import PART_NAMES, Table, cell_of
+from dln.data.tables import PART_NAMES, Table, cell_of, table_of_dicts, table_of_frame, table_of_hf
 from dln.errors import InputError
 
 __all__ = ["MOST", "Task", "default_instruction", "task_from_spec"]
@@ -151,6 +151,55 @@ class Task:
             name=name or data.name,
             input_name=input_name,
             report=data.report,
+        )
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        input: str | Sequence[str] | None = None,  # noqa: A002
+        target: str | None = None,
+        *,
+        name: str = "task",
+        instruction: str | None = None,
+        seed: Seed = 42,
+        dev_fraction: float = 0.25,
+        test_fraction: float = 0.25,
+        metric: Metric | str | None = None,
+        **options: Any,
+    ) -> Task:
+        """Make a task of a data frame, a Hugging Face dataset (its splits are the parts), or a list of dictionaries.
+
+        Args:
+            frame: a pandas or polars frame, an Arrow table, a Hugging Face dataset, or dictionaries.
+            input: the input column, or several, which are joined; default guessed.
+            target: the target column; default guessed.
+            name: name of the task.
+            instruction: see `from_dataset`, as the following.
+            seed: of the split.
+            dev_fraction: of the split.
+            test_fraction: of the split.
+            metric: of the results.
+            options: further fields of `dln.DataSpec`: `group`, `split_by`, `split_column`, `labels`, …
+
+        Raises:
+            InputError: the columns, the labels or the options are invalid.
+        """
+        columns = input if input is None or isinstance(input, str) else tuple(input)
+        spec = DataSpec.make((), "Task.from_frame", input=columns, target=target, **options)
+        if isinstance(frame, Mapping):  # splits of a Hugging Face dataset by name
+            table = table_of_hf(frame, split=None)
+        else:
+            table = table_of_dicts(frame, name) if isinstance(frame, list | tuple) else table_of_frame(frame, name)
+        return task_from_spec(
+            spec,
+            [table],
+            name=name,
+            instruction=instruction,
+            seed=seed,
+            dev_fraction=dev_fraction,
+            test_fraction=test_fraction,
+            metric=metric,
         )
 
     def with_metric(self, metric: Metric | str) -> Task:
