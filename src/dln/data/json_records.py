@@ -156,16 +156,16 @@ def read_json(content: Text, name: str, spec: DataSpec) -> Table:
         raise InputError("the file is empty", where=name, got="an empty list", expected="a list of objects")
     items = cast("list[object]", value) if isinstance(value, list) else []
     if items and all(isinstance(item, list) for item in items):
-        table = _of_lists(list(enumerate(cast("list[list[object]]", items), 1)), name, spec, "row")
+        lists = cast("list[list[object]]", items)
+        table = _of_lists(list(enumerate(lists, 1)), name, spec, "row")
         return replace(table, notes=(*table.notes, *parser.notes))
-    if items and all(isinstance(item, str) for item in items):
-        value = [{"text": item} for item in items]
-    records = _objects(value)
+    texts = bool(items) and all(isinstance(item, str) for item in items)
+    records = [{"text": item} for item in items] if texts else _objects(cast("object", value))
     if records is None:
         raise InputError(
             "the JSON file holds no list of objects",
             where=name,
-            got=f"{type(value).__name__} {text.strip()[:50]}",
+            got=text.strip()[:50],
             expected='[{"input": "…", "target": "…"}, …]',
             fix="write a list of objects, or one object per line (.jsonl)",
         )

@@ -168,8 +168,8 @@ def _format_of_lines(text: Text, columns: Sequence[str], default: str) -> str:
             if fields is not None and set(columns) <= fields:
                 return kind
     delimiter, quote, _ = dialect = dialect_of(head, None, None, columns, complete=complete)
-    header = next(csv.reader([first.rstrip("\r")], delimiter=delimiter, quotechar=quote or '"'), [])
-    names = {cell.strip() for cell in header}
+    header = csv.reader([first.rstrip("\r")], delimiter=delimiter, quotechar=quote or '"')
+    names = {cell.strip() for cells in header for cell in cells}
     if columns and set(columns) <= names:
         return "csv"
     if default == "lines" or len(names) < 2:
@@ -196,10 +196,10 @@ def _xlsx(data: bytes, name: str, wanted: str | None) -> Table:
 
     notes: list[str] = []
     try:
-        sheets = {sheet.title: sheet for sheet in book().worksheets}
+        sheets: dict[str, Any] = {str(sheet.title): sheet for sheet in book().worksheets}
         if wanted is not None and wanted not in sheets:
             raise unknown_name("sheet", wanted, list(sheets), where=name)
-        filled = (title for title in sheets if any(any(_excel(c) for c in row) for row in _cells(sheets[title])))
+        filled = (title for title in sheets if any(_excel(cell) for row in _cells(sheets[title]) for cell in row))
         title = wanted or next(filled, None)
         rows = [] if title is None else _cells(sheets[title])
         if title is not None and small:
@@ -248,7 +248,7 @@ def _merged(sheet: Any, rows: list[list[object]]) -> list[str]:
     """Give every cell of a merged range its value; a note on how many."""
     count = 0
     for area in sheet.merged_cells.ranges:
-        value = rows[area.min_row - 1][area.min_col - 1]
+        value = cast("object", rows[area.min_row - 1][area.min_col - 1])
         if value is None or area.min_row == area.max_row:  # a title across columns is no value of each of them
             continue
         count += 1

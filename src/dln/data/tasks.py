@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from dln.answers import single_labels
 from dln.arguments import Seed, checked
@@ -156,7 +156,7 @@ class Task:
     @classmethod
     def from_frame(
         cls,
-        frame: Any,
+        frame: object,
         input: str | Sequence[str] | None = None,  # noqa: A002
         target: str | None = None,
         *,
@@ -188,9 +188,11 @@ class Task:
         columns = input if input is None or isinstance(input, str) else tuple(input)
         spec = DataSpec.make((), "Task.from_frame", input=columns, target=target, **options)
         if isinstance(frame, Mapping):  # splits of a Hugging Face dataset by name
-            table = table_of_hf(frame, split=None)
+            table = table_of_hf(cast("object", frame), split=None)
+        elif isinstance(frame, list | tuple):
+            table = table_of_dicts(cast("Sequence[Mapping[str, object]]", frame), name)
         else:
-            table = table_of_dicts(frame, name) if isinstance(frame, list | tuple) else table_of_frame(frame, name)
+            table = table_of_frame(frame, name)
         return task_from_spec(
             spec,
             [table],
