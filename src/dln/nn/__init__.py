@@ -4,6 +4,7 @@ from dln.nn.context import SEPARATOR, LayerInput
 from dln.nn.ensemble import AnyNetwork, Ensemble
 from dln.nn.layers import ChoiceLayer, LanguageLayer, Layer, PromptedLayer
 from dln.nn.parallel import FunctionLayer, Parallel, function_layer
+from dln.nn.prediction import abstention_threshold
 from dln.nn.prompt import Demonstration, Prompt
 from dln.nn.readout import LabelReadout, Readout, WordReadout
 from dln.nn.saving import load_network, load_state_dict, save_network
@@ -34,6 +35,7 @@ __all__ = [
     "Template",
     "Trace",
     "WordReadout",
+    "abstention_threshold",
     "function_layer",
     "load_network",
     "load_state_dict",

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Hidden", "Prediction", "Vote", "text_prediction"]
+from dln.errors import InputError
+
+__all__ = ["Hidden", "Prediction", "Vote", "abstention_threshold", "text_prediction"]
 
 Hidden = tuple[tuple[str, ...], ...]
 """The hidden texts of one input: per draw, (h_1 … h_{L-1})."""
@@ -60,9 +62,52 @@ class Prediction:
         """False if the model returned no finite score for this input."""
         return bool(self.label)
 
+    def above(self, threshold: float) -> str | None:
+        """The label if its probability reaches `threshold`; None ("none of these") where it does not."""
+        return self.label if self.probabilities.get(self.label, 0.0) >= threshold else None
+
     def __str__(self) -> str:
         probability = self.probabilities.get(self.label)
         return self.label if probability is None else f"{self.label} ({probability:.2f})"
+
+
+def abstention_threshold(predictions: Sequence[Prediction], targets: Sequence[str], precision: float) -> float:
+    """The smallest threshold for `Prediction.above` under which the given answers are right often enough.
+
+    The smallest t with |{n: p_n ≥ t, right}| / |{n: p_n ≥ t}| ≥ precision, p_n the probability of the predicted label.
+    Choose it on a dev set: the precision on the same examples is optimistic, the less so the more there are.
+
+    Args:
+        predictions: [N].
+        targets: [N] the wanted labels.
+        precision: above 0 and at most 1.
+
+    Raises:
+        InputError: no predictions, another number of targets, or no threshold gives this precision.
+    """
+    if not predictions or len(predictions) != len(targets) or not 0 < precision <= 1:
+        raise InputError(
+            "a threshold is chosen by predictions, their targets, and a precision from 0 to 1",
+            where="abstention_threshold",
+            got=f"{len(predictions)} predictions, {len(targets)} targets, precision {precision}",
+        )
+    pairs = zip(predictions, targets, strict=True)
+    ranked = sorted(((p.probabilities.get(p.label, 0.0), p.label == y) for p, y in pairs), reverse=True)
+    chosen, right = None, 0
+    for n, (probability, hit) in enumerate(ranked, 1):
+        right += hit
+        last_of_equals = n == len(ranked) or ranked[n][0] < probability
+        if last_of_equals and right >= precision * n:
+            chosen = probability
+    if chosen is None:
+        raise InputError(
+            "no threshold gives this precision",
+            where="abstention_threshold, argument 'precision'",
+            got=precision,
+            expected="a precision that the most probable predictions reach",
+            fix="a lower precision, or a better network",
+        )
+    return chosen
 
 
 def text_prediction(texts: Sequence[str], hidden: Hidden, names: Sequence[str] = ()) -> Prediction:
