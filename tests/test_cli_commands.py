@@ -23,7 +23,7 @@ COMMANDS = [
         [name]
         for name in ("train", "eval", "predict", "resume", "report", "runs", "model", "doctor", "serve", "init", "show")
     ),
-    *([name] for name in ("tune", "probe-task", "compare", "export", "init", "show", "view")),
+    *([name] for name in ("tune", "probe-task", "compare", "export", "init", "show", "view", "label")),
     *(["model", name] for name in ("pull", "path", "list")),
     *(["bench", name] for name in ("paper", "ablation", "labels")),
 ]

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from dln.errors import CorruptDataError, InputError
 from dln.train.control import CONTROLS
 from dln.train.events import Controlled, Interrupted, Resumed, StepDone
+from dln.train.labels import LABELS, WAITING, Waiting, write_waiting
 from dln.train.run import Run, of_kind, to_line
 from dln.view.app import HEADERS, STATIC, build_app
 from dln.view.exports import EXPORTS, table
@@ -332,6 +333,26 @@ def test_an_opinion_arrives_with_its_comment_and_is_on_the_page_once_the_trainin
         page = client(tmp_path).get(address("live")).json()
     assert page["state"] == "running"
     assert {**body, "layer": 1}.items() <= page["turns"][-1].items()
+
+
+def test_labels_are_given_and_taken_back_on_the_page(runs: Path):
+    rows = [Waiting(x=f"<b>{i}</b>", probabilities={"yes": 0.6, "no": 0.4}) for i in range(2)]
+    assert client(runs).get(address("a", "/labels")).json() == {"labels": [], "rows": [], "given": 0}
+    write_waiting(runs / "a", rows)
+    try:
+        for number, y in ((0, "no"), (1, "yes"), (0, None)):
+            assert client(runs).post(address("a", "/labels"), json={"number": number, "y": y}).status_code == 202
+        page = client(runs).get(address("a", "/labels")).json()
+        assert (page["labels"], page["given"]) == (["yes", "no"], 1)
+        assert [(row["x"], row["y"]) for row in page["rows"]] == [("<b>0</b>", None), ("<b>1</b>", "yes")]
+        before = (runs / "a" / LABELS).read_bytes()
+        for body in ({"number": 2, "y": "yes"}, {"number": -1, "y": None}, {"number": 0, "y": "maybe"}, {"y": "no"}):
+            assert client(runs).post(address("a", "/labels"), json=body).status_code == 400
+        assert client(runs).post(address("result_data/one", "/labels"), json={"number": 0, "y": "x"}).status_code == 400
+        assert (runs / "a" / LABELS).read_bytes() == before
+    finally:
+        (runs / "a" / LABELS).unlink(missing_ok=True)
+        (runs / "a" / WAITING).unlink()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def paths_of(name: str) -> list[tuple[str, str]]:
     reads = ["/", "/static/app.js", "/static/report.css", "/api/runs", run, f"{run}/steps/1", f"{run}/examples"]
     return [
         *(("GET", path) for path in (*reads, f"{run}/files/steps.csv", f"{run}/events?after=0")),
+        ("GET", f"{run}/labels"),
         ("POST", f"{run}/control"),
+        ("POST", f"{run}/labels"),
         *(("OPTIONS", path) for path in (*reads, f"{run}/control")),
         ("DELETE", run),
         ("PUT", f"{run}/control"),

@@ -27,6 +27,7 @@ from dln.lm.base import LanguageModel
 from dln.nn import Prompt, Sequential
 from dln.nn.ensemble import AnyNetwork, Ensemble, best_of
 from dln.nn.saving import OtherModelWarning, load_network, network_from_json
+from dln.train.labels import LABELS, given_labels, with_given_labels
 from dln.train.layout import initial_prompts, standard_network
 from dln.train.progress import Progress
 from dln.train.run import read_checkpoint, read_meta
@@ -55,6 +56,8 @@ def build_task(config: RunConfig) -> Task:
     task, sizes = _full_task(config), _sizes(config)
     cut = {part: subsample(getattr(task, part), n, config.data.seed) for part, n in sizes.items() if n is not None}
     task = replace(task, **cut)
+    if config.data.labelled is not None:
+        task = _with_labels(task, Path(config.data.labelled) / LABELS)
     paper = str(config.options.get("preset", "default")) == "paper"
     if config.task.metric is not None:
         task = task.with_metric(config.task.metric)
@@ -64,6 +67,15 @@ def build_task(config: RunConfig) -> Task:
         note(task.report.summary)
     for text in dict.fromkeys((*task.notes, *(() if task.report else task.train.notes))):
         note(f"note: {note_in_flags(text)}")
+    return task
+
+
+def _with_labels(task: Task, file: Path) -> Task:
+    given = given_labels(file)
+    task, left_out = with_given_labels(task, given, str(file))
+    note(f"note: {len(given) - left_out} labels of {file} are in the training set")
+    if left_out:
+        note(f"note: {left_out} of its inputs are in the dev or test set and were left out")
     return task
 
 

@@ -336,6 +336,9 @@ class DataConfig(Section):
     leaky: Annotated[bool, Flag("--leaky/--no-leaky", DATA)] = Field(
         False, description="Use the splits of the original loader, in which train and test examples overlap."
     )
+    labelled: Annotated[str | None, Flag("--labelled", DATA, "RUN")] = Field(
+        None, description="Run directory with labels of dln label, which join the training set."
+    )
     seed: int = Field(42, description="Random seed of the split into train, dev and test.")
     train_size: Annotated[int | None, Flag("--train-size", DATA)] = Field(
         None, ge=1, description="Maximum number of training examples."

@@ -43,6 +43,7 @@ COMMANDS = {
     "export": "dln.cli.export:export",
     "compare": "dln.cli.runs:compare",
     "view": "dln.cli.view:view",
+    "label": "dln.cli.label:label",
     "serve": "dln.cli.serve:serve",
     "model": "dln.cli.doctor:app",
 }

@@ -47,7 +47,7 @@ from dln.nn.sequential import Vote
 from dln.train.estimate import check_room
 from dln.train.run import read_meta
 
-__all__ = ["PREDICT_EPILOG", "predict"]
+__all__ = ["PREDICT_EPILOG", "predict", "predict_items", "read_inputs"]
 
 PREDICT_EPILOG = examples(
     'dln predict runs/questions "How tall is the tower?"',
@@ -96,7 +96,7 @@ def predict(
     recorded = recorded_config(network) if is_run and read_meta(network).get("config") else None
     explicit = cast("dict[str, Any]", given.get("task", {}))
     try:
-        items, carried, told = _inputs(texts or [], file or [], config, recorded, explicit)
+        items, carried, told = read_inputs(texts or [], file or [], config, recorded, explicit)
     except InputError as error:
         raise in_flags(error) from error
     for text in told:
@@ -118,7 +118,7 @@ def predict(
         missing = 0
         for start in range(done, len(items), CHUNK):
             part = items[start : start + CHUNK]
-            found = zip(part, _predicted(trained, part, samples, seed), strict=True)
+            found = zip(part, predict_items(trained, part, samples, seed), strict=True)
             for row, (item, (prediction, reason)) in enumerate(found, start + 1):
                 missing += prediction is None
                 record = {"row": row, **_record(item, prediction, reason, carried)}
@@ -161,7 +161,7 @@ def _network_text(place: Path) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else str(place)
 
 
-def _inputs(
+def read_inputs(
     texts: list[str], files: list[Path], config: RunConfig, recorded: RunConfig | None, explicit: Mapping[str, Any]
 ) -> tuple[list[Item], tuple[str, ...], list[str]]:
     """The input rows, the columns to carry along, and what to tell the user."""
@@ -228,7 +228,7 @@ def _read(spec: DataSpec, own: DataSpec, paths: Sequence[str], default: str) -> 
     return items, report, first
 
 
-def _predicted(
+def predict_items(
     network: AnyNetwork, items: Sequence[Item], samples: int | None, seed: int
 ) -> list[tuple[Prediction | None, str]]:
     """A prediction or a reason for every item."""

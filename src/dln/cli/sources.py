@@ -49,7 +49,7 @@ PROJECT_FILE = Path("dln.yaml")
 
 _PATHS = (
     *(("task", name) for name in ("path", "csv", "jsonl", "dev_file", "test_file")),
-    ("data", "directory"),
+    *(("data", name) for name in ("directory", "labelled")),
     *(("lm", "cache_path"), ("lm", "prices_file"), ("network", "prompts_from"), ("lm", "connections")),
 )
 _WHOLE = {"labels", "prompts", "templates", "freeze", "prompt_proposals", "base_url"}

@@ -95,7 +95,7 @@ TRAIN_EPILOG = examples(
 
 
 @configured(
-    *(TASK, "instruction data leaky", SIZES, LAYERS, "preset steps seed set test lm", ENGINE, SIDE_MODELS),
+    *(TASK, "instruction data leaky labelled", SIZES, LAYERS, "preset steps seed set test lm", ENGINE, SIDE_MODELS),
     *("batch_tokens", CACHE, PRICES, LIMITS, "run_dir track"),
 )
 def train(

@@ -21,7 +21,7 @@ from dln.infer.memory import Opinion
 from dln.train.events import Controlled, Event, Record
 from dln.train.run import of_kind
 
-__all__ = ["CONTROLS", "ON_TEXTS", "Controls", "Request", "request"]
+__all__ = ["CONTROLS", "ON_TEXTS", "Controls", "Request", "append_line", "request"]
 
 CONTROLS = "controls.jsonl"
 POLL_SECONDS = 0.2
@@ -58,18 +58,27 @@ def request(run_dir: str | Path, wanted: Request) -> int:
     directory = Path(run_dir)
     if not (directory / "run.yaml").exists():
         raise InputError("there is no run here", where=directory, expected="a directory that `dln train` made")
+    return append_line(directory / CONTROLS, wanted.model_dump_json())
+
+
+def append_line(path: Path, text: str) -> int:
+    """Append a line to a file that several processes write, and return its number; a torn last line is ended first.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
-        with (directory / CONTROLS).open("ab+") as file:
+        with path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             known = file.read()
             torn = b"\n" if known and not known.endswith(b"\n") else b""
-            file.write(torn + wanted.model_dump_json().encode() + b"\n")
+            file.write(torn + text.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             return known.count(b"\n") + len(torn) + 1
     except OSError as error:
-        raise InputError("the request cannot be written", where=directory / CONTROLS, got=error.strerror) from error
+        raise InputError("the line cannot be written", where=path, got=error.strerror) from error
 
 
 class Controls:

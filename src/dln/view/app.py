@@ -14,15 +14,17 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dln.errors import DlnError, InputError
 from dln.train.control import Request as Control
 from dln.train.control import request as ask
+from dln.train.events import Record
+from dln.train.labels import Label, give_label, read_waiting
 from dln.view.exports import export
 from dln.view.folder import Folder, Named
 from dln.view.follow import FollowedRun
-from dln.view.records import example_rows, growth, listing, overview, step_page, to_json
+from dln.view.records import example_rows, growth, label_page, listing, overview, step_page, to_json
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -37,6 +39,7 @@ LARGEST_BODY = 512 * 1024
 POLL_SECONDS = 0.2
 STATE_SECONDS = 2.0
 LOG = logging.getLogger("dln.view")
+RecordT = TypeVar("RecordT", bound=Record)
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -75,6 +78,8 @@ def build_app(folder: Folder, *, token: str, hosts: frozenset[str]) -> Starlette
             Route("/api/runs/{id}/examples", paths.examples),
             Route("/api/runs/{id}/events", paths.events),
             Route("/api/runs/{id}/control", paths.control, methods=["POST"]),
+            Route("/api/runs/{id}/labels", paths.labels),
+            Route("/api/runs/{id}/labels", paths.label, methods=["POST"]),
             Route("/api/runs/{id}/files/{name}", paths.file),
         ],
         middleware=[Middleware(Guard, token=token, hosts=hosts)],
@@ -117,12 +122,27 @@ class _Paths:
 
     async def control(self, request: Request) -> Response:
         run = await self._read(request)
-        asked = _asked(await request.body())
+        asked = _read_body(Control, await request.body())
         state = listing(run.source, run.name)["state"]
         if run.source.folder is None or state not in ("running", "paused"):
             raise InputError("only a running training takes requests", where=run.name, got=state)
         number = await asyncio.to_thread(ask, run.source.folder, asked)
         return _json({"request": number}, 202)
+
+    async def labels(self, request: Request) -> Response:
+        run = await self._read(request)
+        return _json(await asyncio.to_thread(label_page, run.source))
+
+    async def label(self, request: Request) -> Response:
+        run = await self._read(request)
+        asked = _read_body(_Labelled, await request.body())
+        waiting = [] if run.source.folder is None else read_waiting(run.source.folder)
+        if run.source.folder is None or not 0 <= asked.number < len(waiting):
+            raise InputError("there is no such input to label", got=str(asked.number))
+        row = waiting[asked.number]
+        given = Label(x=row.x, y=asked.y, predicted=row.predicted)
+        await asyncio.to_thread(give_label, run.source.folder, given, tuple(row.probabilities))
+        return _json({"number": asked.number, "y": asked.y}, 202)
 
     async def events(self, request: Request) -> Response:
         from sse_starlette import EventSourceResponse
@@ -166,15 +186,22 @@ async def _stream(run: Named, after: int, stopping: Callable[[], bool]) -> Async
         waited += POLL_SECONDS
 
 
-def _asked(body: bytes) -> Control:
+class _Labelled(Record):
+    """A label for the input with that number; None takes it back."""
+
+    number: int
+    y: str | None
+
+
+def _read_body(kind: type[RecordT], body: bytes) -> RecordT:
     from pydantic import ValidationError
 
     try:
-        return Control.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(
-            "this is no request to a training", got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            "this is no such request", got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from error
 
 

@@ -27,6 +27,7 @@ from dln.train.events import (
     StepDone,
     Validated,
 )
+from dln.train.labels import LABELS, given_labels, read_waiting
 from dln.train.run import of_kind
 from dln.view.follow import Source, paused, running
 from dln.view.format import Limits, date, difference_of, prompt_difference, verdict
@@ -34,7 +35,7 @@ from dln.view.steps import Choice, choices, final_network, history, parameters_o
 from dln.view.summary import class_rows, confusion, cost, main_evaluation, started_of, summarize
 from dln.view.text import clip, plain
 
-__all__ = ["example_rows", "growth", "listing", "overview", "step_page", "to_json"]
+__all__ = ["example_rows", "growth", "label_page", "listing", "overview", "step_page", "to_json"]
 
 LONGEST = 20_000
 """Characters of a text on a page; the events hold all of it."""
@@ -277,6 +278,24 @@ def example_rows(events: Sequence[Event]) -> list[dict[str, Any]]:
 def _example(row: ComparedRecord) -> dict[str, Any]:
     turn = {(False, True): "fixed", (True, False): "broken"}.get((row.before_correct is True, row.after_correct), "")
     return {**row.model_dump(), "turn": turn if row.before_correct is not None else ""}
+
+
+def label_page(source: Source) -> dict[str, Any]:
+    """The inputs that wait for a label, the least sure first, with the labels that they have by now."""
+    waiting = [] if source.folder is None else read_waiting(source.folder)
+    file = None if source.folder is None else source.folder / LABELS
+    given = given_labels(file) if file is not None and file.exists() else {}
+    rows = [
+        {
+            "number": number,
+            "x": row.x,
+            "y": given.get(row.x),
+            "probabilities": sorted(row.probabilities.items(), key=lambda pair: -pair[1])[:5],
+        }
+        for number, row in enumerate(waiting)
+    ]
+    names = list(waiting[0].probabilities) if waiting else []
+    return {"labels": names, "rows": rows, "given": len(given)}
 
 
 def step_page(source: Source, step: int) -> dict[str, Any] | None:

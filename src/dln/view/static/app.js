@@ -1,7 +1,9 @@
-// The address after # says what is shown: #/ the list, #/run/ID/STEP a run, #/compare/ID,ID several.
+// The address after # says what is shown: #/ the list, #/run/ID/STEP a run, #/compare/ID,ID several, #/label/ID
+// inputs that wait for a label.
 
 import { el, fill, say, takeToken } from "./dom.js";
 import { comparePage } from "./compare.js";
+import { labelPage } from "./label.js";
 import { listPage } from "./list.js";
 import { runPage } from "./run.js";
 
@@ -24,6 +26,7 @@ async function route() {
   try {
     if (kind === "run") move = await runPage(main, ids, rest, controller.signal);
     else if (kind === "compare") await comparePage(main, ids.split(","), controller.signal);
+    else if (kind === "label") await labelPage(main, ids, controller.signal);
     else await listPage(main, controller.signal);
   } catch (error) {
     if (controller.signal.aborted) return;

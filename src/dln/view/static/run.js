@@ -45,7 +45,7 @@ export async function runPage(main, id, wanted, signal) {
 
   fill(
     main,
-    el("p", {}, el("a", { href: "#/" }, "All runs")),
+    el("p", {}, el("a", { href: "#/" }, "All runs"), run.original || !run.labels ? null : [" · ", el("a", { href: `#/label/${id}` }, "Label inputs")]),
     head,
     controls.node,
     bar,
@@ -197,7 +197,7 @@ export async function runPage(main, id, wanted, signal) {
     const wall = c.total.wall;
     fill(
       cost,
-      table("Cost", ["", ...names, "wall time"], [line(c.total, "win"), c.expected ? line(c.expected) : null].filter(Boolean), "n"),
+      table("Cost", ["", ...names, "wall time"], [line(c.total, "win"), ...c.expected.map((row) => line(row))], "n"),
       el("p", { class: "m" }, [run.tokens && wall && `${compact(run.tokens / wall)} tokens per second`, Number.isFinite(cached) && calls && `${compact(cached)} tokens from the cache`].filter(Boolean).join(" · ")),
       c.rows.length ? el("details", {}, el("summary", {}, "By step"), table("Cost by step", ["", ...names, "wall time"], c.rows.map((row) => line(row)), "n")) : null,
     );
