@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from dln.train.run import Run, of_kind, to_line
 from dln.view.app import HEADERS, STATIC, build_app
 from dln.view.exports import EXPORTS, table
 from dln.view.folder import Folder, run_id
-from dln.view.follow import FollowedRun
+from dln.view.follow import FollowedRun, brief, facts_of
 from dln.view.original import says
+from dln.view.records import overview, step_page, to_json
 from dln.view.server import new_token, showing
 from report_events import synthetic_run
-from view_runs import TOKEN, add_events, paths_of, write_original, write_run
+from view_runs import TOKEN, add_events, paths_of, write_long_run, write_original, write_run
 
 BASE = "http://127.0.0.1:8765"
 HOSTS = frozenset({"127.0.0.1:8765", "localhost:8765"})
@@ -507,6 +509,53 @@ def test_steps_are_read_from_disk_as_they_were_written(tmp_path: Path, spaced: b
         assert read.model_dump(exclude={"time"}) == event.model_dump(exclude={"time"})
     assert all(not event.examples for event in of_kind(run.events(), StepDone))
     assert run.step(77) is None
+
+
+KEYS = '"]},"source":"x"},{"layer":7,"candidates":[],"winner":3,"examples":[],"hidden":[],"layers":[],"parameters":{"\\'
+
+
+@pytest.mark.parametrize("poison", ["", KEYS])
+@pytest.mark.parametrize("reason", ["duplicate", "layer", '{"layer":3,"candidates":['])
+def test_what_is_found_without_parsing_is_what_is_parsed(tmp_path: Path, poison: str, reason: str):
+    """Keys inside texts, and names of keys where names are free, mislead nobody."""
+    events = [
+        event.model_copy(
+            update={"layers": [layer.model_copy(update={"dropped": {reason: 2}}) for layer in event.layers]}
+        )
+        if isinstance(event, StepDone)
+        else event
+        for event in synthetic_run(2, 5, test=False, poison=poison)
+    ]
+    run = FollowedRun(write_run(tmp_path / "run", events), "run")
+    run.refresh()
+    steps = of_kind(events, StepDone)
+    assert [event.model_dump() for event in of_kind(run.events(), StepDone)] == [
+        brief(event).model_dump() for event in steps
+    ]
+    assert [run.facts(event.step) for event in steps] == [facts_of(event) for event in steps]
+    for before, event in pairwise(steps):
+        for example in before.examples:
+            seen = run.before(example, event.step)
+            assert seen is not None
+            assert seen.step == before.step
+            same = [e for e in before.examples if e.x == example.x]
+            assert (seen.prediction, seen.correct) in [(e.prediction, e.correct) for e in same]
+    assert run.before(steps[0].examples[0], 1) is None
+
+
+@pytest.mark.slow  # 200 MB of events
+def test_a_run_of_a_thousand_steps_opens_in_two_seconds(tmp_path: Path):
+    run = FollowedRun(write_long_run(tmp_path / "long"), "long")
+    began = time.process_time()
+    run.refresh()
+    page = to_json(overview(run, "long", None))
+    opened = time.process_time() - began
+    began = time.process_time()
+    step = to_json(step_page(run, 900))
+    print(f"{opened:.2f} s to open, {time.process_time() - began:.2f} s for a step; processor time")
+    assert opened < 2
+    assert len(json.loads(page)["steps"]) == 1000
+    assert len(json.loads(step)["examples"]) == 250
 
 
 @pytest.mark.parametrize(

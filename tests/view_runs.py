@@ -10,8 +10,9 @@ from typing import Any
 from dln.train.events import Event
 from dln.train.run import to_line
 from dln.view.folder import run_id
+from report_events import synthetic_run
 
-__all__ = ["TOKEN", "add_events", "original_results", "paths_of", "write_original", "write_run"]
+__all__ = ["TOKEN", "add_events", "original_results", "paths_of", "write_long_run", "write_original", "write_run"]
 
 TOKEN = "a-token-for-the-tests"  # noqa: S105 - no secret
 
@@ -29,6 +30,19 @@ def add_events(folder: Path, events: Sequence[Event]) -> None:
     """Append events, as a training does."""
     with (folder / "events.jsonl").open("a", encoding="utf-8", errors="surrogateescape") as log:
         log.writelines(map(to_line, events))
+
+
+def write_long_run(folder: Path, steps: int = 1000, candidates: int = 20, examples: int = 250) -> Path:
+    """A run without its end; ten different steps in turn, because to make them all takes minutes."""
+    kinds = 10
+    events = synthetic_run(2, kinds, dev=False, test=False, finished=False, candidates=candidates, batch=examples)
+    write_run(folder, events[:1])
+    lines = [to_line(event) for event in events[1:]]
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as log:
+        for number in range(1, steps + 1):
+            kind = (number - 1) % kinds
+            log.write(lines[kind].replace(f'"step":{kind + 1},', f'"step":{number},', 1))
+    return folder
 
 
 def original_results(steps: int = 3) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Following a run: reads what was appended to `events.jsonl`, and keeps of long steps only what the curves need.
 
-The texts of a step (its batch, hidden texts and candidates) stay on disk; `FollowedRun.step` reads one step again by
-its position in the file.
+The texts of a step (its batch, hidden texts and candidates) stay on disk and are not even parsed: their places in the
+line are found by the keys that stand between them, and `FollowedRun.step` reads one step by its position in the file.
 """
 
 from __future__ import annotations
 
 import fcntl
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +90,26 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class _Position:
+    """Where in the file a step is, and its batch."""
+
     start: int
     length: int
+    batch: tuple[int, int] | None
+
+
+@dataclass(slots=True)
+class _Outline:
+    """A step without its texts.
+
+    Attributes:
+        fields: all others.
+        facts: of its M-steps.
+        batch: where in the line the examples begin and end.
+    """
+
+    fields: dict[str, Any]
+    facts: Facts
+    batch: tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -102,7 +121,7 @@ class _Index:
     events: list[Event] = field(default_factory=list[Event])
     positions: dict[int, _Position] = field(default_factory=dict[int, _Position])
     facts: dict[int, Facts] = field(default_factory=dict[int, Facts])
-    seen: dict[int, list[Seen]] = field(default_factory=dict[int, list[Seen]])
+    seen: dict[int, dict[int, Seen]] = field(default_factory=dict[int, dict[int, Seen]])
 
 
 class FollowedRun:
@@ -151,7 +170,7 @@ class FollowedRun:
         """Read the complete lines that were appended; whether there were any.
 
         Raises:
-            CorruptDataError: a complete line is not an event.
+            CorruptDataError: a complete line is not an event. Damage in the texts of a step shows when they are read.
         """
         with self._lock:
             if self.size < self._index.end:  # another run took the place of this one
@@ -172,24 +191,27 @@ class FollowedRun:
 
     def _add(self, index: _Index, line: bytes) -> None:
         where = f"{self._log}:{index.line}"
-        step = _step_fields(line)
-        if step is None:
-            index.events.append(parse_line(line.decode("utf-8", "surrogateescape"), where))
+        outline = _outline(line)
+        if outline is None:  # no step, or not written as steps are now
+            event = parse_line(line.decode("utf-8", "surrogateescape"), where)
+            if isinstance(event, StepDone):
+                index.facts[event.step] = facts_of(event)
+                index.positions[event.step] = _Position(index.end, len(line), None)
+                index.seen[event.step] = _seen(event.step, [example.model_dump() for example in event.examples])
+                event = brief(event)
+            index.events.append(event)
             return
         try:
-            examples, layers = step.pop("examples"), step.pop("layers")
-            layout = {"layers": [{"prompt": layer.get("prompt", "")} for layer in layers_of(step.pop("parameters"))]}
-            event = StepDone.model_validate({**step, **_NO_TEXTS, "parameters": layout})
-            facts = _facts(layers)
-            seen = [(hash(e["x"]), Seen(event.step, e["prediction"], e["correct"])) for e in examples]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            layers = layers_of(outline.fields.pop("parameters"))
+            layout = {"layers": [{"prompt": layer.get("prompt", "")} for layer in layers]}
+            step = StepDone.model_validate({**outline.fields, **_NO_TEXTS, "parameters": layout})
+        except (ValueError, KeyError, TypeError, AttributeError):
             parse_line(line.decode("utf-8", "surrogateescape"), where)  # says what is wrong
             raise CorruptDataError("this line is not a step of a run", where=where) from None
-        index.positions[event.step] = _Position(index.end, len(line))
-        index.facts[event.step] = facts
-        for key, found in seen:
-            index.seen.setdefault(key, []).append(found)
-        index.events.append(event)
+        index.positions[step.step] = _Position(index.end, len(line), outline.batch)
+        index.facts[step.step] = outline.facts
+        index.seen.pop(step.step, None)
+        index.events.append(step)
 
     def events(self) -> list[Event]:
         """The events that hold; steps without their texts."""
@@ -216,8 +238,24 @@ class FollowedRun:
 
     def before(self, example: ExampleRecord, step: int) -> Seen | None:
         """The last time that an example was in a batch before `step`."""
-        known = self._index.seen.get(hash(example.x), ())
-        return max((seen for seen in known if seen.step < step), key=lambda seen: seen.step, default=None)
+        key = hash(example.x)
+        earlier = sorted((known for known in list(self._index.positions) if known < step), reverse=True)
+        return next((seen for known in earlier if (seen := self._batch(known).get(key)) is not None), None)
+
+    def _batch(self, step: int) -> dict[int, Seen]:
+        """The examples of a step by the hash of their input; read once."""
+        index = self._index
+        if step not in index.seen:
+            position = index.positions[step]
+            start, end = position.batch or (0, 0)
+            with self._log.open("rb") as file:
+                file.seek(position.start + start)
+                text = file.read(end - start)
+            try:
+                index.seen[step] = _seen(step, from_json(text, cache_strings="keys"))
+            except (ValueError, KeyError, TypeError):
+                raise CorruptDataError("the batch of this step is damaged", where=f"{self._log}, step {step}") from None
+        return index.seen[step]
 
 
 def brief(event: StepDone) -> StepDone:
@@ -243,16 +281,59 @@ def _facts(layers: Sequence[Mapping[str, Any]]) -> Facts:
 _NO_TEXTS: dict[str, Any] = {"examples": [], "hidden": [], "layers": []}
 
 
-def _step_fields(line: bytes) -> dict[str, Any] | None:
-    """The fields of a step, not validated: its texts are many and are read again when they are shown."""
-    if b'"step"' not in line[:200]:
+_TEXT = re.compile(rb'(?:[^"\\]|\\.)*"')
+"""The rest of a text of JSON."""
+
+
+def _outline(line: bytes) -> _Outline | None:
+    """A step without its texts; None for other lines, and where its fields are in another order.
+
+    A quotation mark inside a text has a backslash before it: what is looked for here can only be keys.
+    """
+    first = line.find(b',"examples":[', 0, 4096)
+    hidden = line.find(b'],"hidden":[', first)
+    layers = line.find(b'],"layers":[', hidden)
+    end = line.rfind(b'],"parameters":{', layers)
+    if min(first, hidden, layers, end) < 0:
         return None
     try:
-        data: object = from_json(line, cache_strings="keys")
-    except ValueError:
+        head = cast("dict[str, Any]", from_json(line[:first] + b"}"))
+        tail = cast("dict[str, Any]", from_json(b"{" + line[end + 2 :]))
+        facts = _outlined(line, layers, end)
+    except (ValueError, IndexError):
         return None
-    fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-    return fields if fields.get("kind") == "step" else None
+    if head.get("kind") != "step":
+        return None
+    return _Outline({**head, **tail}, facts, (first + len(b',"examples":'), hidden + 1))
+
+
+def _outlined(line: bytes, start: int, end: int) -> Facts:
+    """What the list of steps shows of the M-steps between two places of a line.
+
+    Raises:
+        ValueError, IndexError: they are not written as M-steps are.
+    """
+    changed: list[tuple[int, str]] = []
+    candidates = 0
+    for record in line[start:end].split(b'{"layer":')[1:]:
+        layer, between, rest = record.partition(b',"candidates":[')
+        rows, found, more = rest.rpartition(b'],"winner":')
+        sources = rows.split(b'},"source":"')[1:]
+        if not between or not found:
+            raise ValueError("no M-step")
+        winner = int(more.partition(b",")[0])
+        candidates += len(sources)
+        if winner and (text := _TEXT.match(sources[winner])):
+            changed.append((int(layer) + 1, from_json(b'"' + text[0])))
+    return Facts(
+        changed=tuple(dict.fromkeys(layer for layer, _ in changed)),
+        sources=tuple(dict.fromkeys(source for _, source in changed)),
+        candidates=candidates,
+    )
+
+
+def _seen(step: int, examples: Sequence[Mapping[str, Any]]) -> dict[int, Seen]:
+    return {hash(e["x"]): Seen(step, e["prediction"], e["correct"]) for e in examples}
 
 
 def running(folder: Path) -> bool:
