@@ -34,7 +34,6 @@ def test_json_lines(tmp_path: Path) -> None:
         ([{"text": "a", "label": "b"}, '"text"'], 2, ["not an object"]),
         ([{"text": "a", "label": None}, {"text": "a"}], None, ["no row can be used", "2 rows with empty label"]),
         ([{"text": "a", "label": "b"}, {"text": ["a"], "label": "b"}], 2, ["not a text", "list"]),
-        ([{"text": "a", "label": "b"}, '{"text": "a", "label": NaN}'], 2, ["NaN"]),
         (['{"text": "a\x00", "label": "b"}'], 1, ["NUL"]),
         ([{"text": "a", "label": "b"}, '{"text": "\\ud800", "label": "b"}'], 2, ["U+D800"]),
         ([{"text": "a", "label": "b"}, '{"text": "a\\u0000", "label": "b"}'], 2, ["U+0000"]),
@@ -54,6 +53,14 @@ def test_bad_json_lines_are_one_error_with_the_line(
     assert "strange.jsonl" in message
     assert line is None or f"line {line}" in message.partition("\n")[0]
     assert all(word in message for word in words), message
+
+
+def test_a_number_that_json_does_not_have_is_an_empty_cell(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "b"}, '{"text": "a", "label": NaN}', {"text": "c", "label": "d"}]
+    data = Dataset.from_jsonl(write(tmp_path / "strange.jsonl", *rows))
+    assert data.inputs == ("a", "c")
+    assert any("1 value NaN or Infinity" in note for note in data.notes)
+    assert any("1 row with empty label dropped (line 2)" in note for note in data.notes)
 
 
 def test_json_lines_make_a_task(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_a_data_frame(tmp_path: Path) -> None:
         Dataset.from_pandas([1, 2])
     floats = pandas.DataFrame({"text": ["a", "b", "c"], "label": [1.0, float("nan"), 2.0]})
     assert Dataset.from_pandas(floats).labels == Dataset.from_pandas(floats.dropna()).labels == ("1", "2")
-    assert any("1 row with empty label dropped (line 2)" in note for note in Dataset.from_pandas(floats).notes)
+    assert any("1 row with empty label dropped (row 2)" in note for note in Dataset.from_pandas(floats).notes)
 
 
 def test_a_hub_dataset_in_memory() -> None:
