@@ -20,6 +20,7 @@ from dln.lm.table import TableLM
 from dln.nn import ChoiceLayer, LanguageLayer, Sequential
 from dln.train import fit
 from dln.train.events import Controlled, Event, StepDone
+from dln.train.labels import Waiting, write_waiting
 from dln.train.run import of_kind, read_events
 from dln.view.folder import Folder, run_id
 from dln.view.server import showing
@@ -177,24 +178,73 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(root / "mail", synthetic_run(1, 6, task="mail"))
     write_run(root / "evil", synthetic_run(2, 3, poison=HOSTILE, task=HOSTILE))
     write_run(root / "half", synthetic_run(2, 4, finished=False, test=False))
+    unsure = dict.fromkeys(LABELS, 0.5)
+    write_waiting(root / "mail", [Waiting(x=f"input {i} {HOSTILE}", probabilities=unsure) for i in range(3)])
     write_original(root / "result_data.json")
     with showing(Folder(root), token=TOKEN) as url:
         yield url
+
+
+SCREENS = {
+    "list": ("", "table.runs tbody a"),
+    "run": (f"run/{run_id('questions')}", ".cands"),
+    "step": (f"run/{run_id('questions')}/4", ".cands"),
+    "half": (f"run/{run_id('half')}", ".cands"),
+    "original": (f"run/{run_id('result_data/two')}/2", ".cands"),
+    "compare": (f"compare/{run_id('questions')},{run_id('mail')}", ".side .prompt"),
+    "label": (f"label/{run_id('mail')}", "[data-label]"),
+}
+
+
+def axe() -> str:
+    """The script of the npm package axe-core, where it is installed."""
+    places = [Path("node_modules"), Path("/usr/lib/node_modules"), Path("/usr/local/lib/node_modules")]
+    given = os.environ.get("DLN_AXE")
+    files = [Path(given)] if given else [place / "axe-core" / "axe.min.js" for place in places]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        pytest.skip("axe-core is not installed: npm install axe-core, or DLN_AXE=…/axe.min.js")
+    return found.read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_screen_has_a_serious_problem_of_accessibility(browser: Any, shown: str, scheme: str):
+    script, problems = axe(), list[str]()
+    watched = Watched(browser, shown, scheme=scheme)
+    for name, (fragment, wanted) in SCREENS.items():
+        page = watched.open(fragment, wanted)
+        page.evaluate(script)
+        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        problems += [
+            f"{name}: {v['impact']} {v['id']} {node['target']} {node['failureSummary']}"
+            for v in found["violations"]
+            if v["impact"] in ("serious", "critical")
+            for node in v["nodes"][:3]
+        ]
+    watched.close()
+    assert not problems, "\n".join(problems)
+
+
+def test_a_person_labels_by_keys_and_takes_one_back(browser: Any, shown: str):
+    watched = Watched(browser, shown)
+    page = watched.open(f"label/{run_id('mail')}", "[data-label=yes]")
+    for key, done in (("1", 1), ("2", 2), ("u", 1), ("s", 1), ("1", 2)):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"text={done} of 3 labelled")
+        if key == "s":
+            page.wait_for_selector("text=input 2")
+    page.reload()
+    page.wait_for_selector("text=2 of 3 labelled")
+    assert "input 1" in page.inner_text("main .prompt")
+    assert page.evaluate("window.executed") is None
+    watched.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
 def test_every_screen_fits_and_has_no_errors(browser: Any, shown: str, width: int, scheme: str):
     watched = Watched(browser, shown, width, scheme)
-    screens = {
-        "list": ("", "table.runs tbody a"),
-        "run": (f"run/{run_id('questions')}", ".cands"),
-        "step": (f"run/{run_id('questions')}/4", ".cands"),
-        "half": (f"run/{run_id('half')}", ".cands"),
-        "original": (f"run/{run_id('result_data/two')}/2", ".cands"),
-        "compare": (f"compare/{run_id('questions')},{run_id('mail')}", ".side .prompt"),
-    }
-    for name, (fragment, wanted) in screens.items():
+    for name, (fragment, wanted) in SCREENS.items():
         page = watched.open(fragment, wanted)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         watched.keep(f"{name}-{width}-{scheme}")
