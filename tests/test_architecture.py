@@ -160,7 +160,9 @@ AT_FIRST_USE = {*HEAVY, "numpy", "scipy", "scipy.stats", "sklearn", "pydantic", 
     [
         ("import dln", AT_FIRST_USE),
         ("from dln.cli.main import run; assert run(['--version']) == 0", AT_FIRST_USE),
-        ("from dln import *", {*HEAVY, "openai"} - {"pandas"}),  # scikit-learn, the base of DLNClassifier, loads it
+        pytest.param(  # scikit-learn, the base of DLNClassifier, loads pandas
+            "from dln import *", {*HEAVY, "openai"} - {"pandas"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["import dln", "dln --version", "from dln import *"],
 )

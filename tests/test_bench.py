@@ -59,6 +59,7 @@ def some_workload(pairs: list[tuple[str, str]]) -> Workload:
     return Workload("some", "pairs", (Texts(contexts, targets), Labels(contexts, (" x", " yes", " number"))))
 
 
+@pytest.mark.slow
 @relaxed
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
 def test_work_is_what_its_definition_says(tiny, pairs: list[tuple[str, str]]):

@@ -50,6 +50,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "preset", "changes"), CASES)
 def test_the_estimate_is_right_within_a_factor_of_two(depth: int, preset: str, changes: dict[str, Any]):
     options = resolve_options(preset, {"steps": 3, "batch_size": 6, **changes})

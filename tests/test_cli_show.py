@@ -99,6 +99,7 @@ def test_the_panel_shows_the_run_and_cleans_prompts():
     assert "look" in text
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_live_panel(cli: Shell):
     main, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color"}

@@ -16,6 +16,7 @@ from dln.errors import InputError
 TOOL = Path(__file__).parents[1] / "tools" / "make_questions.py"
 
 
+@pytest.mark.slow
 def test_the_tool_regenerates_the_file_byte_for_byte(tmp_path: Path) -> None:
     if not TOOL.exists():
         pytest.skip("the generator is not part of an installed package")

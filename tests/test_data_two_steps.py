@@ -52,6 +52,7 @@ def meant(task: Task, part: Dataset) -> dict[str, str]:
     return {said(task, example.input)[-1]: example.target for example in part}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [pytest.param("asked", marks=pytest.mark.slow), "corrected"], indirect=True)
 def test_the_tool_regenerates_the_file_byte_for_byte(task: Task, tmp_path: Path) -> None:
     tool = TOOLS / f"make_{task.name}.py"

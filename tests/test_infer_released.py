@@ -446,6 +446,7 @@ def test_hidden_layers_read_no_options_and_the_last_layer_reads_them(depth, tmp_
         assert all("Options:" in context for context in hidden.contexts if "Number" in context)
 
 
+@pytest.mark.slow
 def test_a_run_with_stripped_options_and_free_answers_resumes_to_the_same_end(tmp_path):
     lm = TableLM.random([" yes", " no", " maybe so"], seed=2)
     net = Sequential(LanguageLayer(lm, "think", "p0"), ChoiceLayer(lm, "classify_residual", "p1", LABELS))

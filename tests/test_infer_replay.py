@@ -133,6 +133,7 @@ def winner_after(evidence, seed, steps=12, size=4):
     return state.network.parameters()[0].instruction, info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [20, pytest.param(30, marks=pytest.mark.slow)])
 def test_with_growing_evidence_luck_on_a_small_batch_does_not_decide(seeds):
     with_evidence = [winner_after(100, seed)[0] for seed in range(seeds)].count("better")

@@ -379,6 +379,7 @@ def situation(net, position, prompts, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_the_estimate_converges_to_the_log_likelihood():
     net = network(2)
     at = situation(net, 0, ["skill 2"])

@@ -184,6 +184,7 @@ def test_draws_depend_neither_on_rows_nor_on_room(lm, sampling):
             np.testing.assert_allclose(draw.log_probs, wanted.log_probs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_cache_is_bounded(lm):
     contexts = skewed_contexts()
     lm = replace(lm, batch_tokens=24)

@@ -228,6 +228,7 @@ def counting_lm(tiny_folder) -> TransformersLM:
     return TransformersLM.load(Source(str(tiny_folder), "cpu"), name="tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_tokens", "some", "count"),
     [(64, 500, 1_500), pytest.param(256, 8_000, 100_000, marks=pytest.mark.slow)],

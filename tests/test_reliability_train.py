@@ -83,6 +83,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [pytest.param(fault, marks=() if fault == "500" else pytest.mark.slow) for fault in ENDS]
 )

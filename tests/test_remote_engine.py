@@ -279,6 +279,7 @@ def test_a_served_model_says_what_it_says_in_process(served_tiny: tuple[RemoteLM
             np.testing.assert_allclose(got.sampling_log_probs, expected.sampling_log_probs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_served_model_gives_the_next_tokens_that_it_gives_in_process(
     served_tiny: tuple[RemoteLM, TransformersLM],
 ):
@@ -296,6 +297,7 @@ def test_a_served_model_gives_the_next_tokens_that_it_gives_in_process(
         assert {token for token, _ in one} <= set(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "served_tiny",
     [pytest.param(False, id="completion"), pytest.param(True, id="chat", marks=pytest.mark.slow)],

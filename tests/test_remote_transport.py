@@ -476,6 +476,7 @@ def test_ctrl_c_ends_a_send_at_once_and_loses_no_reply() -> None:
         assert not err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_starts_anew_and_the_end_is_silent() -> None:
     program = PROGRAM + (

@@ -111,7 +111,7 @@ def write_waiting(run_dir: Path, rows: Sequence[Waiting]) -> None:
 
 
 def read_waiting(run_dir: Path) -> list[Waiting]:
-    """The inputs that wait for a label, also those that have one by now; empty where nothing was asked.
+    """The inputs that wait for a label, also those that have one by now; empty before the first question.
 
     Raises:
         CorruptDataError: the file holds something else.
