@@ -153,6 +153,7 @@ def test_a_draw_of_generate_ends_where_it_should_and_knows_its_log_probs(tiny, s
         assert not any(s in tiny.codec.text(ids[:-1]) for s in stop)
 
 
+@pytest.mark.slow
 def test_long_work_runs_once_and_short_work_as_often_as_asked(tiny):
     device = tiny.network.device
     short = measure(lambda: 7, device, repeat=4)
@@ -255,6 +256,7 @@ def test_scoring_reports_what_was_measured(setting, tiny):
     assert result.speed_up == result.plain.best / result.engine.best
 
 
+@pytest.mark.slow
 def test_the_rules_are_compared_with_full_scoring(setting, tiny):
     result = measure_saving(tiny, setting, plain_seconds=8.0, repeat=1)
     assert len(result.winners) == len(result.share) == 2

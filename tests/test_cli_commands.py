@@ -102,6 +102,7 @@ def test_warnings_of_other_packages_are_logged_once_and_not_shown(words: list[st
         assert not done.stderr
 
 
+@pytest.mark.slow
 def test_python_warning_options_are_obeyed():
     code = DEPRECATED.replace("STACKLEVEL", "2")
     done = subprocess.run(
@@ -276,6 +277,7 @@ def test_predict_reads_files_and_standard_input(cli: Shell):
     assert [json.loads(line) for line in piped.splitlines()] == one
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error(cli: Shell):
     mail_csv(cli.folder / "mail.csv")
     process = cli.process("train", "--csv", "mail.csv", "--lm", "fake/1/slow", "--run-dir", "runs/a", "--json", *SMALL)

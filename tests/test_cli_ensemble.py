@@ -59,6 +59,7 @@ def together(cli: Shell) -> Ensemble:
     return found
 
 
+@pytest.mark.slow
 def test_predict_shows_every_member_with_its_weight(cli: Shell, together: Ensemble):
     done = cli("predict", "runs/three", *X, "--json")
     assert "ensemble of 3 prompts" in done.err
@@ -155,6 +156,7 @@ def test_prompts_are_taken_from_the_heaviest(cli: Shell, together: Ensemble):
         assert len(layers[0]["prompt"]["demonstrations"]) == len(together.parameters()[0].demonstrations)
 
 
+@pytest.mark.slow
 def test_served_they_are_one_model(cli: Shell, together: Ensemble):
     process = cli.process("serve", "runs/three", "--port", 0, "--json")
     assert process.stdout is not None

@@ -101,6 +101,7 @@ def test_a_stopped_series_goes_on_to_the_same_end(cli: Shell):
     assert again.err.count("this run is finished") == 3
 
 
+@pytest.mark.slow
 def test_unfinished_and_unlike_runs_are_said_to_be_so(cli: Shell):
     assert cli(*WORDS, "--seed", 1, "--run-dir", "runs/a").code == 0
     assert cli(*WORDS, "--seed", 2, "--set", "batch_size=5", "--run-dir", "runs/b").code == 0

@@ -47,6 +47,7 @@ def test_the_csv_of_a_stranger_trains_with_one_command(cli: Shell, classes: int)
     assert "\n" in of_kind(events, StepDone)[0].examples[0].x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "depth"),
     [
@@ -169,6 +170,7 @@ def test_a_spent_budget_is_exit_code_4_with_the_result_so_far(cli: Shell):
     assert cli("resume", "runs/a", "--max-tokens", 10**9).code == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_command_costs_nothing(cli: Shell):
     mail_csv(cli.folder / "mail.csv")
     words = ["train", "--csv", "mail.csv", "--steps", 2, "--json", *QUICK]

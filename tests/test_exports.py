@@ -38,6 +38,7 @@ def run(cli: Shell) -> Path:
     return cli.trained(*TRAIN, run_dir="runs/a")
 
 
+@pytest.mark.slow
 def test_show_and_export_print_the_same(cli: Shell, run: Path):
     for form in ("text", "json", "openai", "anthropic", "python"):
         shown = cli("show", "runs/a", "--format", form)

@@ -415,6 +415,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_do_no_harm(tmp_path: Path) -> None:
     alone = finished(writer(tmp_path / "alone.db", 0, 100))
     together = [writer(tmp_path / "shared.db", 0.001, 100) for _ in range(3)]
@@ -424,6 +425,7 @@ def test_processes_side_by_side_do_no_harm(tmp_path: Path) -> None:
         assert not store.notes
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_writer_leaves_whole_chunks_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     uninterrupted = finished(writer(tmp_path / "whole.db", 0, 60))
     generator = random.Random(7)  # noqa: S311

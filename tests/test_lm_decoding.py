@@ -32,6 +32,7 @@ def lm(tiny_folder) -> TransformersLM:
     return TransformersLM.load(Source(str(tiny_folder), "cpu"), name="tiny")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3), st.data())
 @settings(deadline=None, max_examples=300)
 def test_stop_strings_are_found_when_they_are_in_the_whole_text(tiny_lm, text, stop, data):
@@ -104,6 +105,7 @@ def _prefixes(rows) -> set[tuple[int, ...]]:
     return {row[: i + 1] for row in rows for i in range(len(row))}
 
 
+@pytest.mark.slow
 def test_a_branch_sees_its_own_prefix_and_nothing_else(lm):
     """Logits of branches that join, grow, leave and are moved together, against a forward of each prefix alone."""
     generator = np.random.default_rng(0)

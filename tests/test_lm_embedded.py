@@ -272,6 +272,7 @@ def test_embedded_scores_are_those_of_plain_calls(smollm2: TransformersLM, chat:
         np.testing.assert_allclose(lm.log_prob([context], [target])[0].values, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_embedded_model_knows_something(smollm2: TransformersLM) -> None:
     chat = smollm2.with_chat(True)
@@ -283,6 +284,7 @@ def test_the_embedded_model_knows_something(smollm2: TransformersLM) -> None:
     assert "<|" not in ended.text
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("sampling", "count"),

@@ -175,6 +175,7 @@ def test_logits_are_held_a_few_rows_at_a_time(tiny_lm, monkeypatch, way):
         np.testing.assert_allclose(one.values, other.values, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why_plain", [None, "asked for by the test"])
 def test_logits_that_are_more_than_the_head_are_kept_and_still_bounded(tmp_path, tiny_folder, monkeypatch, why_plain):
     """A Granite model divides what its head gives; scores are those of plain calls in small packs too."""

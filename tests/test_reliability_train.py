@@ -128,6 +128,7 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(cli: Shell, calm: Calm)
     assert agreed(run) == calm.result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

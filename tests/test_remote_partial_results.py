@@ -154,6 +154,7 @@ def seeds_asked(server: FaultServer, since: int) -> list[int]:
     return [asked.body["seed"] for asked in server.asked()[since:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [64, *(pytest.param(size, marks=pytest.mark.slow) for size in (256, 1000))])
 def test_after_a_failure_only_what_had_no_reply_is_asked_again(chunk: int):
     seeds = [7000 + i for i in range(COUNT)]

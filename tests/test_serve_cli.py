@@ -83,6 +83,7 @@ def test_mistakes_are_said_without_a_traceback(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -232,6 +232,7 @@ def test_no_pickle_holds_a_key():
     assert pickle.loads(kept).lm_options == {"timeout": 3.0}  # noqa: S301
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_kept_as_one(lm, named):
     fitted = DLNClassifier(named, steps=2, options={"num_prompts": 3, "ensemble": 3, "stop_at_accuracy": None}).fit(
         TEXTS, LABELS

@@ -121,6 +121,7 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path, uninterrupted):
     assert truth(tmp_path / "other") != truth(uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_cache_changes_nothing_and_repeats_nothing(tmp_path, uninterrupted):
     store = Store(tmp_path / "cache.sqlite")
     inner = Metered(table())
@@ -246,6 +247,7 @@ def test_what_has_changed_is_named(tmp_path, uninterrupted, changed):
             train(run_dir, resume=True, **changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 3])
 def test_lost_events_are_noticed(tmp_path, uninterrupted, kept):
     run_dir = tmp_path / "run"

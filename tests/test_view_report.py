@@ -253,6 +253,7 @@ def test_write_report_says_where_it_cannot_write(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["events.jsonl", "report.html"]
 
 
+@pytest.mark.slow
 def test_a_long_run_is_cut_down_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     events = synthetic_run(2, steps=12, candidates=12, prompt_length=2500)
     whole = render_report(events, title="t")
