@@ -19,6 +19,8 @@ from dln.cli.models import Loader
 from dln.cli.output import examples, note, out, print_record, safe
 from dln.cli.predict import predict_items, read_inputs
 from dln.cli.sources import configured
+from dln.data import Task
+from dln.data.dataset import text_key
 from dln.errors import InputError
 from dln.train.labels import (
     LABELS,
@@ -29,7 +31,6 @@ from dln.train.labels import (
     given_labels,
     least_sure_first,
     read_waiting,
-    same,
     seen_inputs,
     write_waiting,
 )
@@ -74,27 +75,32 @@ def label(
     Each label is a line of labels.jsonl in the run directory at once. dln train --labelled RUN trains with them. What
     is in the run's dev or test set is not asked for.
     """
-    labels = _labels(run)
+    task = build_task(_whole(recorded_config(run)))
+    labels = _labels(run, task)
     if file is not None:
-        _rank(run, file, config, given)
-    done = given_labels(run / LABELS) if (run / LABELS).exists() else {}
+        _rank(run, file, config, given, task)
+    done = _given(run)
     waiting = [row for row in read_waiting(run) if row.x not in done]
     if as_json:
         for row in waiting:
             print_record({"x": row.x, "entropy": entropy(row.probabilities.values()), **row.model_dump(exclude={"x"})})
     elif not rank_only and waiting:
         _ask(run, waiting, labels)
-    total = len(given_labels(run / LABELS)) if (run / LABELS).exists() else 0
-    note(f"{total} labels in {run / LABELS}; train with them: dln train … --labelled {run}")
+    note(f"{len(_given(run))} labels in {run / LABELS}; train with them: dln train … --labelled {run}")
 
 
-def _labels(run: Path) -> tuple[str, ...]:
+def _given(run: Path) -> dict[str, str]:
+    """The labels that hold by now, by input."""
+    return given_labels(run / LABELS) if (run / LABELS).exists() else {}
+
+
+def _labels(run: Path, task: Task) -> tuple[str, ...]:
     """The labels of the run's task.
 
     Raises:
-        InputError: there is no run of `dln train`, or its answers are free texts.
+        InputError: its answers are free texts.
     """
-    names = build_task(_whole(recorded_config(run))).label_names
+    names = task.label_names
     if names is None:
         raise InputError("this network writes free texts: there are no labels to give", where=run)
     return names
@@ -106,14 +112,14 @@ def _whole(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=sizes)})
 
 
-def _rank(run: Path, file: Path, config: RunConfig, given: dict[str, Any]) -> None:
+def _rank(run: Path, file: Path, config: RunConfig, given: dict[str, Any], task: Task) -> None:
     """Write the inputs of a file that wait for a label, the least sure first."""
     recorded = recorded_config(run)
     items, _, told = read_inputs([], [file], config, recorded, given.get("task", {}))
     for text in told:
         note(text)
-    places = seen_inputs(build_task(_whole(recorded)))
-    fresh = [item for item in items if same(item.input) not in places]
+    places = seen_inputs(task)
+    fresh = [item for item in items if text_key(item.input) not in places]
     if len(fresh) < len(items):
         note(f"note: {len(items) - len(fresh)} inputs are in the data of the run already and are not asked for")
     spec = given.get("lm", {}).get("spec")

@@ -20,7 +20,7 @@ from dln.data.tables import Table, table_of_dicts, table_of_frame, table_of_hf
 from dln.errors import InputError
 from dln.random import Key
 
-__all__ = ["Dataset", "Example", "batch_indices", "examples_of", "text_key"]
+__all__ = ["Dataset", "Example", "batch_indices", "columns_of", "examples_of", "text_key"]
 
 
 @checked
@@ -123,7 +123,7 @@ class Dataset(Sequence[Example]):
         Raises:
             InputError: the file, its columns or its labels are invalid; names file and line.
         """
-        return cls._read(DataSpec.make(path, "Dataset.from_file", input=_columns(input), target=target, **options))
+        return cls._read(DataSpec.make(path, "Dataset.from_file", input=columns_of(input), target=target, **options))
 
     @classmethod
     def from_frame(
@@ -136,7 +136,7 @@ class Dataset(Sequence[Example]):
         **options: Any,
     ) -> Dataset:
         """Convert a pandas or polars data frame, or an Arrow table; see `from_file`."""
-        spec = DataSpec.make((), "Dataset.from_frame", input=_columns(input), target=target, **options)
+        spec = DataSpec.make((), "Dataset.from_frame", input=columns_of(input), target=target, **options)
         return cls._read(spec, table_of_frame(frame, name))
 
     @classmethod
@@ -150,7 +150,7 @@ class Dataset(Sequence[Example]):
         **options: Any,
     ) -> Dataset:
         """Convert a list of dictionaries, one per example; see `from_file`."""
-        spec = DataSpec.make((), "Dataset.from_dicts", input=_columns(input), target=target, **options)
+        spec = DataSpec.make((), "Dataset.from_dicts", input=columns_of(input), target=target, **options)
         return cls._read(spec, table_of_dicts(records, name))
 
     @classmethod
@@ -174,7 +174,7 @@ class Dataset(Sequence[Example]):
             subset: the configuration of a hub dataset.
             options: further fields of `dln.DataSpec`.
         """
-        spec = DataSpec.make((), "Dataset.from_hf", input=_columns(input), target=target, **options)
+        spec = DataSpec.make((), "Dataset.from_hf", input=columns_of(input), target=target, **options)
         return cls._read(spec, table_of_hf(name_or_dataset, split=split, subset=subset))
 
     @classmethod
@@ -336,7 +336,8 @@ def batch_indices(dataset: Dataset, batch_size: Count, key: Key, balanced: bool 
     return tuple(int(i) for i in generator.permutation(by_turn[:batch_size]))
 
 
-def _columns(given: str | Sequence[str] | None) -> object:
+def columns_of(given: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """Input columns as `DataSpec` has them: None, one, or several."""
     return given if given is None or isinstance(given, str) else tuple(given)
 
 

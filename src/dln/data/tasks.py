@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from dln.answers import single_labels
 from dln.arguments import Seed, checked
 from dln.data.columns import Unusable, text_of
-from dln.data.dataset import Dataset, examples_of
+from dln.data.dataset import Dataset, columns_of, examples_of
 from dln.data.labels import label_names
 from dln.data.languages import ENGLISH, Language, language_of
 from dln.data.metrics import Metric, load_metric, suggested_metric
@@ -185,8 +185,7 @@ class Task:
         Raises:
             InputError: the columns, the labels or the options are invalid.
         """
-        columns = input if input is None or isinstance(input, str) else tuple(input)
-        spec = DataSpec.make((), "Task.from_frame", input=columns, target=target, **options)
+        spec = DataSpec.make((), "Task.from_frame", input=columns_of(input), target=target, **options)
         if isinstance(frame, Mapping):  # splits of a Hugging Face dataset by name
             table = table_of_hf(cast("object", frame), split=None)
         elif isinstance(frame, list | tuple):

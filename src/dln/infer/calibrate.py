@@ -16,7 +16,7 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -28,7 +28,16 @@ from dln.nn.layers import ChoiceLayer
 from dln.nn.readout import LabelReadout, WordReadout, choose_words, label_weights
 from dln.numerics import Floats, log_softmax
 
-__all__ = ["Calibration", "Calibrator", "FixedOutput", "PenalisedLikelihood", "PenalisedWords", "Preparing", "fit_pool"]
+__all__ = [
+    "Calibration",
+    "Calibrator",
+    "FixedOutput",
+    "PenalisedLikelihood",
+    "PenalisedWords",
+    "Preparing",
+    "cross_fitted",
+    "fit_pool",
+]
 
 Integers = npt.NDArray[np.int64]
 SLOPES = (0.05, 20.0)
@@ -215,6 +224,36 @@ def folds_of(groups: Integers, folds: int) -> list[Flags]:
     return [np.isin(groups, examples[fold::folds]) for fold in range(min(folds, len(examples)))]
 
 
+def cross_fitted(
+    spreads: Sequence[float],
+    parts: Sequence[Flags],
+    targets: Integers,
+    weights: Floats,
+    judge: Callable[[int, Flags, float], Floats],
+) -> tuple[float, Floats]:
+    """The spread σ of the largest cross-fitted log-likelihood, and [P, C] the log-probabilities judged under it.
+
+    Args:
+        spreads: values to choose from, rising.
+        parts: the pairs of each fold.
+        targets: [P].
+        weights: [P].
+        judge: [n, C] log p(y|x) of the pairs of a fold, under the fit with a spread to all other pairs.
+    """
+    chosen, best, judged = spreads[0], -np.inf, np.zeros((0, 0))
+    for spread in spreads:
+        pieces = [judge(fold, inside, spread) for fold, inside in enumerate(parts)]
+        rows = np.full((len(targets), pieces[0].shape[1]), np.nan)
+        for inside, piece in zip(parts, pieces, strict=True):
+            rows[inside] = piece
+        score = float(weights @ rows[np.arange(len(targets)), targets])
+        if score > best:
+            chosen, best, judged = spread, score, rows
+        elif spread > chosen > 0:
+            break  # the cross-fitted likelihood has one maximum in σ but for noise
+    return chosen, judged
+
+
 @dataclass(frozen=True)
 class PenalisedWords:
     """Multinomial logistic regression on the log-probabilities of words, with cross-fitted judgement.
@@ -261,18 +300,13 @@ class PenalisedWords:
         words = _Words.of(readout, features, targets, weights)
         parts = folds_of(groups, self.folds)
         priors = [words.prior(self.labels, ~inside) for inside in parts]
-        chosen, best, judged = self.spreads[0], -np.inf, np.zeros((0, 0))
         found = [words.fit(prior, ~inside, 0.0) for inside, prior in zip(parts, priors, strict=True)]
-        for spread in self.spreads:
-            rows = np.full((len(targets), readout.size), np.nan)
-            for fold, inside in enumerate(parts):
-                found[fold] = words.fit(priors[fold], ~inside, spread, found[fold])
-                rows[inside] = words.log_probs(found[fold], inside)
-            score = float(weights @ rows[np.arange(len(targets)), targets])
-            if score > best:
-                chosen, best, judged = spread, score, rows
-            elif spread > chosen > 0:
-                break  # the cross-fitted likelihood has one maximum in σ but for noise
+
+        def judge(fold: int, inside: Flags, spread: float) -> Floats:
+            found[fold] = words.fit(priors[fold], ~inside, spread, found[fold])
+            return words.log_probs(found[fold], inside)
+
+        chosen, judged = cross_fitted(self.spreads, parts, targets, weights, judge)
         everything = np.ones(len(targets), dtype=np.bool_)
         solution = words.fit(words.prior(self.labels, everything), everything, chosen)
         return Calibration.of(layer.with_readout(words.readout(solution)), judged, targets)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from dln.answers import parts_of, single_labels
-from dln.infer.calibrate import SLOPES, Calibration, Flags, Integers, PenalisedLikelihood, folds_of
+from dln.infer.calibrate import SLOPES, Calibration, Flags, Integers, PenalisedLikelihood, cross_fitted, folds_of
 from dln.nn.layers import ChoiceLayer
 from dln.nn.readout import WordReadout, choose_words
 from dln.nn.structured import OrdinalReadout, SetReadout, StructuredReadout
@@ -66,18 +66,13 @@ class PenalisedStructure(ABC):
             return Calibration.of(layer, np.zeros((0, readout.size)), targets)
         problem = _Problem.of(readout, features, targets, weights, self.labels)
         parts = folds_of(groups, self.folds)
-        chosen, best, judged = self.spreads[0], -np.inf, np.zeros((0, 0))
         found: list[Floats | None] = [None] * len(parts)
-        for spread in self.spreads:
-            rows = np.full((len(targets), readout.size), np.nan)
-            for fold, inside in enumerate(parts):
-                theta = found[fold] = problem.fit(~inside, spread, found[fold])
-                rows[inside] = problem.rows(theta, inside)
-            score = float(weights @ rows[np.arange(len(targets)), targets])
-            if score > best:
-                chosen, best, judged = spread, score, rows
-            elif spread > chosen > 0:
-                break  # the cross-fitted likelihood has one maximum in σ but for noise
+
+        def judge(fold: int, inside: Flags, spread: float) -> Floats:
+            theta = found[fold] = problem.fit(~inside, spread, found[fold])
+            return problem.rows(theta, inside)
+
+        chosen, judged = cross_fitted(self.spreads, parts, targets, weights, judge)
         everything = np.ones(len(targets), dtype=np.bool_)
         solution = problem.fit(everything, chosen, None)
         return Calibration.of(layer.with_readout(problem.readout_of(solution)), judged, targets)

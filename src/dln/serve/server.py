@@ -65,7 +65,7 @@ def serving(served: Served, *, host: str = "127.0.0.1", port: int = 0, key: str 
         InputError: as `run_server`.
         RunFailed: the server did not start.
     """
-    server, bound, url = _prepare(served, host, port, key)
+    server, bound, url = _prepare(served, host, port, key, STOP_SECONDS, lambda: 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     with bound:
         thread.start()
@@ -122,8 +122,8 @@ def _prepare(
     host: str,
     port: int,
     key: str | None,
-    drain: float = STOP_SECONDS,
-    workers: Callable[[], int] = lambda: 0,
+    drain: float,
+    workers: Callable[[], int],
 ) -> tuple[Server, socket.socket, str]:
     need_serve_extra()
     import uvicorn

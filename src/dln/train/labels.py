@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from dln.data import Dataset, Example, Task
+from dln.data.dataset import text_key
 from dln.errors import CorruptDataError, InputError
 from dln.io import write_atomically
 from dln.train.control import append_line
@@ -86,19 +87,14 @@ def least_sure_first(rows: Iterable[Waiting]) -> list[Waiting]:
     """The inputs by falling entropy of their labels, each once; equals stay in order."""
     once: dict[str, Waiting] = {}
     for row in rows:
-        once.setdefault(same(row.x), row)
+        once.setdefault(text_key(row.x), row)
     return sorted(once.values(), key=lambda row: -entropy(row.probabilities.values()))
 
 
-def same(x: str) -> str:
-    """What two inputs have in common that are the same but for white space and case."""
-    return " ".join(x.split()).casefold()
-
-
 def seen_inputs(task: Task) -> dict[str, str]:
-    """The part of a task in which an input is: "test", "dev" or "train", by `same`."""
+    """The part of a task in which an input is: "test", "dev" or "train", by `text_key`."""
     parts = (("train", task.train), ("dev", task.dev), ("test", task.test))
-    return {same(x): part for part, dataset in parts for x in dataset.inputs}
+    return {text_key(x): part for part, dataset in parts for x in dataset.inputs}
 
 
 def write_waiting(run_dir: Path, rows: Sequence[Waiting]) -> None:
@@ -168,12 +164,12 @@ def with_given_labels(task: Task, given: Mapping[str, str], source: str) -> tupl
         InputError: a label that the task does not have.
     """
     places = seen_inputs(task)
-    held_out = {x for x in given if places.get(same(x)) in ("dev", "test")}
-    used = {same(x): Example(x, y, id=source) for x, y in given.items() if x not in held_out}
+    held_out = {x for x in given if places.get(text_key(x)) in ("dev", "test")}
+    used = {text_key(x): Example(x, y, id=source) for x, y in given.items() if x not in held_out}
     names = task.label_names
     wrong = next((e.target for e in used.values() if names is not None and e.target not in names), None)
     if wrong is not None:
         raise InputError("the task has no such label", where=source, got=repr(wrong), expected=", ".join(names or ()))
-    kept = [replace(e, target=used.pop(same(e.input)).target) if same(e.input) in used else e for e in task.train]
+    kept = [replace(e, target=used.pop(key).target) if (key := text_key(e.input)) in used else e for e in task.train]
     train: Dataset = task.train.with_examples([*kept, *used.values()])
     return replace(task, train=train), len(held_out)
